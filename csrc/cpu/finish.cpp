@@ -1,0 +1,33 @@
+#include "../math/mask.h"
+#include "kernels.h"
+
+namespace fgbg::cpu {
+namespace {
+
+template <class T>
+void finish(const FinishArgs& args) {
+  T* loss = static_cast<T*>(args.loss);
+  T* terms = static_cast<T*>(args.out_terms);
+  double total = 0.0;
+  for (int64_t b = 0; b < args.batch; ++b) {
+    double sums[kTerms] = {};
+    for (int t = 0; t < args.terms; ++t) {
+      const double* partial = args.partial + (t * args.batch + b) * args.segments;
+      for (int64_t k = 0; k < args.segments; ++k) sums[t] += partial[k];
+      if (terms) terms[t * args.batch + b] = static_cast<T>(sums[t]);
+    }
+    const double value = math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, args.fg_weight,
+                                                   args.bg_weight, args.normalize_area, args.channels);
+    if (loss && args.reduction == Reduction::sample) loss[b] = static_cast<T>(value);
+    total += value;
+  }
+  if (loss && args.reduction != Reduction::sample) *loss = static_cast<T>(total * args.factor);
+}
+
+}  // namespace
+
+void finish_reduction(const FinishArgs& args) {
+  args.dtype == DType::f64 ? finish<double>(args) : finish<float>(args);
+}
+
+}  // namespace fgbg::cpu

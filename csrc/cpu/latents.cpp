@@ -1,0 +1,207 @@
+// Latent ops on the CPU: noise, reparameterised samples, and the Gaussian and Bernoulli KL.
+// One pass: every operand of a block is read once, all results of the block are written from it.
+#include "../math/gaussian.h"
+#include "../math/mask.h"
+#include "normals.h"
+#include "tables.h"
+
+namespace fgbg::cpu {
+inline namespace FGBG_ISA {
+namespace {
+
+template <class T>
+void normal(const NormalArgs& args, int64_t begin, int64_t end) {
+  const Shape shape = {{args.numel, 1, 1, 1, 1}, 1, 1, args.numel};
+  Normals normals(args.noise);
+  Output<T> out;
+  for (int64_t i = begin * kSegment; i < min(end * kSegment, args.numel); i += kBlock<T>) {
+    const int64_t n = min(kBlock<T>, min(end * kSegment, args.numel) - i);
+    const float* eps = normals.fill(i, n);
+    T* to = out.open(args.out, shape, i, n);
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) to[k] = static_cast<T>(eps[k]);
+    out.close(args.out, shape, i, n);
+  }
+}
+
+// Draw s of a [samples, *shape] tensor, which is dense when there is more than one.
+template <class T>
+View draw(const View& v, const Shape& shape, int64_t s) {
+  View out = v;
+  const int64_t bytes = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
+  out.data = static_cast<char*>(v.data) + s * shape.numel * bytes;
+  return out;
+}
+
+template <class T>
+void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
+  const Shape& shape = args.shape;
+  const Rows rows(shape);
+  const bool wants_kl = args.kl || args.partial;
+  Normals normals(args.noise);
+  Input<T> mu_in, logvar_in, prior_mu_in, prior_logvar_in;
+  Output<T> z_out, kl_out;
+  T zeros[kBlock<T>] = {};
+  auto block = [&](int64_t i, int64_t n) -> const T* {
+    const T* mu = mu_in.load(args.mu, shape, i, n);
+    const T* logvar = logvar_in.load(args.logvar, shape, i, n);
+    if (args.z) {
+      for (int64_t s = 0; s < args.samples; ++s) {
+        const View to = draw<T>(args.z, shape, s);
+        const float* eps = normals.fill(s * shape.numel + i, n);
+        T* z = z_out.open(to, shape, i, n);
+        FGBG_SIMD
+        for (int64_t k = 0; k < n; ++k) z[k] = mu[k] + math::std_from_logvar(logvar[k]) * static_cast<T>(eps[k]);
+        z_out.close(to, shape, i, n);
+      }
+    }
+    if (!wants_kl) return nullptr;
+    T* kl = kl_out.open(args.kl, shape, i, n);
+    if (args.prior_mu || args.prior_logvar) {
+      const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, shape, i, n) : zeros;
+      const T* prior_logvar = args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, shape, i, n) : zeros;
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k)
+        kl[k] = math::gaussian_kl(mu[k], logvar[k], prior_mu[k], prior_logvar[k]).value;
+    } else {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) kl[k] = math::gaussian_kl(mu[k], logvar[k]).value;
+    }
+    kl_out.close(args.kl, shape, i, n);
+    return kl;
+  };
+  for (int64_t task = begin; task < end; ++task) rows.run(task, kBlock<T>, args.partial, block);
+}
+
+// d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl; eps is made again.
+template <class T>
+void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
+  const Shape& shape = args.shape;
+  const Rows rows(shape);
+  const bool has_kl = args.grad_kl.grad || args.grad_kl_elements;
+  Normals normals(args.noise);
+  Input<T> mu_in, logvar_in, prior_mu_in, prior_logvar_in, grad_z_in, grad_kl_in;
+  Output<T> mu_out, logvar_out, prior_mu_out, prior_logvar_out;
+  T zeros[kBlock<T>] = {}, scaled[kBlock<T>];
+  auto block = [&](int64_t i, int64_t n) -> const T* {
+    const T* logvar = logvar_in.load(args.logvar, shape, i, n);
+    T* d_mu = mu_out.open(args.grad_mu, shape, i, n);
+    T* d_logvar = logvar_out.open(args.grad_logvar, shape, i, n);
+    T* d_prior_mu = prior_mu_out.open(args.grad_prior_mu, shape, i, n);
+    T* d_prior_logvar = prior_logvar_out.open(args.grad_prior_logvar, shape, i, n);
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
+    if (args.grad_z) {
+      for (int64_t s = 0; s < args.samples; ++s) {
+        const T* grad = grad_z_in.load(draw<T>(args.grad_z, shape, s), shape, i, n);
+        const float* eps = normals.fill(s * shape.numel + i, n);
+        FGBG_SIMD
+        for (int64_t k = 0; k < n; ++k) {
+          d_mu[k] += grad[k];
+          d_logvar[k] += grad[k] * static_cast<T>(eps[k]);
+        }
+      }
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) d_logvar[k] *= T(0.5) * math::std_from_logvar(logvar[k]);
+    }
+    if (has_kl) {
+      const T* mu = mu_in.load(args.mu, shape, i, n);
+      const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, shape, i, n) : zeros;
+      const T* prior_logvar = args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, shape, i, n) : zeros;
+      const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, shape, grad_kl_in, scaled, i, n);
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) {
+        const auto kl = math::gaussian_kl(mu[k], logvar[k], prior_mu[k], prior_logvar[k]);
+        d_mu[k] += grad[k] * kl.d_mu;
+        d_logvar[k] += grad[k] * kl.d_logvar;
+        d_prior_mu[k] = -grad[k] * kl.d_mu;
+        d_prior_logvar[k] = grad[k] * kl.d_prior_logvar;
+      }
+    } else {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) d_prior_mu[k] = d_prior_logvar[k] = T(0);
+    }
+    mu_out.close(args.grad_mu, shape, i, n);
+    logvar_out.close(args.grad_logvar, shape, i, n);
+    prior_mu_out.close(args.grad_prior_mu, shape, i, n);
+    prior_logvar_out.close(args.grad_prior_logvar, shape, i, n);
+    return nullptr;
+  };
+  for (int64_t task = begin; task < end; ++task) rows.run(task, kBlock<T>, nullptr, block);
+}
+
+template <class T>
+const T* prior_logits(const BernoulliArgs& args, Input<T>& in, const T* constant, int64_t i, int64_t n) {
+  return args.prior ? in.load(args.prior, args.shape, i, n) : constant;
+}
+
+template <class T>
+void bernoulli_forward(const BernoulliArgs& args, int64_t begin, int64_t end) {
+  const Shape& shape = args.shape;
+  const Rows rows(shape);
+  Input<T> logits_in, prior_in;
+  Output<T> kl_out;
+  T constant[kBlock<T>];
+  for (T& c : constant) c = static_cast<T>(args.prior_logit);
+  auto block = [&](int64_t i, int64_t n) -> const T* {
+    const T* logits = logits_in.load(args.logits, shape, i, n);
+    const T* prior = prior_logits(args, prior_in, constant, i, n);
+    T* kl = kl_out.open(args.kl, shape, i, n);
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) kl[k] = math::bernoulli_kl(logits[k], prior[k]).value;
+    kl_out.close(args.kl, shape, i, n);
+    return kl;
+  };
+  for (int64_t task = begin; task < end; ++task) rows.run(task, kBlock<T>, args.partial, block);
+}
+
+template <class T>
+void bernoulli_backward(const BernoulliArgs& args, int64_t begin, int64_t end) {
+  const Shape& shape = args.shape;
+  const Rows rows(shape);
+  Input<T> logits_in, prior_in, grad_in;
+  Output<T> logits_out, prior_out;
+  T constant[kBlock<T>], scaled[kBlock<T>];
+  for (T& c : constant) c = static_cast<T>(args.prior_logit);
+  auto block = [&](int64_t i, int64_t n) -> const T* {
+    const T* logits = logits_in.load(args.logits, shape, i, n);
+    const T* prior = prior_logits(args, prior_in, constant, i, n);
+    const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, shape, grad_in, scaled, i, n);
+    T* d_logits = logits_out.open(args.grad_logits, shape, i, n);
+    T* d_prior = prior_out.open(args.grad_prior, shape, i, n);
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) {
+      const auto kl = math::bernoulli_kl(logits[k], prior[k]);
+      d_logits[k] = grad[k] * kl.d_logit;
+      d_prior[k] = grad[k] * kl.d_prior;
+    }
+    logits_out.close(args.grad_logits, shape, i, n);
+    prior_out.close(args.grad_prior, shape, i, n);
+    return nullptr;
+  };
+  for (int64_t task = begin; task < end; ++task) rows.run(task, kBlock<T>, nullptr, block);
+}
+
+template <class Args>
+int64_t row_tasks(const Args& args) {
+  return Rows(args.shape).tasks();
+}
+template <class Args>
+int64_t row_cost(const Args& args) {
+  return args.shape.row < kSegment ? Rows(args.shape).rows_per_task * args.shape.row : kSegment;
+}
+int64_t normal_tasks(const NormalArgs& args) { return segments_of(args.numel, kSegment); }
+int64_t normal_cost(const NormalArgs&) { return kSegment; }
+
+}  // namespace
+
+void add_latents(Kernels& table) {
+  table.normal = {normal_tasks, normal_cost, {normal<float>, normal<double>}};
+  table.gaussian_forward = {row_tasks, row_cost, {gaussian_forward<float>, gaussian_forward<double>}};
+  table.gaussian_backward = {row_tasks, row_cost, {gaussian_backward<float>, gaussian_backward<double>}};
+  table.bernoulli_forward = {row_tasks, row_cost, {bernoulli_forward<float>, bernoulli_forward<double>}};
+  table.bernoulli_backward = {row_tasks, row_cost, {bernoulli_backward<float>, bernoulli_backward<double>}};
+}
+
+}  // namespace FGBG_ISA
+}  // namespace fgbg::cpu

@@ -1,0 +1,28 @@
+// The CUDA launchers. `f64` chooses float64 arithmetic; nothing synchronises.
+#pragma once
+
+#include "../kernels.h"
+
+struct CUstream_st;  // cudaStream_t, without the toolkit's headers
+
+namespace fgbg::cuda {
+
+using Stream = CUstream_st*;
+
+void normal(const NormalArgs&, bool f64, Stream);
+void gaussian_forward(const GaussianArgs&, bool f64, Stream);
+void gaussian_backward(const GaussianArgs&, bool f64, Stream);
+void bernoulli_forward(const BernoulliArgs&, bool f64, Stream);
+void bernoulli_backward(const BernoulliArgs&, bool f64, Stream);
+void reconstruction_forward(const ReconstructionArgs&, bool f64, Stream);
+void reconstruction_backward(const ReconstructionArgs&, bool f64, Stream);
+
+// How many partial sums per sample and quantity the kernels write, and the sum over them.
+int64_t row_segments(const Shape&);
+int64_t pixel_segments(const Shape&);
+void finish_reduction(const FinishArgs&, Stream);
+
+// Compute capabilities this build holds code for, for build_info().
+const char* architectures();
+
+}  // namespace fgbg::cuda

@@ -1,0 +1,139 @@
+// What the kernels of both devices are called with: raw pointers and sizes, no torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fgbg {
+
+enum class DType : int32_t { f64, f32, bf16, f16, u8 };  // u8: bool and uint8 masks
+enum class Reduction : int32_t { none, sample, batchmean, sum, mean };
+enum class Composition : int32_t { masked, blended, mixture_joint, mixture_independent };
+enum class MaskKind : int32_t { probability, logits };
+enum class Likelihood : int32_t;  // by position in FGBG_FOR_EACH_LIKELIHOOD
+
+// Logical sizes [B, C, S0, S1, S2]; missing dimensions are 1.
+constexpr int kDims = 5;
+struct Shape {
+  int64_t size[kDims];
+  int64_t plane;  // S0 * S1 * S2
+  int64_t row;    // C * plane: elements of one sample
+  int64_t numel;
+};
+
+// One operand, indexed by the logical coordinates of a Shape whatever its memory layout.
+struct View {
+  void* data = nullptr;  // null: absent
+  DType dtype = DType::f32;
+  int64_t stride[kDims] = {};  // in elements; 0 along broadcast dimensions
+  int64_t plane_stride = -1;   // stride of the spatial index if one number describes it, else -1
+  int64_t run = 1;             // aligned runs of this many logical elements are contiguous in memory
+  bool vector_aligned = false;  // every such run starts on a 16-byte boundary
+  __attribute__((always_inline)) explicit operator bool() const { return data != nullptr; }
+};
+
+// An operand that is one number, or a tensor of one number, or one per channel.
+struct ScaleView {
+  const void* data = nullptr;  // null: `value`
+  DType dtype = DType::f32;
+  int64_t stride = 0;
+  double value = 1.0;
+};
+
+// How the gradient that arrives at a reduced loss reaches the elements of sample b:
+// grad[b * stride] * factor, factor being 1/B for batchmean and so on.
+struct Upstream {
+  const void* grad = nullptr;  // compute dtype; null: no gradient arrives
+  int64_t stride = 0;          // 1 for reduction="sample", 0 for the scalars
+  double factor = 1.0;
+};
+
+struct Noise {
+  const int64_t* seed = nullptr;  // on the device of the data
+  uint64_t offset = 0;
+};
+
+struct NormalArgs {
+  Noise noise;
+  View out;
+  int64_t numel;
+};
+
+// z = mu + exp(logvar / 2) eps and KL(N(mu, exp logvar) || prior); either may be absent.
+struct GaussianArgs {
+  Shape shape;  // of mu
+  int64_t samples = 1;  // z is [samples, *shape], dense when samples > 1
+  Noise noise;
+  View mu, logvar, prior_mu, prior_logvar;  // priors absent: N(0, 1)
+  // forward
+  View z;
+  View kl;             // reduction none
+  double* partial = nullptr;  // otherwise: [B, segments]
+  // backward
+  View grad_z;
+  View grad_kl_elements;  // reduction none
+  Upstream grad_kl;
+  View grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar;
+};
+
+struct BernoulliArgs {
+  Shape shape;
+  View logits, prior;
+  double prior_logit = 0.0;  // where prior is absent
+  View kl;
+  double* partial = nullptr;
+  View grad_kl_elements;
+  Upstream grad_kl;
+  View grad_logits, grad_prior;
+};
+
+// Per-sample sums a masked loss is made of: foreground nats, background nats, foreground area and
+// background area in pixels. (The background has a sum of its own because the image area less the
+// foreground's would cancel.) Blended and mixture losses use the first alone.
+constexpr int kTerms = 4;
+
+struct ReconstructionArgs {
+  Shape shape;  // of fg
+  Composition composition;
+  Likelihood likelihood;
+  MaskKind mask_kind;
+  bool mask_per_channel;  // mask is [B, C, *spatial], not [B, 1, *spatial]
+  double fg_weight = 1.0, bg_weight = 1.0;
+  bool normalize_area = false;
+  View fg, bg, target, mask;  // bg absent: fg in both regions
+  ScaleView fg_scale, bg_scale;
+  // forward
+  View loss;                  // reduction none
+  double* partial = nullptr;  // otherwise: [kTerms, B, segments]
+  // backward
+  View grad_loss_elements;  // reduction none
+  Upstream grad_loss;
+  const void* terms = nullptr;       // [kTerms, B] compute dtype, for normalize_area
+  const void* grad_terms = nullptr;  // [kTerms, B] compute dtype, or null
+  View grad_fg, grad_bg, grad_target, grad_mask;
+  double* scale_partial = nullptr;  // [2, C, B, segments] sums of d(loss)/d(scale), or null
+};
+
+// The second stage of every reduction: the partial sums of each sample in order, then the samples in
+// order, in float64.
+struct FinishArgs {
+  const double* partial;  // [terms, batch, segments]
+  int terms;              // 1, or kTerms for masked losses
+  int64_t batch, segments;
+  Reduction reduction;
+  double factor = 1.0;  // of the sum over the batch
+  double fg_weight = 1.0, bg_weight = 0.0;
+  bool normalize_area = false;
+  double channels = 1.0;
+  DType dtype;             // of the outputs: f32 or f64
+  void* loss = nullptr;    // [batch] or a scalar; null for reduction none
+  void* out_terms = nullptr;  // [kTerms, batch] or null
+};
+
+// Work is cut into segments of so many elements of a sample (pixels, for images). The cut depends on
+// shapes alone, never on threads, so that sums are always formed in the same order.
+__attribute__((always_inline)) inline int64_t segments_of(int64_t extent, int64_t segment) {
+  return (extent + segment - 1) / segment;
+}
+
+}  // namespace fgbg

@@ -1,0 +1,185 @@
+// Elementary functions the formulas need. On the device and in float64 they are the platform's. In
+// float32 on the CPU they are branch-free polynomials, because g++ does not vectorise calls to libm;
+// each stays within 2 ulp over its whole range and treats inf, NaN, zero and subnormals as IEEE asks.
+// The coefficients are least-maximum-error fits over the reduced interval.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "config.h"
+
+namespace fgbg::math {
+inline namespace FGBG_ISA {
+
+template <class To, class From>
+FGBG_FN To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// 1.5 * 2^23: adding it rounds a float of magnitude below 2^22 to an integer, which then stands in the
+// low mantissa bits.
+constexpr float kRoundMagic = 12582912.0f;
+
+struct Reduced {
+  float r;    // x - n ln 2, in [-ln 2 / 2, ln 2 / 2]
+  int32_t n;  // nearest integer to x / ln 2
+};
+
+FGBG_FN Reduced reduce_by_ln2(float x) {
+  const float shifted = x * 1.44269504f + kRoundMagic;
+  const float n = shifted - kRoundMagic;
+  // ln 2 in two parts, the first with 9 trailing zero bits so that n times it is exact.
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  return {r, bits_as<int32_t>(shifted) - bits_as<int32_t>(kRoundMagic)};
+}
+
+// exp(r) - 1 on the reduced interval.
+FGBG_FN float expm1_reduced(float r) {
+  const float p =
+      (((0.0013950539f * r + 0.0083689181f) * r + 0.0416662051f) * r + 0.166665186f) * r + 0.5000000095f;
+  return r + (r * r) * p;
+}
+
+FGBG_FN float pow2(int32_t n) {  // n in [-126, 127]
+  return bits_as<float>((n + 127) << 23);
+}
+
+FGBG_FN float clamp_for_exp(float x) {
+  // Written so that NaN passes through.
+  x = x > 89.0f ? 89.0f : x;
+  return x < -104.0f ? -104.0f : x;
+}
+
+FGBG_FN float exp(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(x);
+#else
+  const Reduced red = reduce_by_ln2(clamp_for_exp(x));
+  // Two factors, since 2^n alone overflows or is subnormal at the ends.
+  const int32_t half = red.n >> 1;
+  return (1.0f + expm1_reduced(red.r)) * pow2(half) * pow2(red.n - half);
+#endif
+}
+FGBG_FN double exp(double x) { return ::exp(x); }
+
+FGBG_FN float expm1(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expm1f(x);
+#else
+  const Reduced red = reduce_by_ln2(clamp_for_exp(x));
+  const int32_t half = red.n >> 1;
+  const float p = expm1_reduced(red.r);
+  const float a = pow2(half), b = pow2(red.n - half);
+  const float near = a * b * p + (a * b - 1.0f);
+  const float far = (1.0f + p) * a * b;  // the 1 is below rounding, and a * b may overflow
+  return x > 30.0f ? far : near;
+#endif
+}
+FGBG_FN double expm1(double x) { return ::expm1(x); }
+
+FGBG_FN float log(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::logf(x);
+#else
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const bool tiny = x < 1.17549435e-38f;
+  const float scaled = tiny ? x * 8388608.0f : x;
+  const int32_t bits = bits_as<int32_t>(scaled);
+  // Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
+  const int32_t e = (bits - 0x3f3504f3) >> 23;
+  const float f = bits_as<float>(bits - (e << 23)) - 1.0f;
+  const float n = static_cast<float>(e) - (tiny ? 23.0f : 0.0f);
+  float p = -0.0782330509f;
+  p = p * f + 0.1300480763f;
+  p = p * f - 0.1320881224f;
+  p = p * f + 0.141634735f;
+  p = p * f - 0.1661114887f;
+  p = p * f + 0.2000301538f;
+  p = p * f - 0.250015221f;
+  p = p * f + 0.3333330829f;
+  p = p * f - 0.4999998916f;
+  float y = (f + (f * f) * p + n * -2.12194440e-4f) + n * 0.693359375f;
+  y = x == 0.0f ? -kInf : y;
+  y = x < 0.0f ? std::numeric_limits<float>::quiet_NaN() : y;
+  return x < kInf ? y : x;  // +inf and NaN come back as they are; negatives are below inf
+#endif
+}
+FGBG_FN double log(double x) { return ::log(x); }
+
+FGBG_FN float log1p(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::log1pf(x);
+#else
+  // log(1 + x) with the rounding error of 1 + x put back to first order.
+  const float u = 1.0f + x;
+  const float lost = x - (u - 1.0f);
+  const float y = log(u) + lost / u;
+  return u > 0.0f && u < std::numeric_limits<float>::infinity() ? y : log(u);
+#endif
+}
+FGBG_FN double log1p(double x) { return ::log1p(x); }
+
+FGBG_FN float sqrt(float x) { return ::sqrtf(x); }
+FGBG_FN double sqrt(double x) { return ::sqrt(x); }
+FGBG_FN float abs(float x) { return ::fabsf(x); }
+FGBG_FN double abs(double x) { return ::fabs(x); }
+
+template <class T>
+FGBG_FN T sign(T x) {  // 0 at 0, NaN at NaN
+  return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x);
+}
+
+// exp(x) - 1 - x >= 0 with full relative accuracy: near 0 the subtraction would cancel.
+template <class T>
+FGBG_FN T expm1_minus_x(T x) {
+  // x^2/2 (1 + x/3 (1 + x/4 (...))); what is left out is below epsilon / 2 for |x| < 1/2.
+  constexpr int kLast = sizeof(T) == 8 ? 16 : 9;
+  T series = T(1);
+  for (int k = kLast; k >= 3; --k) series = T(1) + series * x * (T(1) / T(k));
+  const T near = T(0.5) * x * x * series;
+  return abs(x) < T(0.5) ? near : expm1(x) - x;
+}
+
+// log(1 + y) - y <= 0 with full relative accuracy, for -0.4 < y < 0.7. With s = y / (2 + y),
+// log(1 + y) = 2 artanh(s) and y - 2 s = s y.
+template <class T>
+FGBG_FN T log1p_minus_x(T y) {
+  constexpr int kTerms = sizeof(T) == 8 ? 13 : 6;
+  const T s = y / (T(2) + y), ss = s * s;
+  T series = T(0);
+  for (int k = kTerms; k >= 0; --k) series = series * ss + T(1) / T(2 * k + 3);
+  return s * (T(2) * ss * series - y);
+}
+
+struct SinCos {
+  float sin, cos;
+};
+
+// sin and cos of 2 pi t for t in [0, 1]. Reducing t by quarter turns is exact.
+FGBG_FN SinCos sincos_turns(float t) {
+#if defined(__CUDA_ARCH__)
+  SinCos out;
+  ::sincospif(2.0f * t, &out.sin, &out.cos);
+  return out;
+#else
+  const float shifted = 4.0f * t + kRoundMagic;
+  const int32_t quarter = bits_as<int32_t>(shifted);
+  const float x = 4.0f * t - (shifted - kRoundMagic);
+  const float xx = x * x;
+  const float s =
+      x * (((-0.004602177f * xx + 0.0796802281f) * xx - 0.6459634786f) * xx + 1.570796322f);
+  const float c =
+      1.0f + xx * (((9.0402163460e-4f * xx - 0.020860288490f) * xx + 0.25366924403f) * xx - 1.2337005434f);
+  const bool swap = (quarter & 1) != 0;
+  const float sin_abs = swap ? c : s, cos_abs = swap ? s : c;
+  return {(quarter & 2) != 0 ? -sin_abs : sin_abs, ((quarter + 1) & 2) != 0 ? -cos_abs : cos_abs};
+#endif
+}
+
+}  // namespace FGBG_ISA
+}  // namespace fgbg::math

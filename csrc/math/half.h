@@ -1,0 +1,45 @@
+// bfloat16 and float16 to float32 and back, rounding to nearest even, in integer arithmetic that
+// vectorises everywhere (the CPU has no scalar instructions for these on its baseline).
+#pragma once
+
+#include "elementary.h"
+
+namespace fgbg::math {
+inline namespace FGBG_ISA {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+FGBG_FN float to_float(bf16 h) { return bits_as<float>(static_cast<uint32_t>(h.bits) << 16); }
+
+FGBG_FN float to_float(f16 h) {
+  const uint32_t magnitude = static_cast<uint32_t>(h.bits & 0x7fff) << 13;
+  // The exponent bias differs by 112; as a multiplication this also normalises subnormals.
+  float value = bits_as<float>(magnitude) * 5.192296858534828e33f;
+  value = magnitude >= 0x0f800000u ? bits_as<float>(magnitude | 0x7f800000u) : value;  // inf, NaN
+  return bits_as<float>(bits_as<uint32_t>(value) | static_cast<uint32_t>(h.bits & 0x8000) << 16);
+}
+
+FGBG_FN bf16 to_bf16(float x) {
+  const uint32_t bits = bits_as<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
+}
+
+FGBG_FN f16 to_f16(float x) {
+  const uint32_t bits = bits_as<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  // Adding 1/2 puts the last bit of a subnormal half at the last bit of the float, which then rounds.
+  const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  uint32_t out = magnitude < 0x38800000u ? subnormal : normal;
+  out = magnitude >= 0x47800000u ? special : out;
+  return {static_cast<uint16_t>(out | (bits >> 16 & 0x8000u))};
+}
+
+}  // namespace FGBG_ISA
+}  // namespace fgbg::math

@@ -1,0 +1,131 @@
+// Negative log-likelihoods -log p(target | x) in nats per element, with their derivatives.
+//
+// Adding one: a struct here, its name in FGBG_FOR_EACH_LIKELIHOOD, and its formula in reference.py.
+#pragma once
+
+#include "mask.h"
+
+namespace fgbg::math {
+inline namespace FGBG_ISA {
+
+template <class T>
+struct Nll {
+  T value;
+  T d_x;
+  T d_target;
+  T d_scale;  // 0 where the likelihood has no scale
+};
+
+// What a likelihood needs of its scale, computed once per channel rather than once per pixel.
+template <class T>
+struct Scale {
+  T inverse;  // 1 / scale
+  T log_z;    // log of the normalising constant
+};
+
+// scale = standard deviation.  r = (x - target) / scale:  r^2/2 + log(scale) + log(2 pi)/2
+struct Gaussian {
+  template <class T>
+  static FGBG_FN Scale<T> prepare(T scale) {
+    return {T(1) / scale, log(scale) + T(0.918938533204672742)};
+  }
+  template <class T>
+  static FGBG_FN Nll<T> eval(T x, T target, Scale<T> s) {
+    const T r = (x - target) * s.inverse, slope = r * s.inverse;
+    return {T(0.5) * r * r + s.log_z, slope, -slope, (T(1) - r * r) * s.inverse};
+  }
+};
+
+// |x - target| / scale + log(2 scale).  At x = target the derivative is taken as 0, as torch.abs does.
+struct Laplace {
+  template <class T>
+  static FGBG_FN Scale<T> prepare(T scale) {
+    return {T(1) / scale, log(scale) + T(0.693147180559945309)};
+  }
+  template <class T>
+  static FGBG_FN Nll<T> eval(T x, T target, Scale<T> s) {
+    const T diff = x - target, r = abs(diff) * s.inverse, slope = sign(diff) * s.inverse;
+    return {r + s.log_z, slope, -slope, (T(1) - r) * s.inverse};
+  }
+};
+
+struct Unscaled {
+  template <class T>
+  static FGBG_FN Scale<T> prepare(T) {
+    return {T(1), T(0)};
+  }
+};
+
+// x is a logit:  softplus(x) - target x.  target may be any value in [0, 1].
+struct Bernoulli : Unscaled {
+  template <class T>
+  static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
+    const T e = exp(-abs(x)), large = T(1) / (T(1) + e);
+    const bool positive = x > T(0);
+    // max(x, 0) - target x first: for a confident right answer it is exactly 0.
+    const T linear = positive ? (T(1) - target) * x : -target * x;
+    return {linear + log1p(e), (positive ? large : e * large) - target, -x, T(0)};
+  }
+};
+
+// x is a logit:  softplus(x) - target x - log C(x),  C(x) = x / tanh(x / 2)
+// (Loaiza-Ganem & Cunningham, "The continuous Bernoulli", NeurIPS 2019, eq. 7, with lambda = sigmoid x).
+// With a = |x| the log(1 + e^-a) of softplus and of C cancel exactly, which leaves
+// max(x, 0) - target x - g(a),  g(a) = log(a / (1 - e^-a)),  g'(a) = 1/a - 1/(e^a - 1).
+// Near 0 both are evaluated from g(a) = a/2 - sum B_2k / (2k (2k)!) a^2k, where 1/a would cancel.
+struct ContinuousBernoulli : Unscaled {
+  template <class T>
+  static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
+    const T a = abs(x), aa = a * a;
+    T g_series = T(0), slope_series = T(0);
+    // B_2k / (2k)!; ten terms reach 2^-53 for a < 1, four reach 2^-24.
+    constexpr T kCoefficient[] = {
+        T(0.0833333333333333333),   T(-0.00138888888888888889), T(3.30687830687830688e-5),
+        T(-8.2671957671957672e-7),  T(2.0876756987868099e-8),   T(-5.28419013868749318e-10),
+        T(1.33825365306846788e-11), T(-3.38968029632258287e-13), T(8.58606205627784456e-15),
+        T(-2.17486869855806187e-16)};
+    constexpr int kTerms = sizeof(T) == 8 ? 10 : 4;
+    for (int k = kTerms; k >= 1; --k) {
+      slope_series = slope_series * aa + kCoefficient[k - 1];
+      g_series = g_series * aa + kCoefficient[k - 1] / T(2 * k);
+    }
+    const T shrink = -expm1(-a);  // 1 - e^-a
+    const bool near = a < T(1);
+    // a = 0 takes the series; the guard keeps 0 / 0 out of the branch not taken.
+    const T far_g = log((near ? T(1) : a) / (near ? T(1) : shrink));
+    const T far_slope = T(1) / (near ? T(1) : a) - (T(1) - shrink) / (near ? T(1) : shrink);
+    const T g = near ? a * T(0.5) - aa * g_series : far_g;
+    const T slope = near ? T(0.5) - a * slope_series : far_slope;
+    const bool positive = x > T(0);
+    const T linear = positive ? (T(1) - target) * x : -target * x;
+    return {linear - g, (positive ? T(1) - slope : slope) - target, -x, T(0)};
+  }
+};
+
+struct SquaredError : Unscaled {
+  template <class T>
+  static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
+    const T diff = x - target;
+    return {diff * diff, T(2) * diff, T(-2) * diff, T(0)};
+  }
+};
+
+struct AbsoluteError : Unscaled {
+  template <class T>
+  static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
+    const T diff = x - target, slope = sign(diff);
+    return {abs(diff), slope, -slope, T(0)};
+  }
+};
+
+// (struct, public name)
+#define FGBG_FOR_EACH_LIKELIHOOD(_)              \
+  _(Gaussian, "gaussian")                        \
+  _(Laplace, "laplace")                          \
+  _(Bernoulli, "bernoulli")                      \
+  _(ContinuousBernoulli, "continuous_bernoulli") \
+  _(SquaredError, "squared_error")               \
+  _(AbsoluteError, "absolute_error")
+
+}  // namespace FGBG_ISA
+}  // namespace fgbg::math

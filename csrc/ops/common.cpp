@@ -1,0 +1,126 @@
+#include "common.h"
+
+#include "../math/likelihood.h"
+
+namespace fgbg::ops {
+namespace {
+
+DType storage_dtype(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble: return DType::f64;
+    case at::kFloat: return DType::f32;
+    case at::kBFloat16: return DType::bf16;
+    case at::kHalf: return DType::f16;
+    case at::kBool:
+    case at::kByte: return DType::u8;
+    default: TORCH_CHECK_TYPE(false, "fgbg: no kernel for dtype ", t.scalar_type());
+  }
+}
+
+// Position among [B, C, S0, S1, S2] of dimension d of a tensor of `rank` dimensions: the batch leads,
+// an image's channels follow, everything else is aligned to the right.
+int position(int64_t d, int64_t rank, bool image) {
+  if (d == 0 || (image && d == 1)) return static_cast<int>(d);
+  return static_cast<int>(kDims - rank + d);
+}
+
+Shape shape_of(const Tensor& t, bool image) {
+  TORCH_CHECK_VALUE(t.dim() >= (image ? 3 : 1) && t.dim() <= kDims, "fgbg: unsupported rank ", t.dim());
+  Shape s = {{1, 1, 1, 1, 1}, 1, 1, t.numel()};
+  for (int64_t d = 0; d < t.dim(); ++d) s.size[position(d, t.dim(), image)] = t.size(d);
+  s.plane = s.size[2] * s.size[3] * s.size[4];
+  s.row = s.size[1] * s.plane;
+  return s;
+}
+
+}  // namespace
+
+Shape image_shape(const Tensor& image) { return shape_of(image, true); }
+Shape latent_shape(const Tensor& latent) { return shape_of(latent, false); }
+
+View view_of(const Tensor& tensor, const Tensor& like, bool image) {
+  View v;
+  if (!tensor.defined()) return v;
+  const Tensor t = tensor.sizes() == like.sizes() ? tensor : tensor.expand_as(like);
+  const Shape s = shape_of(t, image);
+  v.data = const_cast<void*>(t.const_data_ptr());
+  v.dtype = storage_dtype(t);
+  for (int64_t d = 0; d < t.dim(); ++d) v.stride[position(d, t.dim(), image)] = t.stride(d);
+
+  bool flat = true, first = true;
+  int64_t expected = 0;
+  v.plane_stride = 1;
+  for (int d = kDims - 1; d >= 2; --d) {
+    if (s.size[d] == 1) continue;
+    if (first) v.plane_stride = v.stride[d];
+    flat = flat && (first || v.stride[d] == expected);
+    expected = v.stride[d] * s.size[d];
+    first = false;
+  }
+  if (!flat) v.plane_stride = -1;
+
+  for (int d = kDims - 1; d >= 0; --d) {
+    if (s.size[d] == 1) continue;
+    if (v.stride[d] != v.run) break;
+    v.run *= s.size[d];
+  }
+
+  const int64_t bytes = static_cast<int64_t>(t.element_size());
+  v.vector_aligned = reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+  for (int d = 0; d < 2; ++d) v.vector_aligned &= s.size[d] == 1 || v.stride[d] * bytes % 16 == 0;
+  return v;
+}
+
+Reduction parse_reduction(std::string_view name) {
+  constexpr std::string_view kNames[] = {"none", "sample", "batchmean", "sum", "mean"};
+  for (int i = 0; i < 5; ++i)
+    if (kNames[i] == name) return static_cast<Reduction>(i);
+  TORCH_CHECK_VALUE(false, "fgbg: unknown reduction '", name, "'");
+}
+
+Likelihood parse_likelihood(std::string_view name) {
+#define FGBG_NAME(L, text) text,
+  constexpr std::string_view kNames[] = {FGBG_FOR_EACH_LIKELIHOOD(FGBG_NAME)};
+#undef FGBG_NAME
+  for (size_t i = 0; i < std::size(kNames); ++i)
+    if (kNames[i] == name) return static_cast<Likelihood>(i);
+  TORCH_CHECK_VALUE(false, "fgbg: unknown likelihood '", name, "'");
+}
+
+Composition parse_composition(std::string_view name) {
+  constexpr std::string_view kNames[] = {"masked", "blended", "mixture_joint", "mixture_independent"};
+  for (int i = 0; i < 4; ++i)
+    if (kNames[i] == name) return static_cast<Composition>(i);
+  TORCH_CHECK_VALUE(false, "fgbg: unknown composition '", name, "'");
+}
+
+at::ScalarType compute_dtype(std::initializer_list<OptionalTensor> operands) {
+  for (const OptionalTensor& t : operands)
+    if (t.has_value() && t->scalar_type() == at::kDouble) return at::kDouble;
+  return at::kFloat;
+}
+
+double reduction_factor(Reduction reduction, int64_t batch, int64_t elements) {
+  if (reduction == Reduction::batchmean) return 1.0 / static_cast<double>(batch);
+  if (reduction == Reduction::mean) return 1.0 / static_cast<double>(elements);
+  return 1.0;
+}
+
+Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype) {
+  const auto options = like.options().dtype(dtype);
+  return reduction == Reduction::sample ? at::empty({like.size(0)}, options) : at::empty({}, options);
+}
+
+void check_operand(const Tensor& tensor, const Tensor& like, const char* name) {
+  TORCH_CHECK_VALUE(tensor.sizes() == like.sizes(), "fgbg: ", name, " has shape ", tensor.sizes(), ", expected ",
+                    like.sizes());
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), "fgbg: ", name, " is on ", tensor.device(), ", expected ",
+                    like.device());
+}
+
+void check_seed(const Tensor& seed) {
+  TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, "fgbg: seed must be int64, got ", seed.scalar_type());
+  TORCH_CHECK_VALUE(seed.numel() == 1, "fgbg: seed must have one element, got ", seed.numel());
+}
+
+}  // namespace fgbg::ops

@@ -1,0 +1,92 @@
+// What every op does with tensors: describe them to the kernels, run on the right device, finish a sum.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#ifdef FGBG_WITH_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../cuda/kernels.h"
+#endif
+#include "../cpu/kernels.h"
+
+namespace fgbg::ops {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Shape image_shape(const Tensor& image);    // [B, C, *spatial], 1 to 3 spatial dimensions
+Shape latent_shape(const Tensor& latent);  // [B, *D], at most 5 dimensions
+
+// `tensor`, broadcast to the sizes behind `shape`, as the kernels see it. Undefined: absent.
+View view_of(const Tensor& tensor, const Tensor& like, bool image);
+inline View view_of(const OptionalTensor& tensor, const Tensor& like, bool image) {
+  return tensor.has_value() ? view_of(*tensor, like, image) : View{};
+}
+
+Reduction parse_reduction(std::string_view name);
+Likelihood parse_likelihood(std::string_view name);
+Composition parse_composition(std::string_view name);
+
+// float64 if any operand is, else float32; integers (masks) do not count.
+at::ScalarType compute_dtype(std::initializer_list<OptionalTensor> operands);
+
+// What multiplies the sum over the batch; `elements` is what a mean divides by.
+double reduction_factor(Reduction reduction, int64_t batch, int64_t elements);
+inline Upstream upstream_of(const Tensor& grad, Reduction reduction, double factor) {
+  return {grad.const_data_ptr(), reduction == Reduction::sample ? grad.stride(0) : 0, factor};
+}
+
+// A loss tensor for a reduction other than none.
+Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype);
+
+// Dense like `like`, or of no elements where the caller needs no gradient.
+inline Tensor empty_gradient(const OptionalTensor& like, bool needed, const Tensor& reference) {
+  return needed && like.has_value() ? at::empty_like(*like) : at::empty({0}, reference.options());
+}
+
+// Direct callers of torch.ops get these; fgbg_cuda's Python functions check first and say more.
+void check_operand(const Tensor& tensor, const Tensor& like, const char* name);
+void check_seed(const Tensor& seed);
+
+template <class Args>
+void run_cpu(const cpu::Kernel<Args>& kernel, const Args& args, bool f64) {
+  // Below this many elements a second thread costs more than it brings.
+  constexpr int64_t kGrain = 16384;
+  const int64_t cost = std::max<int64_t>(1, kernel.cost(args));
+  const int64_t grain = std::max<int64_t>(1, kGrain / cost);
+  at::parallel_for(0, kernel.tasks(args), grain,
+                   [&](int64_t begin, int64_t end) { kernel.run[f64 ? 1 : 0](args, begin, end); });
+}
+
+#ifdef FGBG_WITH_CUDA
+// The one place that launches: device guard, current stream, launch check.
+template <class Launch>
+void on_cuda(const Tensor& like, Launch launch) {
+  const c10::cuda::CUDAGuard guard(like.device());
+  launch(c10::cuda::getCurrentCUDAStream().stream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+#define FGBG_RUN(kernel, args, f64, like)                                                                \
+  (like).is_cuda() ? ops::on_cuda(like, [&](cuda::Stream stream) { cuda::kernel(args, f64, stream); }) \
+                   : ops::run_cpu(cpu::kernels().kernel, args, f64)
+#define FGBG_ON_DEVICE(function, args, like) \
+  ((like).is_cuda() ? cuda::function(args) : cpu::function(args))
+#else
+#define FGBG_RUN(kernel, args, f64, like) ops::run_cpu(cpu::kernels().kernel, args, f64)
+#define FGBG_ON_DEVICE(function, args, like) cpu::function(args)
+#endif
+
+inline void finish(const FinishArgs& args, [[maybe_unused]] const Tensor& like) {
+#ifdef FGBG_WITH_CUDA
+  if (like.is_cuda()) return on_cuda(like, [&](cuda::Stream stream) { cuda::finish_reduction(args, stream); });
+#endif
+  cpu::finish_reduction(args);
+}
+
+inline DType kernel_dtype(at::ScalarType t) { return t == at::kDouble ? DType::f64 : DType::f32; }
+
+}  // namespace fgbg::ops

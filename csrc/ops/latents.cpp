@@ -1,0 +1,272 @@
+// philox_normal, reparameterize, gaussian_kl, sample_gaussian, bernoulli_kl: tensors to kernels.
+// One implementation serves the three Gaussian ops: each asks it for z, for the KL, or for both.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include "common.h"
+
+namespace fgbg::ops {
+namespace {
+
+using std::string_view;
+
+struct Gaussian {
+  Tensor mu, logvar;
+  OptionalTensor prior_mu, prior_logvar;
+
+  GaussianArgs args() const {
+    check_operand(logvar, mu, "logvar");
+    if (prior_mu) check_operand(*prior_mu, mu, "prior_mu");
+    if (prior_logvar) check_operand(*prior_logvar, mu, "prior_logvar");
+    GaussianArgs a{};
+    a.shape = latent_shape(mu);
+    a.mu = view_of(mu, mu, false);
+    a.logvar = view_of(logvar, mu, false);
+    a.prior_mu = view_of(prior_mu, mu, false);
+    a.prior_logvar = view_of(prior_logvar, mu, false);
+    return a;
+  }
+  at::ScalarType dtype() const { return compute_dtype({mu, logvar, prior_mu, prior_logvar}); }
+};
+
+void set_noise(GaussianArgs& args, const Tensor& seed, int64_t offset, std::optional<int64_t> samples) {
+  check_seed(seed);
+  args.noise = {seed.const_data_ptr<int64_t>(), static_cast<uint64_t>(offset)};
+  args.samples = samples.value_or(1);
+}
+
+Tensor empty_draws(const Gaussian& g, std::optional<int64_t> samples) {
+  const auto dtype = at::promote_types(g.mu.scalar_type(), g.logvar.scalar_type());
+  const auto options = g.mu.options().dtype(dtype);
+  if (!samples) return at::empty_like(g.mu, options);
+  auto sizes = g.mu.sizes().vec();
+  sizes.insert(sizes.begin(), *samples);
+  return at::empty(sizes, options);
+}
+
+// Where draws are stacked, the view of one of them; they are dense and follow each other.
+View draws_view(const Tensor& z, const Gaussian& g, std::optional<int64_t> samples) {
+  if (!samples) return view_of(z, g.mu, false);
+  return *samples > 0 ? view_of(z.select(0, 0), g.mu, false) : View{};
+}
+
+// A KL that is either written per element or summed.
+struct Kl {
+  Tensor out, partial;
+
+  template <class Args>
+  Kl(Args& args, const Tensor& like, Reduction reduction, at::ScalarType dtype) {
+    if (reduction == Reduction::none) {
+      out = at::empty_like(like, like.options().dtype(dtype));
+      args.kl = view_of(out, like, false);
+    } else {
+      out = empty_loss(like, reduction, dtype);
+      partial = at::empty({args.shape.size[0], FGBG_ON_DEVICE(row_segments, args.shape, like)},
+                          like.options().dtype(at::kDouble));
+      args.partial = partial.mutable_data_ptr<double>();
+    }
+  }
+
+  void finish(const Tensor& like, Reduction reduction) {
+    if (reduction == Reduction::none) return;
+    FinishArgs f{};
+    f.partial = partial.const_data_ptr<double>();
+    f.terms = 1;
+    f.batch = partial.size(0);
+    f.segments = partial.size(1);
+    f.reduction = reduction;
+    f.factor = reduction_factor(reduction, f.batch, like.numel());
+    f.dtype = kernel_dtype(out.scalar_type());
+    f.loss = out.mutable_data_ptr();
+    ops::finish(f, like);
+  }
+};
+
+template <class Args>
+void set_kl_gradient(Args& args, const Tensor& grad, const Tensor& like, Reduction reduction) {
+  if (reduction == Reduction::none)
+    args.grad_kl_elements = view_of(grad, like, false);
+  else
+    args.grad_kl = upstream_of(grad, reduction, reduction_factor(reduction, like.size(0), like.numel()));
+}
+
+Tensor philox_normal(const Tensor& seed, at::IntArrayRef size, int64_t offset, at::ScalarType dtype) {
+  check_seed(seed);
+  Tensor out = at::empty(size, seed.options().dtype(dtype));
+  if (out.numel() == 0) return out;
+  const Tensor flat = out.view({-1});
+  NormalArgs args{};
+  args.noise = {seed.const_data_ptr<int64_t>(), static_cast<uint64_t>(offset)};
+  args.out = view_of(flat, flat, false);
+  args.numel = out.numel();
+  FGBG_RUN(normal, args, dtype == at::kDouble, out);
+  return out;
+}
+
+Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Tensor& seed, int64_t offset,
+                      std::optional<int64_t> samples) {
+  const Gaussian g{mu, logvar, {}, {}};
+  GaussianArgs args = g.args();
+  set_noise(args, seed, offset, samples);
+  Tensor z = empty_draws(g, samples);
+  args.z = draws_view(z, g, samples);
+  if (z.numel() > 0) FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
+  return z;
+}
+
+Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                   const OptionalTensor& prior_logvar, string_view reduction_name) {
+  const Gaussian g{mu, logvar, prior_mu, prior_logvar};
+  const Reduction reduction = parse_reduction(reduction_name);
+  GaussianArgs args = g.args();
+  Kl kl(args, mu, reduction, g.dtype());
+  if (mu.numel() > 0) FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
+  kl.finish(mu, reduction);
+  return kl.out;
+}
+
+std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                                           const OptionalTensor& prior_logvar, const Tensor& seed, int64_t offset,
+                                           std::optional<int64_t> samples, string_view reduction_name) {
+  const Gaussian g{mu, logvar, prior_mu, prior_logvar};
+  const Reduction reduction = parse_reduction(reduction_name);
+  GaussianArgs args = g.args();
+  set_noise(args, seed, offset, samples);
+  Tensor z = empty_draws(g, samples);
+  args.z = draws_view(z, g, samples);
+  Kl kl(args, mu, reduction, g.dtype());
+  if (mu.numel() > 0) FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
+  kl.finish(mu, reduction);
+  return {z, kl.out};
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+struct Draw {
+  Tensor seed;
+  int64_t offset;
+  std::optional<int64_t> samples;
+};
+
+Gradients gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Gaussian& g,
+                            const std::optional<Draw>& draw, Reduction reduction, std::array<bool, 4> needs) {
+  GaussianArgs args = g.args();
+  Tensor z_gradient;
+  if (grad_z) {
+    set_noise(args, draw->seed, draw->offset, draw->samples);
+    z_gradient = draw->samples ? grad_z->contiguous() : *grad_z;
+    args.grad_z = draws_view(z_gradient, g, draw->samples);
+  }
+  if (grad_kl) set_kl_gradient(args, *grad_kl, g.mu, reduction);
+  Gradients out{empty_gradient(g.mu, needs[0], g.mu), empty_gradient(g.logvar, needs[1], g.mu),
+                empty_gradient(g.prior_mu, needs[2], g.mu), empty_gradient(g.prior_logvar, needs[3], g.mu)};
+  if (g.mu.numel() == 0) return out;
+  if (needs[0]) args.grad_mu = view_of(std::get<0>(out), g.mu, false);
+  if (needs[1]) args.grad_logvar = view_of(std::get<1>(out), g.mu, false);
+  if (needs[2] && g.prior_mu) args.grad_prior_mu = view_of(std::get<2>(out), g.mu, false);
+  if (needs[3] && g.prior_logvar) args.grad_prior_logvar = view_of(std::get<3>(out), g.mu, false);
+  FGBG_RUN(gaussian_backward, args, g.dtype() == at::kDouble, g.mu);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const Tensor& mu, const Tensor& logvar,
+                                                   const Tensor& seed, int64_t offset,
+                                                   std::optional<int64_t> samples, std::array<bool, 2> needs) {
+  const auto grads = gaussian_backward(grad_z, {}, {mu, logvar, {}, {}}, Draw{seed, offset, samples},
+                                       Reduction::sum, {needs[0], needs[1], false, false});
+  return {std::get<0>(grads), std::get<1>(grads)};
+}
+
+Gradients gaussian_kl_backward(const Tensor& grad_kl, const Tensor& mu, const Tensor& logvar,
+                               const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                               string_view reduction, std::array<bool, 4> needs) {
+  return gaussian_backward({}, grad_kl, {mu, logvar, prior_mu, prior_logvar}, {}, parse_reduction(reduction), needs);
+}
+
+Gradients sample_gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu,
+                                   const Tensor& logvar, const OptionalTensor& prior_mu,
+                                   const OptionalTensor& prior_logvar, const Tensor& seed, int64_t offset,
+                                   std::optional<int64_t> samples, string_view reduction,
+                                   std::array<bool, 4> needs) {
+  return gaussian_backward(grad_z, grad_kl, {mu, logvar, prior_mu, prior_logvar}, Draw{seed, offset, samples},
+                           parse_reduction(reduction), needs);
+}
+
+BernoulliArgs bernoulli_args(const Tensor& logits, const OptionalTensor& prior, double prior_logit) {
+  if (prior) check_operand(*prior, logits, "prior_logits");
+  BernoulliArgs args{};
+  args.shape = latent_shape(logits);
+  args.logits = view_of(logits, logits, false);
+  args.prior = view_of(prior, logits, false);
+  args.prior_logit = prior_logit;
+  return args;
+}
+
+Tensor bernoulli_kl(const Tensor& logits, const OptionalTensor& prior, double prior_logit,
+                    string_view reduction_name) {
+  const Reduction reduction = parse_reduction(reduction_name);
+  BernoulliArgs args = bernoulli_args(logits, prior, prior_logit);
+  const auto dtype = compute_dtype({logits, prior});
+  Kl kl(args, logits, reduction, dtype);
+  if (logits.numel() > 0) FGBG_RUN(bernoulli_forward, args, dtype == at::kDouble, logits);
+  kl.finish(logits, reduction);
+  return kl.out;
+}
+
+std::tuple<Tensor, Tensor> bernoulli_kl_backward(const Tensor& grad_kl, const Tensor& logits,
+                                                 const OptionalTensor& prior, double prior_logit,
+                                                 string_view reduction, std::array<bool, 2> needs) {
+  BernoulliArgs args = bernoulli_args(logits, prior, prior_logit);
+  set_kl_gradient(args, grad_kl, logits, parse_reduction(reduction));
+  std::tuple<Tensor, Tensor> out{empty_gradient(logits, needs[0], logits), empty_gradient(prior, needs[1], logits)};
+  if (logits.numel() == 0) return out;
+  if (needs[0]) args.grad_logits = view_of(std::get<0>(out), logits, false);
+  if (needs[1] && prior) args.grad_prior = view_of(std::get<1>(out), logits, false);
+  FGBG_RUN(bernoulli_backward, args, compute_dtype({logits, prior}) == at::kDouble, logits);
+  return out;
+}
+
+void register_kernels(torch::Library& m) {
+  m.impl("philox_normal", philox_normal);
+  m.impl("reparameterize", reparameterize);
+  m.impl("reparameterize_backward", reparameterize_backward);
+  m.impl("gaussian_kl", gaussian_kl);
+  m.impl("gaussian_kl_backward", gaussian_kl_backward);
+  m.impl("sample_gaussian", sample_gaussian);
+  m.impl("sample_gaussian_backward", sample_gaussian_backward);
+  m.impl("bernoulli_kl", bernoulli_kl);
+  m.impl("bernoulli_kl_backward", bernoulli_kl_backward);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fgbg, m) {
+  m.def("philox_normal(Tensor seed, SymInt[] size, SymInt offset, ScalarType dtype) -> Tensor");
+  m.def("reparameterize(Tensor mu, Tensor logvar, Tensor seed, SymInt offset, SymInt? num_samples) -> Tensor");
+  m.def(
+      "reparameterize_backward(Tensor grad_z, Tensor mu, Tensor logvar, Tensor seed, SymInt offset, "
+      "SymInt? num_samples, bool[2] needs) -> (Tensor, Tensor)");
+  m.def(
+      "gaussian_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, str reduction) -> Tensor");
+  m.def(
+      "gaussian_kl_backward(Tensor grad_kl, Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+      "str reduction, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "sample_gaussian(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, "
+      "SymInt offset, SymInt? num_samples, str reduction) -> (Tensor, Tensor)");
+  m.def(
+      "sample_gaussian_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor? prior_mu, "
+      "Tensor? prior_logvar, Tensor seed, SymInt offset, SymInt? num_samples, str reduction, bool[4] needs) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def("bernoulli_kl(Tensor logits, Tensor? prior_logits, float prior_logit, str reduction) -> Tensor");
+  m.def(
+      "bernoulli_kl_backward(Tensor grad_kl, Tensor logits, Tensor? prior_logits, float prior_logit, "
+      "str reduction, bool[2] needs) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(fgbg, CPU, m) { register_kernels(m); }
+#ifdef FGBG_WITH_CUDA
+TORCH_LIBRARY_IMPL(fgbg, CUDA, m) { register_kernels(m); }
+#endif
+
+}  // namespace fgbg::ops

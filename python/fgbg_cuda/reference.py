@@ -1,0 +1,288 @@
+"""The executable specification: every op in plain PyTorch, formula by formula.
+
+The kernels are tested against these functions in float64. They also run where the kernels cannot:
+under ``torch.func`` transforms and forward-mode AD, on devices without a kernel, and as the source of
+second derivatives. Arguments are taken as already checked; seeds are one-element int64 tensors.
+
+Half-precision operands are computed in float32; a float64 operand makes the whole computation float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_PHILOX_M = (0xD2511F53, 0xCD9E8D57)
+_PHILOX_W = (0x9E3779B9, 0xBB67AE85)
+
+
+def compute_dtype(*operands: Tensor | float | None) -> torch.dtype:
+    """float64 if any operand is float64, else float32."""
+    double = any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in operands)
+    return torch.float64 if double else torch.float32
+
+
+# --- randomness -----------------------------------------------------------------------------------
+
+
+def philox4x32_10(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
+    """Philox4x32-10 (Salmon et al., SC 2011) on 32-bit words held in int64 tensors."""
+    x0, x1, x2, x3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The int64 product wraps around, which leaves its 64 bits right.
+        p0, p1 = x0 * _PHILOX_M[0], x2 * _PHILOX_M[1]
+        x0, x1, x2, x3 = (
+            ((p1 >> 32) & _WORD) ^ x1 ^ k0,
+            p1 & _WORD,
+            ((p0 >> 32) & _WORD) ^ x3 ^ k1,
+            p0 & _WORD,
+        )
+        k0, k1 = (k0 + _PHILOX_W[0]) & _WORD, (k1 + _PHILOX_W[1]) & _WORD
+    return [x0, x1, x2, x3]
+
+
+def philox_normal(seed: Tensor, size: Sequence[int], offset: int, dtype: torch.dtype) -> Tensor:
+    """Standard normals; element i (row-major) is number ``offset + i`` of the stream of ``seed``.
+
+    Words x0..x3 of block (offset + i) // 4 become u = (x + 0.5) 2^-32, rounded to float32, and
+    Box-Muller makes r(u0) cos 2 pi u1, r(u0) sin 2 pi u1, r(u2) cos 2 pi u3, r(u2) sin 2 pi u3 with
+    r(u) = sqrt(-2 ln u).
+    """
+    index = torch.arange(math.prod(size), dtype=torch.int64, device=seed.device) + offset
+    block, which = index // 4, index % 4
+    zero = torch.zeros_like(block)
+    seed = seed.reshape(())
+    x = philox4x32_10(
+        (block & _WORD, (block >> 32) & _WORD, zero, zero), (seed & _WORD, (seed >> 32) & _WORD)
+    )
+    # In float64 the transform is exact to float32, which is what the kernels approximate.
+    wide = torch.float32 if seed.device.type == "mps" else torch.float64
+    first_pair = which < 2
+    u, v = (
+        (torch.where(first_pair, a, b).to(torch.float32) * 2.0**-32 + 2.0**-33).to(wide)
+        for a, b in ((x[0], x[2]), (x[1], x[3]))
+    )
+    angle = 2 * math.pi * v
+    wave = torch.where(which % 2 == 0, torch.cos(angle), torch.sin(angle))
+    return (torch.sqrt(-2 * torch.log(u)) * wave).to(torch.float32).to(dtype).reshape(tuple(size))
+
+
+# --- reductions -----------------------------------------------------------------------------------
+
+
+def reduce(elements: Tensor, reduction: str) -> Tensor:
+    """One of ``none``, ``sample`` ([B]), ``batchmean``, ``sum``, ``mean``."""
+    if reduction == "none":
+        return elements
+    if reduction == "sample":
+        return elements.flatten(1).sum(1) if elements.dim() > 1 else elements
+    total = elements.sum()
+    if reduction == "batchmean":
+        return total / elements.shape[0]
+    return total / elements.numel() if reduction == "mean" else total
+
+
+# --- latents --------------------------------------------------------------------------------------
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, seed: Tensor, offset: int = 0, num_samples: int | None = None
+) -> Tensor:
+    """z = mu + exp(logvar / 2) eps."""
+    dtype = compute_dtype(mu, logvar)
+    size = tuple(mu.shape) if num_samples is None else (num_samples, *mu.shape)
+    eps = philox_normal(seed, size, offset, dtype)
+    z = mu.to(dtype) + torch.exp(0.5 * logvar.to(dtype)) * eps
+    return z.to(torch.promote_types(mu.dtype, logvar.dtype))
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """1/2 (e^d - 1 - d + (mu - prior_mu)^2 / e^prior_logvar) with d = logvar - prior_logvar."""
+    dtype = compute_dtype(mu, logvar, prior_mu, prior_logvar)
+    d, delta = logvar.to(dtype), mu.to(dtype)
+    if prior_mu is not None:
+        delta = delta - prior_mu.to(dtype)
+    square = delta**2
+    if prior_logvar is not None:
+        d = d - prior_logvar.to(dtype)
+        square = square * torch.exp(-prior_logvar.to(dtype))
+    return reduce(0.5 * (torch.expm1(d) - d + square), reduction)
+
+
+def sample_gaussian(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    seed: Tensor,
+    offset: int = 0,
+    num_samples: int | None = None,
+    reduction: str = "batchmean",
+) -> tuple[Tensor, Tensor]:
+    """:func:`reparameterize` and :func:`gaussian_kl`."""
+    z = reparameterize(mu, logvar, seed, offset, num_samples)
+    return z, gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+
+
+def bernoulli_kl(
+    logits: Tensor, prior_logits: Tensor | None, prior_logit: float, reduction: str = "batchmean"
+) -> Tensor:
+    """m (log m - log p) + (1 - m) (log(1 - m) - log(1 - p)), m and p the sigmoids of the logits."""
+    dtype = compute_dtype(logits, prior_logits)
+    a = logits.to(dtype)
+    b = torch.full_like(a, prior_logit) if prior_logits is None else prior_logits.to(dtype)
+    on = torch.sigmoid(a) * (F.logsigmoid(a) - F.logsigmoid(b))
+    off = torch.sigmoid(-a) * (F.logsigmoid(-a) - F.logsigmoid(-b))
+    return reduce(on + off, reduction)
+
+
+# --- likelihoods: -log p(target | x) per element, in nats -----------------------------------------
+
+
+def _gaussian(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    r = (x - target) / scale
+    return 0.5 * r**2 + torch.log(scale) + 0.5 * math.log(2 * math.pi)
+
+
+def _laplace(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    return (x - target).abs() / scale + torch.log(2 * scale)
+
+
+def _bernoulli(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    return -F.logsigmoid(-x) - target * x
+
+
+def continuous_bernoulli_log_normalizer(logits: Tensor) -> Tensor:
+    """log C = log(l / tanh(l / 2)), which tends to log 2 as l tends to 0."""
+    near = logits.abs() < 0.1
+    far = torch.where(near, torch.ones_like(logits), logits)
+    s = torch.where(near, logits, torch.zeros_like(logits)) ** 2
+    terms = (1 / 12, -7 / 1440, 31 / 90720, -127 / 4838400, 73 / 34214400)
+    series = math.log(2) + sum(c * s ** (k + 1) for k, c in enumerate(terms))
+    return torch.where(near, series, torch.log(far / torch.tanh(far / 2)))
+
+
+def _continuous_bernoulli(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    return _bernoulli(x, target, scale) - continuous_bernoulli_log_normalizer(x)
+
+
+def _squared_error(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    return (x - target) ** 2
+
+
+def _absolute_error(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    return (x - target).abs()
+
+
+LIKELIHOODS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "gaussian": _gaussian,
+    "laplace": _laplace,
+    "bernoulli": _bernoulli,
+    "continuous_bernoulli": _continuous_bernoulli,
+    "squared_error": _squared_error,
+    "absolute_error": _absolute_error,
+}
+SCALED_LIKELIHOODS = ("gaussian", "laplace")
+
+
+# --- reconstruction losses ------------------------------------------------------------------------
+
+
+def _per_channel(scale: Tensor | float, like: Tensor) -> Tensor:
+    """A scale that broadcasts against [B, C, *spatial]."""
+    if not isinstance(scale, Tensor):
+        return torch.as_tensor(scale, dtype=like.dtype, device=like.device)
+    return scale.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 2))
+
+
+def region_mean(total: Tensor, area: Tensor, channels: int) -> Tensor:
+    """total / (area * channels), and exactly 0 where the area is 0."""
+    empty = area <= 0
+    return torch.where(empty, 0.0, total / torch.where(empty, 1.0, area * channels))
+
+
+def reconstruction_loss(
+    fg: Tensor,
+    bg: Tensor | None,
+    target: Tensor,
+    mask: Tensor,
+    fg_scale: Tensor | float,
+    bg_scale: Tensor | float,
+    composition: str,
+    mask_is_logits: bool,
+    likelihood: str,
+    fg_weight: float = 1.0,
+    bg_weight: float = 1.0,
+    normalize_area: bool = False,
+    reduction: str = "batchmean",
+    return_terms: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The loss and, where asked for, the sums it is made of.
+
+    With m the mask, l(x) = -log p(target | x) and sums over the elements of each sample:
+
+    - ``masked``: fg_weight sum m l(fg) + bg_weight sum (1 - m) l(bg)
+    - ``blended``: sum l(m fg + (1 - m) bg)
+    - ``mixture_joint``: sum over pixels -log(m e^-sum_c l(fg) + (1 - m) e^-sum_c l(bg))
+    - ``mixture_independent``: sum over elements -log(m e^-l(fg) + (1 - m) e^-l(bg))
+
+    The terms are [4, B]: foreground nats, background nats, foreground area, background area.
+    """
+    dtype = compute_dtype(fg, bg, target, mask, fg_scale, bg_scale)
+    nll = LIKELIHOODS[likelihood]
+    fg, target = fg.to(dtype), target.to(dtype)
+    bg = fg if bg is None else bg.to(dtype)
+    mask = (mask if mask.is_floating_point() else mask != 0).to(dtype)
+    fg_scale, bg_scale = _per_channel(fg_scale, fg), _per_channel(bg_scale, fg)
+    no_terms = fg.new_empty(0)
+
+    if composition.startswith("mixture"):
+        fg_nats, bg_nats = nll(fg, target, fg_scale), nll(bg, target, bg_scale)
+        if composition == "mixture_joint":
+            fg_nats, bg_nats = fg_nats.sum(1, keepdim=True), bg_nats.sum(1, keepdim=True)
+        elements = -torch.logaddexp(F.logsigmoid(mask) - fg_nats, F.logsigmoid(-mask) - bg_nats)
+        return reduce(elements, reduction), no_terms
+
+    on, off = (torch.sigmoid(mask), torch.sigmoid(-mask)) if mask_is_logits else (mask, 1 - mask)
+    if composition == "blended":
+        return reduce(nll(on * fg + off * bg, target, fg_scale), reduction), no_terms
+
+    fg_nats, bg_nats = on * nll(fg, target, fg_scale), off * nll(bg, target, bg_scale)
+    # Area in pixels: a mask with channels has 1/C of a pixel in each.
+    areas = [m.mean(1).flatten(1).sum(1) for m in (on, off)]
+    sums = [reduce(nats, "sample") for nats in (fg_nats, bg_nats)]
+    terms = torch.stack([*sums, *areas])
+    channels, shape = fg.shape[1], (-1, *(1,) * (fg.dim() - 1))
+    if reduction == "none":
+        if normalize_area:
+            fg_nats, bg_nats = (
+                region_mean(nats, area.reshape(shape), channels)
+                for nats, area in zip((fg_nats, bg_nats), areas, strict=True)
+            )
+        return fg_weight * fg_nats + bg_weight * bg_nats, terms
+    if normalize_area:
+        sums = [region_mean(s, area, channels) for s, area in zip(sums, areas, strict=True)]
+    loss = reduce(fg_weight * sums[0] + bg_weight * sums[1], "sum" if reduction == "mean" else reduction)
+    return (loss / fg.numel() if reduction == "mean" else loss), terms
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+LOG_2 = math.log(2)
+
+
+def importance_weighted_bound(log_p: Tensor, log_q: Tensor, dim: int) -> Tensor:
+    """log (1/K) sum_k p(x, z_k) / q(z_k | x) over the K samples along ``dim``."""
+    return torch.logsumexp(log_p - log_q, dim) - math.log(log_p.shape[dim])

@@ -1,0 +1,39 @@
+"""A foreground/background VAE on the fused ops: model, data, training, figures, command line.
+
+This subpackage needs the extras (``pip install "fgbg_cuda[demo]"``); the ops themselves do not.
+"""
+
+from __future__ import annotations
+
+try:
+    import lightning  # noqa: F401
+    import torchmetrics  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" ({error})'
+    ) from error
+
+from .data import BACKGROUNDS, DigitsOnTexture
+from .models import (
+    BackgroundDecoder,
+    BackgroundEncoder,
+    ForegroundDecoder,
+    ForegroundEncoder,
+    LayeredOutput,
+    LayeredVAE,
+    Separation,
+)
+from .module import LayeredVAEModule
+
+__all__ = [
+    "BACKGROUNDS",
+    "BackgroundDecoder",
+    "BackgroundEncoder",
+    "DigitsOnTexture",
+    "ForegroundDecoder",
+    "ForegroundEncoder",
+    "LayeredOutput",
+    "LayeredVAE",
+    "LayeredVAEModule",
+    "Separation",
+]

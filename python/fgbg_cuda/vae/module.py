@@ -1,0 +1,121 @@
+"""Training the layered VAE with Lightning."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from .data import Batch
+from .metrics import background_mse, foreground_mse, mask_dice, mask_iou
+from .models import LayeredVAE
+
+
+class LayeredVAEModule(L.LightningModule):
+    """Maximises the ELBO of a :class:`LayeredVAE`; the truth in a batch is used for scores alone.
+
+    Two warm-ups, both over before training ends, so that what is reported is the plain ELBO: the
+    KL's weight rises from 0 to 1, and the foreground's scale falls from ``fg_scale_start`` to
+    ``fg_scale`` (a tight scale from the start leaves no gradient towards the right tone).
+
+    Args:
+        channels, fg_latents, bg_latents, width, fg_scale: as in :class:`LayeredVAE`.
+        fg_scale_start: the foreground scale of the first step.
+        lr: peak of the one-cycle learning rate (Adam).
+        kl_warmup, scale_warmup: their lengths, as fractions of the training.
+        model: a :class:`LayeredVAE` with networks of your own in place of the default. It is no
+            hyperparameter: give it again to ``load_from_checkpoint``.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        fg_latents: int = 8,
+        bg_latents: int = 2,
+        width: int = 32,
+        fg_scale: float = 0.035,
+        fg_scale_start: float = 0.07,
+        lr: float = 2e-3,
+        kl_warmup: float = 0.2,
+        scale_warmup: float = 0.5,
+        model: LayeredVAE | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["model"])
+        self.model = model or LayeredVAE(channels, fg_latents, bg_latents, width, fg_scale)
+        self.model = self.model.to(memory_format=torch.channels_last)
+        names = ("elbo", "iou", "dice", "fg_mse", "bg_mse")
+        self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in names})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The posterior mask of x [B, C, H, W]: [B, 1, H, W]."""
+        return self.model.separate(x).mask
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        h = self.hparams
+        done = self.global_step / self.trainer.estimated_stepping_batches
+        progress = min(1.0, done / h.scale_warmup)
+        self.model.fg_scale.fill_(h.fg_scale_start * (h.fg_scale / h.fg_scale_start) ** progress)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x = batch.image
+        out = self.model(x)
+        reconstruction = self.model.reconstruction(out, x).mean()
+        kl_fg, kl_bg = out.kl_fg.mean(), out.kl_bg.mean()
+        steps = self.hparams.kl_warmup * self.trainer.estimated_stepping_batches
+        weight = min(1.0, (self.global_step + 1) / max(1.0, steps))
+        loss = reconstruction + weight * (kl_fg + kl_bg)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict(
+            {
+                "train/reconstruction": reconstruction,
+                "train/kl_fg": kl_fg,
+                "train/kl_bg": kl_bg,
+                "train/fg_scale": self.model.fg_scale,
+                "train/bg_scale": self.model.log_bg_scale.exp(),
+            }
+        )
+        return loss
+
+    def _score(self, batch: Batch) -> None:
+        x, alpha, background, tone = batch
+        out = self.model(x)
+        truth = alpha > 0.5
+        found = self.model.separate(x)
+        scores = {
+            "elbo": -(self.model.reconstruction(out, x) + out.kl_fg + out.kl_bg),
+            "iou": mask_iou(found.mask, truth),
+            "dice": mask_dice(found.mask, truth),
+            "fg_mse": foreground_mse(found.foreground, tone, truth),
+            "bg_mse": background_mse(found.background, background),
+        }
+        for name, value in scores.items():
+            self.scores[name].update(value)
+
+    def _report(self, stage: str) -> None:
+        for name, metric in self.scores.items():
+            self.log(f"{stage}/{name}", metric.compute(), prog_bar=name == "iou")
+            metric.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            self.hparams.lr,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=0.15,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
