@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
+
+#include "math/config.h"
 
 namespace fgbg {
 
@@ -29,7 +30,7 @@ struct View {
   int64_t plane_stride = -1;   // stride of the spatial index if one number describes it, else -1
   int64_t run = 1;             // aligned runs of this many logical elements are contiguous in memory
   bool vector_aligned = false;  // every such run starts on a 16-byte boundary
-  __attribute__((always_inline)) explicit operator bool() const { return data != nullptr; }
+  FGBG_FN explicit operator bool() const { return data != nullptr; }
 };
 
 // An operand that is one number, or a tensor of one number, or one per channel.
@@ -132,7 +133,7 @@ struct FinishArgs {
 
 // Work is cut into segments of so many elements of a sample (pixels, for images). The cut depends on
 // shapes alone, never on threads, so that sums are always formed in the same order.
-__attribute__((always_inline)) inline int64_t segments_of(int64_t extent, int64_t segment) {
+FGBG_FN int64_t segments_of(int64_t extent, int64_t segment) {
   return (extent + segment - 1) / segment;
 }
 

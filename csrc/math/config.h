@@ -6,7 +6,7 @@
 #if defined(__CUDACC__)
 #define FGBG_FN __host__ __device__ __forceinline__
 #else
-#define FGBG_FN inline __attribute__((always_inline))
+#define FGBG_FN __attribute__((always_inline)) inline
 #endif
 
 // The CPU sources are compiled once per instruction set. The inline namespace keeps the linker from

@@ -1,8 +1,13 @@
 // bfloat16 and float16 to float32 and back, rounding to nearest even, in integer arithmetic that
-// vectorises everywhere (the CPU has no scalar instructions for these on its baseline).
+// vectorises on every CPU; the device has instructions for them.
 #pragma once
 
 #include "elementary.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
 
 namespace fgbg::math {
 inline namespace FGBG_ISA {
@@ -17,20 +22,31 @@ struct f16 {
 FGBG_FN float to_float(bf16 h) { return bits_as<float>(static_cast<uint32_t>(h.bits) << 16); }
 
 FGBG_FN float to_float(f16 h) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(h.bits));
+#else
   const uint32_t magnitude = static_cast<uint32_t>(h.bits & 0x7fff) << 13;
   // The exponent bias differs by 112; as a multiplication this also normalises subnormals.
   float value = bits_as<float>(magnitude) * 5.192296858534828e33f;
   value = magnitude >= 0x0f800000u ? bits_as<float>(magnitude | 0x7f800000u) : value;  // inf, NaN
   return bits_as<float>(bits_as<uint32_t>(value) | static_cast<uint32_t>(h.bits & 0x8000) << 16);
+#endif
 }
 
 FGBG_FN bf16 to_bf16(float x) {
+#if defined(__CUDA_ARCH__)
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#else
   const uint32_t bits = bits_as<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return {static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
+#endif
 }
 
 FGBG_FN f16 to_f16(float x) {
+#if defined(__CUDA_ARCH__)
+  return {__half_as_ushort(__float2half_rn(x))};
+#else
   const uint32_t bits = bits_as<uint32_t>(x), magnitude = bits & 0x7fffffffu;
   // Adding 1/2 puts the last bit of a subnormal half at the last bit of the float, which then rounds.
   const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;
@@ -39,6 +55,7 @@ FGBG_FN f16 to_f16(float x) {
   uint32_t out = magnitude < 0x38800000u ? subnormal : normal;
   out = magnitude >= 0x47800000u ? special : out;
   return {static_cast<uint16_t>(out | (bits >> 16 & 0x8000u))};
+#endif
 }
 
 }  // namespace FGBG_ISA

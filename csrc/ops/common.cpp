@@ -3,8 +3,6 @@
 #include "../math/likelihood.h"
 
 namespace fgbg::ops {
-namespace {
-
 DType storage_dtype(const Tensor& t) {
   switch (t.scalar_type()) {
     case at::kDouble: return DType::f64;
@@ -16,6 +14,8 @@ DType storage_dtype(const Tensor& t) {
     default: TORCH_CHECK_TYPE(false, "fgbg: no kernel for dtype ", t.scalar_type());
   }
 }
+
+namespace {
 
 // Position among [B, C, S0, S1, S2] of dimension d of a tensor of `rank` dimensions: the batch leads,
 // an image's channels follow, everything else is aligned to the right.

@@ -18,6 +18,7 @@ namespace fgbg::ops {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+DType storage_dtype(const Tensor& tensor);  // TypeError where there is no kernel for it
 Shape image_shape(const Tensor& image);    // [B, C, *spatial], 1 to 3 spatial dimensions
 Shape latent_shape(const Tensor& latent);  // [B, *D], at most 5 dimensions
 

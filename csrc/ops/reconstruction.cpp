@@ -13,8 +13,7 @@ ScaleView scale_of(const OptionalTensor& tensor, double value, const Tensor& fg,
   TORCH_CHECK_VALUE(tensor->dim() <= 1 && (tensor->numel() == 1 || tensor->numel() == fg.size(1)), "fgbg: ", name,
                     " must have one element or one per channel, got shape ", tensor->sizes());
   TORCH_CHECK_VALUE(tensor->device() == fg.device(), "fgbg: ", name, " is on ", tensor->device());
-  const View v = view_of(*tensor, *tensor, false);
-  return {v.data, v.dtype, tensor->numel() == 1 ? 0 : tensor->stride(0), value};
+  return {tensor->const_data_ptr(), storage_dtype(*tensor), tensor->numel() == 1 ? 0 : tensor->stride(0), value};
 }
 
 struct Loss {

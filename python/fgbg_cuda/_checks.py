@@ -38,8 +38,7 @@ def like(name: str, value: object, reference_name: str, other: Tensor) -> None:
     tensor(name, value)
     if value.shape != other.shape:
         raise ValueError(
-            f"{name} has shape {list(value.shape)}, expected that of {reference_name}, "
-            f"{list(other.shape)}"
+            f"{name} has shape {list(value.shape)}, expected that of {reference_name}, {list(other.shape)}"
         )
     _device(name, value, reference_name, other)
 
@@ -67,7 +66,7 @@ def number(name: str, value: object, *, minimum: float = -math.inf, above: float
     """A finite Python number, at least ``minimum`` and greater than ``above``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} is {value}, expected a finite number")
     if value < minimum or value <= above:
         bound = f"greater than {above}" if above > -math.inf else f"at least {minimum}"
@@ -107,16 +106,12 @@ def seed(value: object, generator: object, device: torch.device | None) -> None:
         if device is not None and value.device != device:
             raise ValueError(f"seed is on {value.device}, expected the device of mu, {device}")
     elif isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(
-            f"seed must be an integer or a one-element int64 tensor, got {type(value).__name__}"
-        )
+        raise TypeError(f"seed must be an integer or a one-element int64 tensor, got {type(value).__name__}")
     elif not -(2**63) <= value < 2**63:
         raise ValueError(f"seed is {value}, expected an integer from -2**63 to 2**63 - 1")
 
 
-def latents(
-    mu: object, logvar: object, prior_mu: object = None, prior_logvar: object = None
-) -> None:
+def latents(mu: object, logvar: object, prior_mu: object = None, prior_logvar: object = None) -> None:
     tensor("mu", mu)
     if mu.dim() < 1:
         raise ValueError("mu has shape [], expected [B, *D]")
@@ -180,8 +175,7 @@ def scale(name: str, value: object, likelihood: str, fg: Tensor) -> None:
         tensor(name, value)
         if value.dim() > 1 or value.numel() not in (1, fg.shape[1]):
             raise ValueError(
-                f"{name} has shape {list(value.shape)}, expected [], [1] or one per channel, "
-                f"[{fg.shape[1]}]"
+                f"{name} has shape {list(value.shape)}, expected [], [1] or one per channel, [{fg.shape[1]}]"
             )
         _device(name, value, "fg", fg)
     else:

@@ -64,6 +64,29 @@ def philox_normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
+    """The noise :func:`reparameterize` uses: standard normals that depend on ``seed`` and position alone.
+
+    Element i in row-major order is number ``offset + i`` of the stream: Philox4x32-10 (Salmon et al.,
+    "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the seed as key and (offset + i) // 4
+    as counter, then Box-Muller in float32. Device, layout, thread count and batch split do not enter;
+    CPU and CUDA share the random bits and agree to 2e-6.
+
+    Args:
+        seed: an integer, or an int64 tensor of one element.
+        size: shape of the result.
+        offset: number of the first element, at least 0.
+        dtype: float64 (float32 values, widened), float32, bfloat16 or float16.
+        device: default: that of ``seed`` if it is a tensor, else torch's default device.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> whole = fgbg_cuda.philox_normal(7, (6,))
+        >>> part = fgbg_cuda.philox_normal(7, (4,), offset=2)
+        >>> torch.equal(part, whole[2:])
+        True
+    """
     _checks.size("size", size)
     _checks.integer("offset", offset, 0)
     if seed is None:
@@ -91,6 +114,34 @@ def reparameterize(
     offset: int = 0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
+    """A sample of N(mu, exp logvar) that gradients pass through: ``z = mu + exp(logvar / 2) * eps``.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", 2014. ``eps`` is
+    ``philox_normal(seed, z.shape, offset=offset)``; backward makes it again instead of storing it.
+
+    Args:
+        mu, logvar: [B, *D], any float dtype.
+        num_samples: S draws, stacked in front: the result is [S, B, *D].
+        seed: an integer, or an int64 tensor of one element on the device of ``mu``. Default: drawn
+            from ``generator``, so that ``torch.manual_seed`` governs it.
+        offset: number of the first element in the stream of ``seed``. A part of a split batch that
+            passes the position of its first element gets the noise of the unsplit batch.
+        generator: where the seed is drawn from. Default: the default generator of the device.
+
+    Returns:
+        ``z``, in the (promoted) dtype of ``mu`` and ``logvar``; half precision is computed in float32.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
+        >>> z = fgbg_cuda.reparameterize(mu, logvar, seed=7)
+        >>> torch.equal(z, fgbg_cuda.philox_normal(7, (2, 3)))
+        True
+        >>> fgbg_cuda.reparameterize(mu, logvar, num_samples=5).shape
+        torch.Size([5, 2, 3])
+    """
     _checks.latents(mu, logvar)
     _checks.draws(seed, generator, offset, num_samples, mu)
     seed = _seed_tensor(seed, generator, mu.device)
@@ -110,15 +161,68 @@ def gaussian_kl(
     reduction: str = "batchmean",
     free_bits: float = 0.0,
 ) -> Tensor:
+    """KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar)) in nats, for diagonal Gaussians.
+
+    Per element, with d = logvar - prior_logvar:
+    ``1/2 (exp(d) - 1 - d + (mu - prior_mu)^2 / exp(prior_logvar))``; exp(d) - 1 - d is evaluated without
+    cancellation, so a posterior near its prior keeps its relative accuracy. (Kingma & Welling, 2014,
+    appendix B, for a general Gaussian prior.)
+
+    Args:
+        mu, logvar: posterior, [B, *D], any float dtype.
+        prior_mu, prior_logvar: prior, of the same shape (expand a shared one); each defaults to 0.
+        reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
+            ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
+            every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
+            other terms.
+        free_bits: nats per latent dimension. The mean over the batch of each dimension's KL is raised
+            to at least this, before dimensions are summed: sum_j max(mean_b kl[b, j], free_bits).
+            Dimensions below it get no gradient. "batchmean" gives that sum, "sum" and "mean" the
+            same rescaled. (Kingma et al., "Improved Variational Inference with Inverse
+            Autoregressive Flow", 2016, appendix C.8.)
+
+    Returns:
+        float32, or float64 if an operand is float64.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> fgbg_cuda.gaussian_kl(torch.full((4, 2), 3.0), torch.zeros(4, 2))  # 2 * 3^2 / 2 nats
+        tensor(9.)
+    """
     _checks.latents(mu, logvar, prior_mu, prior_logvar)
     _checks.kl(reduction, free_bits)
-    inner = "none" if free_bits > 0 else reduction
+    if free_bits > 0:
+        return _floored_kl(mu, logvar, prior_mu, prior_logvar, reduction, free_bits)
+    return _kl(mu, logvar, prior_mu, prior_logvar, reduction)
+
+
+def _kl(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, reduction: str
+) -> Tensor:
     op = _op("gaussian_kl", mu.device)
     if op is None:
-        kl = reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, inner)
-    else:
-        kl = op(*_flat(mu, logvar, prior_mu, prior_logvar), inner)
-    return _finish_kl(kl, mu, reduction, free_bits)
+        return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+    kl = op(*_flat(mu, logvar, prior_mu, prior_logvar), reduction)
+    return kl.view(mu.shape) if reduction == "none" else kl
+
+
+def _floored_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    reduction: str,
+    free_bits: float,
+) -> Tensor:
+    # With the batch last, the "samples" of the reduction are the latent dimensions.
+    by_dimension = (None if t is None else t.flatten(1).t() for t in (mu, logvar, prior_mu, prior_logvar))
+    mean_kl = _kl(*by_dimension, "sample") / mu.shape[0]
+    floored = _sum_in_order(mean_kl.clamp(min=free_bits))
+    if reduction == "batchmean":
+        return floored
+    return floored * (mu.shape[0] if reduction == "sum" else mu.shape[0] / mu.numel())
 
 
 def sample_gaussian(
@@ -134,21 +238,49 @@ def sample_gaussian(
     reduction: str = "batchmean",
     free_bits: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
+    """``(z, kl)``: :func:`reparameterize` and :func:`gaussian_kl` in one pass over memory.
+
+    Args:
+        mu, logvar: posterior, [B, *D], any float dtype.
+        prior_mu, prior_logvar: prior, of the same shape; each defaults to 0.
+        num_samples: S draws, stacked in front: z is [S, B, *D]; the KL is that of the distribution.
+        seed: an integer, or an int64 tensor of one element on the device of ``mu``. Default: drawn
+            from ``generator``, so that ``torch.manual_seed`` governs it.
+        offset: number of the first element in the stream of ``seed``. A part of a split batch that
+            passes the position of its first element gets the noise of the unsplit batch.
+        generator: where the seed is drawn from. Default: the default generator of the device.
+        reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
+            ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
+            every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
+            other terms.
+        free_bits: as in :func:`gaussian_kl`.
+
+    Returns:
+        ``z`` in the dtype of ``mu`` and ``logvar``; ``kl`` in nats, float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> mu, logvar = torch.zeros(8, 16), torch.zeros(8, 16)
+        >>> z, kl = fgbg_cuda.sample_gaussian(mu, logvar)
+        >>> z.shape, kl
+        (torch.Size([8, 16]), tensor(0.))
+    """
     _checks.latents(mu, logvar, prior_mu, prior_logvar)
     _checks.draws(seed, generator, offset, num_samples, mu)
     _checks.kl(reduction, free_bits)
     seed = _seed_tensor(seed, generator, mu.device)
-    inner = "none" if free_bits > 0 else reduction
+    if free_bits > 0:
+        z = reparameterize(mu, logvar, num_samples=num_samples, seed=seed, offset=offset)
+        return z, _floored_kl(mu, logvar, prior_mu, prior_logvar, reduction, free_bits)
     op = _op("sample_gaussian", mu.device)
     if op is None:
-        z, kl = reference.sample_gaussian(
-            mu, logvar, prior_mu, prior_logvar, seed, offset, num_samples, inner
+        return reference.sample_gaussian(
+            mu, logvar, prior_mu, prior_logvar, seed, offset, num_samples, reduction
         )
-    else:
-        z, kl = op(
-            *_flat(mu, logvar, prior_mu, prior_logvar), seed, offset, num_samples, inner
-        )
-    return _unflat_draws(z, mu), _finish_kl(kl, mu, reduction, free_bits)
+    z, kl = op(*_flat(mu, logvar, prior_mu, prior_logvar), seed, offset, num_samples, reduction)
+    return _unflat_draws(z, mu), kl.view(mu.shape) if reduction == "none" else kl
 
 
 def _flat(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -159,15 +291,6 @@ def _flat(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _unflat_draws(z: Tensor, mu: Tensor) -> Tensor:
     return z if mu.dim() <= _MAX_DIMS else z.unflatten(-1, mu.shape[1:])
-
-
-def _finish_kl(kl: Tensor, mu: Tensor, reduction: str, free_bits: float) -> Tensor:
-    if free_bits > 0:
-        floored = _sum_in_order(kl.flatten(1).mean(0).clamp(min=free_bits))
-        if reduction == "batchmean":
-            return floored
-        return floored * mu.shape[0] if reduction == "sum" else floored * mu.shape[0] / mu.numel()
-    return kl.view(mu.shape) if reduction == "none" else kl
 
 
 def _sum_in_order(x: Tensor) -> Tensor:
@@ -181,6 +304,30 @@ def _sum_in_order(x: Tensor) -> Tensor:
 def bernoulli_kl(
     logits: Tensor, prior_logits: Tensor | float = 0.0, *, reduction: str = "batchmean"
 ) -> Tensor:
+    """KL(Bernoulli(sigmoid(logits)) || Bernoulli(sigmoid(prior_logits))) in nats, from logits.
+
+    Per element, with m and p the two sigmoids: ``m log(m / p) + (1 - m) log((1 - m) / (1 - p))``, the
+    discrete KL of a per-pixel mask posterior against a mask prior. Exact for saturated and for
+    nearly equal logits; nothing is added inside a logarithm.
+
+    Args:
+        logits: posterior, [B, *D], any float dtype.
+        prior_logits: prior: a number, or a tensor of the same shape.
+        reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
+            ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
+            every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
+            other terms.
+
+    Returns:
+        float32, or float64 if an operand is float64.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> fgbg_cuda.bernoulli_kl(torch.full((1, 4), 30.0), 0.0)  # certain against even odds: 4 log 2
+        tensor(2.7726)
+    """
     _checks.tensor("logits", logits)
     if logits.dim() < 1:
         raise ValueError("logits has shape [], expected [B, *D]")
@@ -223,6 +370,49 @@ def masked_reconstruction_loss(
     reduction: str = "batchmean",
     return_terms: bool = False,
 ) -> Tensor | tuple[Tensor, ReconstructionTerms]:
+    """Reconstruction error of two layers, each in its own region, in nats.
+
+    With m the mask and l(x) = -log p(target | x) per element:
+    ``sum fg_weight * m * l(fg) + bg_weight * (1 - m) * l(bg)``.
+
+    Args:
+        fg, bg: reconstructions of the two layers, [B, C, *spatial] with 1 to 3 spatial dimensions;
+            for the Bernoulli likelihoods, logits.
+        target: the image, of the same shape.
+            ``bg=None`` means one reconstruction, ``fg``, weighted by region.
+        mask: probability of foreground in [0, 1], float, or bool or uint8 (0/1, read as such);
+            [B, 1, *spatial] or [B, C, *spatial].
+        mask_logits: the same as float logits. Exactly one of the two is given.
+        likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
+            ``"bernoulli"`` and ``"continuous_bernoulli"`` (logits), ``"squared_error"`` and
+            ``"absolute_error"`` (no constants).
+        fg_scale, bg_scale: standard deviation (Gaussian) or diversity (Laplace): a positive number, or a
+            float tensor of one element or one per channel, which gets its gradient. (The values of a
+            tensor are not checked.)
+        fg_weight, bg_weight: weights of the two regions.
+        normalize: ``"area"`` divides each sample's sum over a region by that region's mask area times
+            the channels. An empty region contributes exactly 0, with zero gradient.
+        reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
+            ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
+            every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
+            other terms.
+        return_terms: also return :class:`ReconstructionTerms`.
+
+    Returns:
+        The loss in float32 (float64 if an operand is float64), and the terms where asked for.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> target = torch.zeros(2, 3, 8, 8)
+        >>> mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+        >>> mask[..., :4] = True
+        >>> fgbg_cuda.masked_reconstruction_loss(
+        ...     target + 1, target, target, mask=mask, likelihood="squared_error"
+        ... )  # half of 3 * 8 * 8 elements are off by 1
+        tensor(96.)
+    """
     _checks.images(fg, bg, target, single=True)
     _checks.one_mask(mask, mask_logits)
     _check_mask_and_likelihood(fg, mask, mask_logits, likelihood, reduction)
@@ -251,6 +441,39 @@ def blended_reconstruction_loss(
     scale: Tensor | float = 1.0,
     reduction: str = "batchmean",
 ) -> Tensor:
+    """Reconstruction error of the composite image, ``-log p(target | m * fg + (1 - m) * bg)``, in nats.
+
+    For the Bernoulli likelihoods it is the logits that are blended.
+
+    Args:
+        fg, bg: reconstructions of the two layers, [B, C, *spatial] with 1 to 3 spatial dimensions;
+            for the Bernoulli likelihoods, logits.
+        target: the image, of the same shape.
+        mask: probability of foreground in [0, 1], float, or bool or uint8 (0/1, read as such);
+            [B, 1, *spatial] or [B, C, *spatial].
+        mask_logits: the same as float logits. Exactly one of the two is given.
+        likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
+            ``"bernoulli"`` and ``"continuous_bernoulli"`` (logits), ``"squared_error"`` and
+            ``"absolute_error"`` (no constants).
+        scale: as ``fg_scale`` of :func:`masked_reconstruction_loss`, for the composite.
+        reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
+            ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
+            every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
+            other terms.
+
+    Returns:
+        The loss in float32 (float64 if an operand is float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> white, black = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+        >>> fgbg_cuda.blended_reconstruction_loss(
+        ...     white, black, black, mask=black + 0.5, likelihood="squared_error"
+        ... )  # 16 pixels, each off by 1/2
+        tensor(4.)
+    """
     _checks.images(fg, bg, target, single=False)
     _checks.one_mask(mask, mask_logits)
     _check_mask_and_likelihood(fg, mask, mask_logits, likelihood, reduction)
@@ -273,6 +496,46 @@ def mixture_reconstruction_loss(
     channels: str = "joint",
     reduction: str = "batchmean",
 ) -> Tensor:
+    """Negative log-likelihood of a two-component mixture per pixel, in nats.
+
+    ``-log(m * p(target | fg) + (1 - m) * p(target | bg))`` with ``m = sigmoid(mask_logits)``, evaluated
+    from the logits by log-sum-exp. The gradient weighs each layer by its responsibility, the
+    posterior probability that the pixel is its. (Burgess et al., "MONet", 2019, eq. 3; Engelcke et
+    al., "GENESIS", 2020, eq. 3.)
+
+    Args:
+        fg, bg: reconstructions of the two layers, [B, C, *spatial] with 1 to 3 spatial dimensions;
+            for the Bernoulli likelihoods, logits.
+        target: the image, of the same shape.
+        mask_logits: float logits of the foreground, [B, 1, *spatial]; with independent channels also
+            [B, C, *spatial].
+        likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
+            ``"bernoulli"`` and ``"continuous_bernoulli"`` (logits), ``"squared_error"`` and
+            ``"absolute_error"`` (no constants).
+        fg_scale, bg_scale: standard deviation (Gaussian) or diversity (Laplace): a positive number, or a
+            float tensor of one element or one per channel, which gets its gradient. (The values of a
+            tensor are not checked.)
+        channels: ``"joint"``: the channels of a pixel belong to the same layer, and p is their product;
+            ``"independent"``: each channel is a mixture of its own.
+        reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
+            ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
+            every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
+            other terms.
+            With joint channels the elements are pixels, [B, 1, *spatial].
+
+    Returns:
+        The loss in float32 (float64 if an operand is float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> fg, bg = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+        >>> fgbg_cuda.mixture_reconstruction_loss(
+        ...     fg, bg, fg, mask_logits=torch.full((1, 1, 2, 2), 200.0), likelihood="squared_error"
+        ... )  # the mask is certain and the foreground exact
+        tensor(0.)
+    """
     _checks.images(fg, bg, target, single=False)
     _checks.choice("channels", channels, ("joint", "independent"))
     _check_mask_and_likelihood(
@@ -320,24 +583,58 @@ def _reconstruction(
 ) -> tuple[Tensor, Tensor]:
     is_logits = mask is None
     mask = mask_logits if is_logits else mask
+    options = (composition, is_logits, likelihood)
     op = _op("reconstruction_loss", fg.device)
-    # An unreduced loss normalised by area needs two passes over the image; it has no kernel.
-    if op is None or (normalize_area and reduction == "none"):
+    if op is None:
         return reference.reconstruction_loss(
-            fg, bg, target, mask, fg_scale, bg_scale, composition, is_logits, likelihood,
+            fg, bg, target, mask, fg_scale, bg_scale, *options,
             fg_weight, bg_weight, normalize_area, reduction, return_terms,
         )  # fmt: skip
     fg_tensor, fg_value = (fg_scale, 1.0) if isinstance(fg_scale, Tensor) else (None, fg_scale)
     bg_tensor, bg_value = (bg_scale, 1.0) if isinstance(bg_scale, Tensor) else (None, bg_scale)
-    return op(
-        fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value, composition, is_logits,
-        likelihood, fg_weight, bg_weight, normalize_area, reduction, return_terms,
-    )  # fmt: skip
+    operands = (fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value)
+    if normalize_area and reduction == "none":
+        # The areas have to be known before the first element is: one pass for them, one per region.
+        terms = op(*operands, *options, 1.0, 1.0, False, "sample", True)[1]
+        fg_loss = op(*operands, *options, fg_weight, 0.0, False, "none", False)[0]
+        bg_loss = op(*operands, *options, 0.0, bg_weight, False, "none", False)[0]
+        areas = terms[2:].reshape(2, -1, *(1,) * (fg.dim() - 1))
+        loss = sum(
+            reference.region_mean(part, area, fg.shape[1])
+            for part, area in zip((fg_loss, bg_loss), areas, strict=True)
+        )
+        return loss, terms
+    return op(*operands, *options, fg_weight, bg_weight, normalize_area, reduction, return_terms)
 
 
 def importance_weighted_bound(
     log_p: Tensor, log_q: Tensor, *, dim: int = 0, bits_per_dim: int | None = None
 ) -> Tensor:
+    """The K-sample bound on log p(x): ``log (1/K) sum_k p(x, z_k) / q(z_k | x)``, in nats.
+
+    K = 1 gives the ELBO's integrand; the bound tightens as K grows and tends to log p(x) (Burda et al.,
+    "Importance Weighted Autoencoders", 2016, eq. 8), so that the gap between ELBO and log p(x) can
+    be measured.
+
+    Args:
+        log_p: log p(x, z_k) = log p(x | z_k) + log p(z_k), in nats, with the K samples along ``dim``,
+            for instance [K, B].
+        log_q: log q(z_k | x) of the same shape.
+        dim: dimension of the samples.
+        bits_per_dim: number of dimensions of x. If given, the result is the bound on the negative
+            log-likelihood in bits per dimension: -bound / (bits_per_dim * log 2).
+
+    Returns:
+        ``log_p`` without ``dim``, float32 (float64 if an operand is float64); differentiable.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> log_p, log_q = torch.zeros(5, 2), torch.zeros(5, 2)
+        >>> fgbg_cuda.importance_weighted_bound(log_p, log_q)
+        tensor([0., 0.])
+    """
     _checks.tensor("log_p", log_p)
     _checks.like("log_q", log_q, "log_p", log_p)
     _checks.integer("dim", dim, -log_p.dim())

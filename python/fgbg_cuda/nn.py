@@ -1,1 +1,136 @@
-"""placeholder"""
+"""The ops as modules, for those who build models that way.
+
+Options go to the constructor, tensors to ``forward``; a learned scale is a tensor and so goes to
+``forward`` too. Each module is its function in :mod:`fgbg_cuda.functional`, which documents the options.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import functional as F
+
+__all__ = [
+    "BernoulliKL",
+    "BlendedReconstructionLoss",
+    "GaussianKL",
+    "MaskedReconstructionLoss",
+    "MixtureReconstructionLoss",
+    "Reparameterize",
+    "SampleGaussian",
+]
+
+
+class _Op(nn.Module):
+    """Holds the options of ``function``, the ones that are not its tensors."""
+
+    function: Any
+    tensors: tuple[str, ...]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        accepted = set(inspect.signature(self.function).parameters) - set(self.tensors)
+        unknown = set(options) - accepted
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} has no option {', '.join(sorted(unknown))}; "
+                f"expected some of {', '.join(sorted(accepted))}"
+            )
+        self.options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class Reparameterize(_Op):
+    """``forward(mu, logvar)``: :func:`fgbg_cuda.reparameterize`."""
+
+    function = staticmethod(F.reparameterize)
+    tensors = ("mu", "logvar", "seed", "offset", "generator")
+
+    def forward(self, mu: Tensor, logvar: Tensor, **draw: Any) -> Tensor:
+        return self.function(mu, logvar, **self.options, **draw)
+
+
+class GaussianKL(_Op):
+    """``forward(mu, logvar, prior_mu=None, prior_logvar=None)``: :func:`fgbg_cuda.gaussian_kl`."""
+
+    function = staticmethod(F.gaussian_kl)
+    tensors = ("mu", "logvar", "prior_mu", "prior_logvar")
+
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        prior_mu: Tensor | None = None,
+        prior_logvar: Tensor | None = None,
+    ) -> Tensor:
+        return self.function(mu, logvar, prior_mu, prior_logvar, **self.options)
+
+
+class SampleGaussian(_Op):
+    """``forward(mu, logvar, prior_mu=None, prior_logvar=None)``: :func:`fgbg_cuda.sample_gaussian`.
+
+    ``seed``, ``offset`` and ``generator`` go to ``forward``, since they change from call to call.
+    """
+
+    function = staticmethod(F.sample_gaussian)
+    tensors = ("mu", "logvar", "prior_mu", "prior_logvar", "seed", "offset", "generator")
+
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        prior_mu: Tensor | None = None,
+        prior_logvar: Tensor | None = None,
+        **draw: Any,
+    ) -> tuple[Tensor, Tensor]:
+        return self.function(mu, logvar, prior_mu, prior_logvar, **self.options, **draw)
+
+
+class BernoulliKL(_Op):
+    """``forward(logits, prior_logits=0.0)``: :func:`fgbg_cuda.bernoulli_kl`."""
+
+    function = staticmethod(F.bernoulli_kl)
+    tensors = ("logits", "prior_logits")
+
+    def forward(self, logits: Tensor, prior_logits: Tensor | float = 0.0) -> Tensor:
+        return self.function(logits, prior_logits, **self.options)
+
+
+class MaskedReconstructionLoss(_Op):
+    """``forward(fg, bg, target, mask=... or mask_logits=...)``:
+    :func:`fgbg_cuda.masked_reconstruction_loss`. Scales may be given in either place."""
+
+    function = staticmethod(F.masked_reconstruction_loss)
+    tensors = ("fg", "bg", "target", "mask", "mask_logits")
+
+    def forward(
+        self, fg: Tensor, bg: Tensor | None, target: Tensor, **tensors: Tensor
+    ) -> Tensor | tuple[Tensor, F.ReconstructionTerms]:
+        return self.function(fg, bg, target, **{**self.options, **tensors})
+
+
+class BlendedReconstructionLoss(_Op):
+    """``forward(fg, bg, target, mask=... or mask_logits=...)``:
+    :func:`fgbg_cuda.blended_reconstruction_loss`. The scale may be given in either place."""
+
+    function = staticmethod(F.blended_reconstruction_loss)
+    tensors = ("fg", "bg", "target", "mask", "mask_logits")
+
+    def forward(self, fg: Tensor, bg: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
+        return self.function(fg, bg, target, **{**self.options, **tensors})
+
+
+class MixtureReconstructionLoss(_Op):
+    """``forward(fg, bg, target, mask_logits=...)``: :func:`fgbg_cuda.mixture_reconstruction_loss`.
+    Scales may be given in either place."""
+
+    function = staticmethod(F.mixture_reconstruction_loss)
+    tensors = ("fg", "bg", "target", "mask_logits")
+
+    def forward(self, fg: Tensor, bg: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
+        return self.function(fg, bg, target, **{**self.options, **tensors})

@@ -55,7 +55,8 @@ def philox_normal(seed: Tensor, size: Sequence[int], offset: int, dtype: torch.d
     r(u) = sqrt(-2 ln u).
     """
     index = torch.arange(math.prod(size), dtype=torch.int64, device=seed.device) + offset
-    block, which = index // 4, index % 4
+    # As an unsigned number: offset + i may pass 2^63.
+    block, which = (index >> 2) & (2**62 - 1), index & 3
     zero = torch.zeros_like(block)
     seed = seed.reshape(())
     x = philox4x32_10(
@@ -69,7 +70,7 @@ def philox_normal(seed: Tensor, size: Sequence[int], offset: int, dtype: torch.d
         for a, b in ((x[0], x[2]), (x[1], x[3]))
     )
     angle = 2 * math.pi * v
-    wave = torch.where(which % 2 == 0, torch.cos(angle), torch.sin(angle))
+    wave = torch.where((which & 1) == 0, torch.cos(angle), torch.sin(angle))
     return (torch.sqrt(-2 * torch.log(u)) * wave).to(torch.float32).to(dtype).reshape(tuple(size))
 
 
@@ -161,7 +162,8 @@ def _laplace(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
 
 
 def _bernoulli(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
-    return -F.logsigmoid(-x) - target * x
+    # softplus(x) - target x, on each side of 0 in the form that has no inf - inf.
+    return torch.where(x > 0, (1 - target) * x - F.logsigmoid(x), -target * x - F.logsigmoid(-x))
 
 
 def continuous_bernoulli_log_normalizer(logits: Tensor) -> Tensor:
@@ -210,7 +212,7 @@ def _per_channel(scale: Tensor | float, like: Tensor) -> Tensor:
 def region_mean(total: Tensor, area: Tensor, channels: int) -> Tensor:
     """total / (area * channels), and exactly 0 where the area is 0."""
     empty = area <= 0
-    return torch.where(empty, 0.0, total / torch.where(empty, 1.0, area * channels))
+    return total.masked_fill(empty, 0.0) / torch.where(empty, 1.0, area * channels)
 
 
 def reconstruction_loss(

@@ -1,0 +1,298 @@
+// Latent ops on CUDA: noise, reparameterised samples, and the Gaussian and Bernoulli KL.
+//
+// One pass over memory: forward reads mu and logvar (and priors) once and writes z, the KL being summed in
+// registers; backward reads them again with the gradients and makes eps again from the seed.
+// A warp takes a segment of kSegment elements of one sample. Each warp writes its own partial sum, so
+// there are no atomics and no barriers.
+#include <initializer_list>
+
+#include "../math/gaussian.h"
+#include "../math/mask.h"
+#include "../math/philox.h"
+#include "kernels.h"
+#include "memory.cuh"
+
+namespace fgbg::cuda {
+namespace {
+
+// V elements of row b from element e on.
+template <class T, int V>
+struct Group {
+  const Shape& shape;
+  int64_t b, e;
+
+  __device__ int64_t index() const { return b * shape.row + e; }
+  __device__ int64_t offset(const View& v) const {
+    int64_t offset = b * v.stride[0];
+    if (v.run >= shape.row) return offset + e;
+    int64_t rest = e;
+#pragma unroll
+    for (int d = kDims - 1; d >= 1; --d) {
+      offset += (rest % shape.size[d]) * v.stride[d];
+      rest /= shape.size[d];
+    }
+    return offset;
+  }
+  // `draw` counts whole tensors of this shape that follow each other.
+  __device__ void load(const View& v, T (&out)[V], int64_t draw = 0) const {
+    cuda::load<T, V>(v, draw * shape.numel + offset(v), out);
+  }
+  __device__ void store(const View& v, const T (&in)[V], int64_t draw = 0) const {
+    if (v) cuda::store<T, V>(v, draw * shape.numel + offset(v), in);
+  }
+};
+
+// body(group) for the groups of this warp's segments; after(item, lane) once per segment.
+template <class T, int V, class Body, class After>
+__device__ __forceinline__ void for_row_groups(const Shape& shape, Body body, After after) {
+  const int64_t segments = segments_of(shape.row, kSegment);
+  for_warp_items(shape.size[0] * segments, [&](int64_t item, int lane) {
+    const int64_t b = item / segments, begin = item % segments * kSegment;
+    const int64_t end = begin + kSegment < shape.row ? begin + kSegment : shape.row;
+    for (int64_t e = begin + lane * V; e < end; e += kWarp * V) body(Group<T, V>{shape, b, e});
+    after(item, lane);
+  });
+}
+
+// Numbers start .. start + V - 1 of the stream; start is a multiple of 4 if V > 1.
+template <int V>
+__device__ __forceinline__ void normals(uint64_t seed, uint64_t start, float (&out)[V]) {
+  if constexpr (V == 1) {
+    const math::Normal4 quad = math::normal4(seed, start / 4);
+    const int k = static_cast<int>(start % 4);
+    out[0] = k == 0 ? quad.n[0] : (k == 1 ? quad.n[1] : (k == 2 ? quad.n[2] : quad.n[3]));
+  } else {
+#pragma unroll
+    for (int q = 0; q < V / 4; ++q) {
+      const math::Normal4 quad = math::normal4(seed, start / 4 + q);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) out[4 * q + k] = quad.n[k];
+    }
+  }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) normal_kernel(NormalArgs args) {
+  const uint64_t seed = static_cast<uint64_t>(*args.noise.seed);
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (int64_t i = thread * V; i < args.numel; i += threads * V) {
+    float eps[V];
+    normals(seed, args.noise.offset + static_cast<uint64_t>(i), eps);
+    T out[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = static_cast<T>(eps[j]);
+    store<T, V>(args.out, i, out);
+  }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) gaussian_forward_kernel(GaussianArgs args) {
+  const Shape& shape = args.shape;
+  const bool wants_kl = args.kl || args.partial;
+  const uint64_t seed = args.z ? static_cast<uint64_t>(*args.noise.seed) : 0;
+  T sum = T(0);
+  for_row_groups<T, V>(
+      shape,
+      [&](const Group<T, V>& g) {
+        T mu[V], logvar[V];
+        g.load(args.mu, mu);
+        g.load(args.logvar, logvar);
+        if (args.z) {
+          T deviation[V];
+#pragma unroll
+          for (int j = 0; j < V; ++j) deviation[j] = math::std_from_logvar(logvar[j]);
+          for (int64_t s = 0; s < args.samples; ++s) {
+            float eps[V];
+            normals(seed, args.noise.offset + static_cast<uint64_t>(s * shape.numel + g.index()), eps);
+            T z[V];
+#pragma unroll
+            for (int j = 0; j < V; ++j) z[j] = mu[j] + deviation[j] * static_cast<T>(eps[j]);
+            g.store(args.z, z, s);
+          }
+        }
+        if (!wants_kl) return;
+        T prior_mu[V] = {}, prior_logvar[V] = {}, kl[V];
+        if (args.prior_mu) g.load(args.prior_mu, prior_mu);
+        if (args.prior_logvar) g.load(args.prior_logvar, prior_logvar);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          kl[j] = math::gaussian_kl(mu[j], logvar[j], prior_mu[j], prior_logvar[j]).value;
+          sum += kl[j];
+        }
+        g.store(args.kl, kl);
+      },
+      [&](int64_t item, int lane) {
+        if (!args.partial) return;
+        const T total = warp_sum(sum);
+        if (lane == 0) args.partial[item] = static_cast<double>(total);
+        sum = T(0);
+      });
+}
+
+// What reaches each element of a KL.
+template <class T, int V, class Args>
+__device__ __forceinline__ void load_upstream(const Args& args, const Group<T, V>& g, T (&u)[V]) {
+  if (args.grad_kl_elements) return g.load(args.grad_kl_elements, u);
+  const T value = upstream<T>(args.grad_kl, g.b);
+#pragma unroll
+  for (int j = 0; j < V; ++j) u[j] = value;
+}
+
+// d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) gaussian_backward_kernel(GaussianArgs args) {
+  const Shape& shape = args.shape;
+  const bool has_kl = args.grad_kl.grad || args.grad_kl_elements;
+  const uint64_t seed = args.grad_z ? static_cast<uint64_t>(*args.noise.seed) : 0;
+  for_row_groups<T, V>(
+      shape,
+      [&](const Group<T, V>& g) {
+        T logvar[V], d_mu[V] = {}, d_logvar[V] = {}, d_prior_mu[V] = {}, d_prior_logvar[V] = {};
+        g.load(args.logvar, logvar);
+        if (args.grad_z) {
+          for (int64_t s = 0; s < args.samples; ++s) {
+            T grad[V];
+            g.load(args.grad_z, grad, s);
+            float eps[V];
+            normals(seed, args.noise.offset + static_cast<uint64_t>(s * shape.numel + g.index()), eps);
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+              d_mu[j] += grad[j];
+              d_logvar[j] += grad[j] * static_cast<T>(eps[j]);
+            }
+          }
+#pragma unroll
+          for (int j = 0; j < V; ++j) d_logvar[j] *= T(0.5) * math::std_from_logvar(logvar[j]);
+        }
+        if (has_kl) {
+          T mu[V], prior_mu[V] = {}, prior_logvar[V] = {}, u[V];
+          g.load(args.mu, mu);
+          if (args.prior_mu) g.load(args.prior_mu, prior_mu);
+          if (args.prior_logvar) g.load(args.prior_logvar, prior_logvar);
+          load_upstream(args, g, u);
+#pragma unroll
+          for (int j = 0; j < V; ++j) {
+            const auto kl = math::gaussian_kl(mu[j], logvar[j], prior_mu[j], prior_logvar[j]);
+            d_mu[j] += u[j] * kl.d_mu;
+            d_logvar[j] += u[j] * kl.d_logvar;
+            d_prior_mu[j] = -u[j] * kl.d_mu;
+            d_prior_logvar[j] = u[j] * kl.d_prior_logvar;
+          }
+        }
+        g.store(args.grad_mu, d_mu);
+        g.store(args.grad_logvar, d_logvar);
+        g.store(args.grad_prior_mu, d_prior_mu);
+        g.store(args.grad_prior_logvar, d_prior_logvar);
+      },
+      [](int64_t, int) {});
+}
+
+template <class T, int V>
+__device__ __forceinline__ void load_prior(const BernoulliArgs& args, const Group<T, V>& g, T (&prior)[V]) {
+  if (args.prior) return g.load(args.prior, prior);
+#pragma unroll
+  for (int j = 0; j < V; ++j) prior[j] = static_cast<T>(args.prior_logit);
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) bernoulli_forward_kernel(BernoulliArgs args) {
+  T sum = T(0);
+  for_row_groups<T, V>(
+      args.shape,
+      [&](const Group<T, V>& g) {
+        T logits[V], prior[V], kl[V];
+        g.load(args.logits, logits);
+        load_prior(args, g, prior);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          kl[j] = math::bernoulli_kl(logits[j], prior[j]).value;
+          sum += kl[j];
+        }
+        g.store(args.kl, kl);
+      },
+      [&](int64_t item, int lane) {
+        if (!args.partial) return;
+        const T total = warp_sum(sum);
+        if (lane == 0) args.partial[item] = static_cast<double>(total);
+        sum = T(0);
+      });
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) bernoulli_backward_kernel(BernoulliArgs args) {
+  for_row_groups<T, V>(
+      args.shape,
+      [&](const Group<T, V>& g) {
+        T logits[V], prior[V], u[V], d_logits[V], d_prior[V];
+        g.load(args.logits, logits);
+        load_prior(args, g, prior);
+        load_upstream(args, g, u);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const auto kl = math::bernoulli_kl(logits[j], prior[j]);
+          d_logits[j] = u[j] * kl.d_logit;
+          d_prior[j] = u[j] * kl.d_prior;
+        }
+        g.store(args.grad_logits, d_logits);
+        g.store(args.grad_prior, d_prior);
+      },
+      [](int64_t, int) {});
+}
+
+// Whether 8 elements at a time are 8 consecutive, aligned numbers in every operand that is present.
+bool vectorizable(const Shape& shape, std::initializer_list<View> views) {
+  if (shape.row % kVector != 0) return false;
+  for (const View& v : views)
+    if (v && !(v.run >= shape.row && v.vector_aligned)) return false;
+  return true;
+}
+
+bool vectorizable(const GaussianArgs& a) {
+  return a.noise.offset % 4 == 0 &&
+         vectorizable(a.shape, {a.mu, a.logvar, a.prior_mu, a.prior_logvar, a.z, a.kl, a.grad_z, a.grad_kl_elements,
+                                a.grad_mu, a.grad_logvar, a.grad_prior_mu, a.grad_prior_logvar});
+}
+
+bool vectorizable(const BernoulliArgs& a) {
+  return vectorizable(a.shape, {a.logits, a.prior, a.kl, a.grad_kl_elements, a.grad_logits, a.grad_prior});
+}
+
+// float64 is for checking, not for speed: it takes the general kernels.
+#define FGBG_CHOOSE(kernel, f64, vector) \
+  ((f64) ? kernel<double, 1> : ((vector) ? kernel<float, kVector> : kernel<float, 1>))
+
+template <class Args>
+int64_t row_warps(const Args& args) {
+  return args.shape.size[0] * row_segments(args.shape);
+}
+
+}  // namespace
+
+int64_t row_segments(const Shape& shape) { return segments_of(shape.row, kSegment); }
+
+const char* architectures() { return FGBG_CUDA_ARCHITECTURES; }
+
+void normal(const NormalArgs& args, bool f64, Stream stream) {
+  const bool vector = !f64 && args.noise.offset % 4 == 0 && args.numel % kVector == 0 && args.out.vector_aligned;
+  const int64_t warps = segments_of(args.numel, kWarp * (vector ? kVector : 1));
+  launch(FGBG_CHOOSE(normal_kernel, f64, vector), warps, args, stream);
+}
+
+void gaussian_forward(const GaussianArgs& args, bool f64, Stream stream) {
+  launch(FGBG_CHOOSE(gaussian_forward_kernel, f64, vectorizable(args)), row_warps(args), args, stream);
+}
+
+void gaussian_backward(const GaussianArgs& args, bool f64, Stream stream) {
+  launch(FGBG_CHOOSE(gaussian_backward_kernel, f64, vectorizable(args)), row_warps(args), args, stream);
+}
+
+void bernoulli_forward(const BernoulliArgs& args, bool f64, Stream stream) {
+  launch(FGBG_CHOOSE(bernoulli_forward_kernel, f64, vectorizable(args)), row_warps(args), args, stream);
+}
+
+void bernoulli_backward(const BernoulliArgs& args, bool f64, Stream stream) {
+  launch(FGBG_CHOOSE(bernoulli_backward_kernel, f64, vectorizable(args)), row_warps(args), args, stream);
+}
+
+}  // namespace fgbg::cuda
