@@ -1,0 +1,68 @@
+# Every target does its own set-up. `make test` and `make demo` need python3 (3.10 or newer), a C++ compiler
+# and make; `make cuda-build` also nvcc. TORCH chooses the torch that is installed and built against:
+#   make test TORCH=torch==2.12.0
+TORCH ?= torch==2.13.0
+CUDA_TORCH ?= torch==2.11.0
+PYTHON ?= python3
+VENV ?= .venv
+CUDA_VENV ?= .venv-cuda
+
+build_tools := "scikit-build-core>=0.10" "pybind11>=2.13" "ninja" "cmake>=3.28" numpy
+sources := CMakeLists.txt pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+run := $(VENV)/bin/python
+
+.PHONY: build test demo bench cuda-build gpu-check lint clean
+
+build: $(VENV)/built
+
+# The name of the torch requirement is part of the stamp, so that another TORCH makes another environment.
+torch_stamp := $(VENV)/$(subst =,-,$(subst >,-,$(subst <,-,$(TORCH)))).installed
+
+$(torch_stamp):
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "python 3.10 or newer is needed"'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(run) -m pip install --quiet --upgrade pip
+	$(run) -m pip install --quiet "$(TORCH)" $(build_tools)
+	touch $@
+
+$(VENV)/built: $(torch_stamp) $(sources)
+	$(run) -m pip install --quiet --no-build-isolation -C build-dir=build/$(notdir $(VENV)) -e ".[demo,dev]"
+	$(run) -c 'import fgbg_cuda; print("built:", fgbg_cuda.build_info())'
+	touch $@
+
+test: build
+	$(run) -m pytest tests
+
+demo: build
+	$(run) -m fgbg_cuda.vae.demo
+
+bench: build
+	$(run) -m benchmarks
+
+lint: build
+	$(run) -m ruff check .
+	$(run) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(filter csrc/%,$(sources))
+
+# An environment of its own: a CUDA torch and the kernels for sm_80, sm_90 and PTX. No GPU is needed. The
+# value tests then run on the CPU path of that build.
+cuda-build:
+	command -v nvcc > /dev/null || { echo "make cuda-build needs nvcc (CUDA 13) on PATH"; exit 1; }
+	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(CUDA_VENV)/bin/python -m pip install --quiet "$(CUDA_TORCH)" $(build_tools) "pytest>=8"
+	$(CUDA_VENV)/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall \
+	  -C build-dir=build/$(notdir $(CUDA_VENV)) .
+	cd tests && ../$(CUDA_VENV)/bin/python -c 'import fgbg_cuda; info = fgbg_cuda.build_info(); print(info); assert info["cuda"]'
+	$(CUDA_VENV)/bin/python -m pytest tests/test_values.py tests/test_philox.py
+
+# On a machine with an NVIDIA GPU, in an environment that has a CUDA torch and the build tools.
+gpu-check:
+	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device is visible to torch"'
+	$(PYTHON) -m pip install --no-build-isolation --no-deps --force-reinstall .
+	$(PYTHON) -m pytest tests
+	$(PYTHON) -m benchmarks --device cuda
+
+clean:
+	rm -rf build dist runs $(VENV) $(CUDA_VENV)
+	find . -name __pycache__ -prune -exec rm -rf {} +
