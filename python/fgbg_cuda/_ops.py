@@ -143,8 +143,11 @@ def _differentiable(name: str, split: Callable) -> None:
         args = list(ctx.args)
         with torch.enable_grad():
             for i, t in zip(ctx.tensor_positions, ctx.saved_tensors, strict=True):
-                differentiable = t.is_floating_point() and not t.requires_grad
-                args[i] = t.detach().requires_grad_() if differentiable else t
+                if t.is_floating_point():
+                    # An alias, so that derivatives are partial: in the outer graph the upstream gradient
+                    # may itself depend on the inputs. Higher orders still reach t through it.
+                    t = t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+                args[i] = t
             upstream, inputs, forward = split(*args)
             needs = args[-1]
             outputs = forward(*inputs)
