@@ -18,10 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fgbg_cuda
 import torch
 from torch.utils.benchmark import Timer
-
-import fgbg_cuda
 
 from .cases import Case, cases
 
@@ -86,8 +85,8 @@ def main() -> None:
         "copy_gb_per_s": bandwidth / 1e9,
     }
     print(json.dumps(machine, indent=2))
-    header = f"{'forward + backward':24} {'size':18} {'ours':>9} {'/eager':>7} {'/compile':>8} {'GB/s':>6} {'of copy':>8}"
-    print(header)
+    columns = ("ours", "/eager", "/compile", "GB/s", "of copy")
+    print(f"{'forward + backward':24} {'size':18}" + "".join(f"{c:>9}" for c in columns))
     rows = []
     for case in cases(getattr(torch, args.dtype), args.device, args.quick):
         torch._dynamo.reset()
@@ -109,9 +108,9 @@ def main() -> None:
             }
         )
         print(
-            f"{case.name:24} {'x'.join(map(str, case.size)):18} {median['ours'] * 1e6:7.0f}us "
-            f"{median['eager'] / median['ours']:6.1f}x {median['compile'] / median['ours']:7.1f}x "
-            f"{rate / 1e9:6.1f} {rate / bandwidth:8.0%}",
+            f"{case.name:24} {'x'.join(map(str, case.size)):18}{median['ours'] * 1e6:7.0f}us"
+            f"{median['eager'] / median['ours']:8.1f}x{median['compile'] / median['ours']:8.1f}x"
+            f"{rate / 1e9:9.1f}{rate / bandwidth:9.0%}",
             flush=True,
         )
     if args.out:

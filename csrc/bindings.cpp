@@ -6,8 +6,6 @@
 #include "ops/autograd.h"
 #ifdef FGBG_WITH_CUDA
 #include <cuda_runtime_api.h>
-
-#include "cuda/kernels.h"
 #endif
 
 namespace py = pybind11;
@@ -26,7 +24,7 @@ py::dict build_info() {
   info["cpu_capability"] = fgbg::cpu::kernels().name;
 #ifdef FGBG_WITH_CUDA
   info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
-  info["cuda_architectures"] = fgbg::cuda::architectures();
+  info["cuda_architectures"] = FGBG_CUDA_ARCHITECTURES;
 #else
   info["cuda"] = py::none();
   info["cuda_architectures"] = py::none();

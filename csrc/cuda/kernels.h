@@ -22,7 +22,4 @@ int64_t row_segments(const Shape&);
 int64_t pixel_segments(const Shape&);
 void finish_reduction(const FinishArgs&, Stream);
 
-// Compute capabilities this build holds code for, for build_info().
-const char* architectures();
-
 }  // namespace fgbg::cuda

@@ -271,8 +271,6 @@ int64_t row_warps(const Args& args) {
 
 int64_t row_segments(const Shape& shape) { return segments_of(shape.row, kSegment); }
 
-const char* architectures() { return FGBG_CUDA_ARCHITECTURES; }
-
 void normal(const NormalArgs& args, bool f64, Stream stream) {
   const bool vector = !f64 && args.noise.offset % 4 == 0 && args.numel % kVector == 0 && args.out.vector_aligned;
   const int64_t warps = segments_of(args.numel, kWarp * (vector ? kVector : 1));

@@ -222,7 +222,8 @@ def _floored_kl(
     floored = _sum_in_order(mean_kl.clamp(min=free_bits))
     if reduction == "batchmean":
         return floored
-    return floored * (mu.shape[0] if reduction == "sum" else mu.shape[0] / mu.numel())
+    total = floored * mu.shape[0]
+    return total if reduction == "sum" else total / mu.numel()
 
 
 def sample_gaussian(
@@ -272,8 +273,10 @@ def sample_gaussian(
     _checks.kl(reduction, free_bits)
     seed = _seed_tensor(seed, generator, mu.device)
     if free_bits > 0:
-        z = reparameterize(mu, logvar, num_samples=num_samples, seed=seed, offset=offset)
-        return z, _floored_kl(mu, logvar, prior_mu, prior_logvar, reduction, free_bits)
+        wide = _widened(mu, logvar, prior_mu, prior_logvar)
+        z = reparameterize(*wide[:2], num_samples=num_samples, seed=seed, offset=offset)
+        dtype = torch.promote_types(mu.dtype, logvar.dtype)
+        return z.to(dtype), _floored_kl(*wide, reduction, free_bits)
     op = _op("sample_gaussian", mu.device)
     if op is None:
         return reference.sample_gaussian(
@@ -281,6 +284,13 @@ def sample_gaussian(
         )
     z, kl = op(*_flat(mu, logvar, prior_mu, prior_logvar), seed, offset, num_samples, reduction)
     return _unflat_draws(z, mu), kl.view(mu.shape) if reduction == "none" else kl
+
+
+def _widened(*operands: Any) -> tuple[Any, ...]:
+    """Half-precision tensors as float32. Where a function is made of several ops, their gradients then
+    add up in float32 and are rounded once, as in a single op."""
+    half = (torch.float16, torch.bfloat16)
+    return tuple(t.float() if isinstance(t, Tensor) and t.dtype in half else t for t in operands)
 
 
 def _flat(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -595,6 +605,7 @@ def _reconstruction(
     operands = (fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value)
     if normalize_area and reduction == "none":
         # The areas have to be known before the first element is: one pass for them, one per region.
+        operands = _widened(*operands)
         terms = op(*operands, *options, 1.0, 1.0, False, "sample", True)[1]
         fg_loss = op(*operands, *options, fg_weight, 0.0, False, "none", False)[0]
         bg_loss = op(*operands, *options, 0.0, bg_weight, False, "none", False)[0]

@@ -9,9 +9,7 @@ try:
     import lightning  # noqa: F401
     import torchmetrics  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" ({error})'
-    ) from error
+    raise ImportError(f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" ({error})') from error
 
 from .data import BACKGROUNDS, DigitsOnTexture
 from .models import (

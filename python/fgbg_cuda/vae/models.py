@@ -35,9 +35,7 @@ class Separation(NamedTuple):
 
 def conv(inputs: int, outputs: int) -> nn.Sequential:
     """3x3 convolution, GroupNorm, SiLU; keeps the size."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.SiLU()
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.SiLU())
 
 
 def halve(inputs: int, outputs: int) -> nn.Sequential:
@@ -76,9 +74,7 @@ class ForegroundEncoder(nn.Module):
 
     def __init__(self, channels: int = 1, latents: int = 8, width: int = 32) -> None:
         super().__init__()
-        self.fine = nn.Sequential(
-            nn.PixelUnshuffle(2), conv(4 * channels, width), conv(width, width)
-        )
+        self.fine = nn.Sequential(nn.PixelUnshuffle(2), conv(4 * channels, width), conv(width, width))
         self.coarse = nn.Sequential(
             halve(width, 2 * width),
             conv(2 * width, 2 * width),
@@ -114,13 +110,11 @@ class ForegroundEncoder(nn.Module):
 class ForegroundDecoder(nn.Module):
     """p(mask, foreground | shape, tone, centre): an object of one tone inside a round window.
 
-    The mask's log-odds are those of a convolutional decoder minus 2 (d / extent)^4, d being the
+    The mask's log-odds are those of a convolutional decoder minus 4 (d / extent)^4, d being the
     distance from the centre: the object is compact, while its position stays free.
     """
 
-    def __init__(
-        self, channels: int = 1, latents: int = 8, width: int = 32, extent: float = 0.65
-    ) -> None:
+    def __init__(self, channels: int = 1, latents: int = 8, width: int = 32, extent: float = 0.65) -> None:
         super().__init__()
         self.extent = extent  # radius of the window, in units of half the image side
         self.low = nn.Sequential(conv(latents, 2 * width), conv(2 * width, 2 * width))
@@ -137,7 +131,7 @@ class ForegroundDecoder(nn.Module):
         logits = self.high(F.interpolate(self.mid(h), scale_factor=2))
         grid = coordinates(*logits.shape[-2:], like=logits)
         distance2 = (grid - centre[:, :, None, None]).square().sum(1, keepdim=True)
-        logits = logits - 2 * (distance2 / self.extent**2).square()
+        logits = logits - 4 * (distance2 / self.extent**2).square()
         flat = torch.sigmoid(self.tone(tone))[:, :, None, None]
         return flat.expand(-1, -1, *logits.shape[-2:]), logits
 
@@ -227,8 +221,8 @@ class LayeredVAE(nn.Module):
         self.fg_decoder = fg_decoder or ForegroundDecoder(channels, fg_latents, width)
         self.bg_encoder = bg_encoder or BackgroundEncoder(channels, bg_latents)
         self.bg_decoder = bg_decoder or BackgroundDecoder(channels, bg_latents)
-        self.register_buffer("fg_scale", torch.tensor(fg_scale))
-        self.log_bg_scale = nn.Parameter(torch.tensor(math.log(0.14)))
+        self.register_buffer("fg_scale", torch.full((channels,), fg_scale))
+        self.log_bg_scale = nn.Parameter(torch.full((channels,), math.log(0.14)))
 
     def forward(self, x: Tensor, sample: bool = True) -> LayeredOutput:
         """Encode and decode x [B, C, H, W], from samples of the latents or from their means."""
@@ -260,13 +254,17 @@ class LayeredVAE(nn.Module):
     def separate(self, x: Tensor) -> Separation:
         """The layers of x [B, C, H, W], from the posterior means of the latents."""
         out = self(x, sample=False)
-        fg_scale, bg_scale = self.fg_scale, self.log_bg_scale.exp()
-        # log p(x | fg) - log p(x | bg), channels joint; the constants of the two Gaussians cancel.
-        evidence = (
-            ((x - out.background) / bg_scale).square() / 2
-            - ((x - out.foreground) / fg_scale).square() / 2
-            + (bg_scale / fg_scale).log()
-        ).sum(1, keepdim=True)
+        # The responsibility of the foreground: prior log-odds plus log p(x | fg) - log p(x | bg).
+        evidence = self._nats(out.background, x, self.log_bg_scale.exp()) - self._nats(
+            out.foreground, x, self.fg_scale
+        )
         mask = torch.sigmoid(out.mask_logits + evidence)
         composite = mask * out.foreground + (1 - mask) * out.background
         return Separation(out.foreground, out.background, mask, composite)
+
+    @staticmethod
+    def _nats(layer: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+        """-log p(x | layer) of each pixel, channels joint: [B, 1, H, W]."""
+        return fgbg_cuda.masked_reconstruction_loss(
+            layer, None, x, mask=torch.ones_like(x[:, :1]), fg_scale=scale, reduction="none"
+        ).sum(1, keepdim=True)

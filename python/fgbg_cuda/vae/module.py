@@ -72,8 +72,8 @@ class LayeredVAEModule(L.LightningModule):
                 "train/reconstruction": reconstruction,
                 "train/kl_fg": kl_fg,
                 "train/kl_bg": kl_bg,
-                "train/fg_scale": self.model.fg_scale,
-                "train/bg_scale": self.model.log_bg_scale.exp(),
+                "train/fg_scale": self.model.fg_scale.mean(),
+                "train/bg_scale": self.model.log_bg_scale.exp().mean(),
             }
         )
         return loss

@@ -1,0 +1,166 @@
+"""Runs the CUDA kernels without CUDA: the sources of csrc/cuda compiled by g++, behind the real ops.
+
+    with emulation.load().running(seed=1):
+        fgbg_cuda.gaussian_kl(mu, logvar)  # on CPU tensors, by the CUDA kernels
+
+- cuda.h, cuda.cpp: the language: threads, barriers, shuffles, launches. Blocks, warps and threads take
+  turns in an order drawn from `seed`.
+- torch.h, torch.cpp: csrc/ops in its CUDA configuration, registered over the CPU kernels while running;
+  and an allocator that puts every tensor, filled with NaN, next to an inaccessible page.
+
+Two things in the sources are not C++, and rewritten in the copy that is compiled: a launch and a shared array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch.utils import cpp_extension
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+BUILD = HERE.parents[1] / "build" / "emulation"
+KERNELS = ("latents", "finish", "reconstruction_forward", "reconstruction_backward")
+
+_FLAGS = ["-fPIC", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-w"]
+# No contraction and no vectorisation: what is tested is the kernels' own arithmetic.
+_KERNEL_FLAGS = ["-std=c++17", "-O1", "-include", HERE / "cuda.h", "-x", "c++"]
+_TRAPS = ["-fsanitize=alignment,bounds,shift,integer-divide-by-zero", "-fsanitize-undefined-trap-on-error"]
+_REWRITES = (
+    (re.compile(r"([\w:]+(?:<\w+>)?)<<<(.+?)>>>\("), r"emulation::launch(\1, \2)("),
+    (re.compile(r"__shared__ (\w+) (\w+)\[(.+?)\];"), r"\1* const \2 = emulation::shared<\1>(\3);"),
+)
+
+
+class Emulation:
+    """A library of kernels, and the ops that call them."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._library = ctypes.CDLL(str(path))
+        self._library.emulation_kernels.restype = ctypes.c_size_t
+
+    @contextlib.contextmanager
+    def running(self, seed: int = 0) -> Iterator[None]:
+        """Meanwhile the public functions run these kernels, and new tensors lie between guard pages."""
+        self._library.emulation_start(ctypes.c_uint64(seed))
+        try:
+            yield
+        finally:
+            self._library.emulation_stop()
+
+    def spoilt(self) -> int:
+        """How many tensors, freed since the last call, had been written to outside their bounds."""
+        return self._library.emulation_spoilt()
+
+    @functools.cached_property
+    def _symbols(self) -> dict[int, str]:
+        lines = subprocess.check_output(["nm", "-C", self._path], text=True).splitlines()
+        symbols = {int(a, 16): name for a, _, name in (s.split(" ", 2) for s in lines if s[0] != " ")}
+        start = next(a for a, name in symbols.items() if name == "emulation_start")
+        base = ctypes.cast(self._library.emulation_start, ctypes.c_void_p).value - start
+        return {base + a: name for a, name in symbols.items()}
+
+    def kernels(self) -> set[str]:
+        """The instantiated kernels: name<type, elements per thread, ...>."""
+        return {n for n in map(_kernel_name, self._symbols.values()) if n}
+
+    def kernels_run(self) -> set[str]:
+        """Those that were launched."""
+        room = 1000
+        addresses = (ctypes.c_void_p * room)()
+        count = self._library.emulation_kernels(addresses, ctypes.c_size_t(room))
+        return {_kernel_name(self._symbols[a]) for a in addresses[:count]}
+
+
+def _kernel_name(symbol: str) -> str:
+    match = re.search(r"(\w+_kernel<.+>)\(fgbg::\w+Args\)$", symbol)
+    return match[1].replace("fgbg::", "").replace("math::portable::", "") if match else ""
+
+
+def load(changes: Mapping[str, tuple[str, str]] | None = None) -> Emulation:
+    """Builds what is not built yet. `changes` plants defects: {file: (text, other text)}."""
+    return _load(tuple(sorted((changes or {}).items())))
+
+
+@functools.cache
+def _load(changes: tuple[tuple[str, tuple[str, str]], ...]) -> Emulation:
+    sources = _sources(dict(changes))
+    jobs = {
+        name: _command(name, sources) for name in ("torch.cpp", "cuda.cpp", *(f"{k}.cu" for k in KERNELS))
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(_run, jobs.values()))
+    library = BUILD / f"{_hash(''.join(map(str, objects)))}.so"
+    paths = [a for p in cpp_extension.library_paths() for a in ("-L", p, f"-Wl,-rpath,{p}")]
+    return Emulation(_run((["g++", "-shared", "-Wl,-Bsymbolic", *objects, *paths, "-lc10", "-ltorch_cpu"], library)))
+
+
+def _sources(changes: dict[str, tuple[str, str]]) -> Path:
+    """A copy of csrc that g++ understands, in a folder named after its content."""
+    texts = {p.relative_to(CSRC): p.read_text() for p in sorted(CSRC.rglob("*.*"))}
+    for file, (before, after) in changes.items():
+        assert texts[Path(file)].count(before) == 1, f"{file} has not one {before!r}"
+        texts[Path(file)] = texts[Path(file)].replace(before, after)
+    folder = BUILD / _hash("".join(f"{p}{t}" for p, t in texts.items()))
+    for path, text in texts.items():
+        if path.parts[0] == "cuda":
+            for pattern, replacement in _REWRITES:
+                text = pattern.sub(replacement, text)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    # Empty in the place of those of torch, which want the CUDA toolkit; torch.h has what is used of them.
+    for name in ("Exception", "Guard", "Stream"):
+        (folder / "c10/cuda").mkdir(parents=True, exist_ok=True)
+        (folder / f"c10/cuda/CUDA{name}.h").write_text("")
+    return folder
+
+
+def _command(name: str, sources: Path) -> tuple[list, Path]:
+    """How an object is compiled, and its path, which tells everything it depends on."""
+    if name == "torch.cpp":
+        includes = [a for p in cpp_extension.include_paths() for a in ("-isystem", p)]
+        command = [*_FLAGS, "-std=c++20", "-include", HERE / "torch.h", "-I", sources, *includes, HERE / name]
+        ours = [*(sources / "ops").iterdir(), *(sources / "cpu").glob("*.h")]
+    elif name == "cuda.cpp":
+        command, ours = [*_FLAGS, "-std=c++17", "-O1", HERE / name], []
+    else:
+        command = [*_FLAGS, *_TRAPS, *_KERNEL_FLAGS, sources / "cuda" / name]
+        ours = [sources / "cuda" / name, *(sources / "cuda").glob("*.cuh")]
+    ours += [sources / "kernels.h", sources / "cuda/kernels.h", *(sources / "math").iterdir()]
+    ours += [
+        HERE / "cuda.h",
+        HERE / "emulation.h",
+        HERE / "torch.h",
+        HERE / name if name.endswith("cpp") else HERE / "cuda.h",
+    ]
+    key = _hash(
+        "".join(p.read_text() for p in sorted(ours)) + " ".join(map(str, command)).replace(str(sources), "")
+    )
+    return ["g++", "-c", *command], BUILD / f"{Path(name).stem}-{key}.o"
+
+
+def _run(job: tuple[list, Path]) -> Path:
+    """Makes the file unless it is there."""
+    command, path = job
+    if not path.exists():
+        unfinished = path.with_suffix(f".{os.getpid()}{path.suffix}")
+        done = subprocess.run([*map(str, command), "-o", str(unfinished)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(map(str, done.args))}\n{done.stderr}")
+        unfinished.replace(path)
+    return path
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,205 @@
+// Runs the threads of a block as fibers, one at a time, in an order that is random but for what the barriers
+// of the block and of its warps impose.
+#include "cuda.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <numeric>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "emulation.h"
+
+Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+std::mt19937_64 random_numbers;
+std::set<const void*> kernels_run;
+
+namespace {
+
+constexpr int kWarp = 32, kMaxThreads = 1024;
+constexpr size_t kStack = 64 << 10, kSharedMemory = 48 << 10;
+
+enum class State { ready, shuffle, barrier, finished };
+
+struct Fiber {
+  State state;
+  int line;        // of the barrier it waits at
+  unsigned delta;  // and what a shuffle exchanges
+  uint64_t bits;
+  bool started = false;
+  jmp_buf position;
+  ucontext_t start;
+};
+
+std::vector<Fiber> fibers(kMaxThreads);
+Fiber* current;
+jmp_buf scheduler;
+std::string failure;
+const std::function<void()>* body;
+std::map<int, void*> shared_arrays;
+size_t shared_used;
+char* const shared_end = guarded_allocate(kSharedMemory, true) + kSharedMemory;
+
+// Contexts are used to give a fiber its stack, once; after that _setjmp and _longjmp, without system calls.
+void leave(State state) {
+  current->state = state;
+  if (_setjmp(current->position) == 0) _longjmp(scheduler, 1);
+}
+
+void live() {
+  for (;;) {
+    (*body)();
+    leave(State::finished);
+  }
+}
+
+void resume(int thread) {
+  current = &fibers[thread];
+  threadIdx = {static_cast<unsigned>(thread), 0, 0};
+  if (_setjmp(scheduler) != 0) return;
+  if (current->started) _longjmp(current->position, 1);
+  static char* const stacks = static_cast<char*>(
+      mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  getcontext(&current->start);
+  current->start.uc_stack.ss_sp = stacks + thread * kStack;
+  current->start.uc_stack.ss_size = kStack;
+  makecontext(&current->start, live, 0);
+  current->started = true;
+  setcontext(&current->start);
+}
+
+void fail(const std::string& what) {
+  throw std::runtime_error(what + " (block " + std::to_string(blockIdx.x) + " of " + std::to_string(gridDim.x) +
+                           ", thread " + std::to_string(threadIdx.x) + ")");
+}
+
+// -fsanitize traps on a misaligned access; guard pages fault on one out of bounds.
+void on_fault(int signal, siginfo_t* info, void*) {
+  char text[99];
+  snprintf(text, sizeof text, "%s at address %p",
+           signal == SIGSEGV || signal == SIGBUS ? "access out of bounds" : "misaligned access", info->si_addr);
+  failure = text;
+  _longjmp(scheduler, 1);
+}
+
+class FaultHandlers {
+ public:
+  FaultHandlers() {
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;  // the handler does not return
+    for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &action, &before_[i]);
+  }
+  ~FaultHandlers() {
+    for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &before_[i], nullptr);
+  }
+
+ private:
+  static constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP};
+  struct sigaction before_[4];
+};
+
+std::vector<int> shuffled(int begin, int end) {
+  std::vector<int> order(end - begin);
+  std::iota(order.begin(), order.end(), begin);
+  std::shuffle(order.begin(), order.end(), random_numbers);
+  return order;
+}
+
+// Threads first .. first + count - 1 are where the first is, else they have parted for good.
+State common_state(int first, int count) {
+  const Fiber& f = fibers[first];
+  for (int t = first + 1; t < first + count; ++t)
+    if (fibers[t].state != f.state || (f.state != State::finished && fibers[t].line != f.line) ||
+        (f.state == State::shuffle && fibers[t].delta != f.delta)) {
+      threadIdx.x = t;
+      fail("thread " + std::to_string(first) + " and another wait at different barriers, or one has left");
+    }
+  return f.state;
+}
+
+// Runs each lane of a warp to where it waits, then exchanges what a shuffle asks for.
+State run_warp(int first) {
+  for (int t : shuffled(first, first + kWarp)) {
+    resume(t);
+    if (!failure.empty()) fail(failure);
+  }
+  const State state = common_state(first, kWarp);
+  if (state == State::shuffle) {
+    // Upwards: the lane above still has what it brought.
+    for (int lane = 0; lane + static_cast<int>(fibers[first].delta) < kWarp; ++lane)
+      fibers[first + lane].bits = fibers[first + lane + fibers[first].delta].bits;
+  }
+  return state;
+}
+
+void run_block(int threads) {
+  memset(shared_end - kSharedMemory, kPoison, kSharedMemory);
+  shared_arrays.clear();
+  shared_used = 0;
+  do {
+    // Warps take turns at random, so that one may be far ahead of another.
+    std::vector<int> running;
+    for (int first = 0; first < threads; first += kWarp) running.push_back(first);
+    while (!running.empty()) {
+      const size_t k = random_numbers() % running.size();
+      if (run_warp(running[k]) == State::shuffle) continue;
+      running[k] = running.back();
+      running.pop_back();
+    }
+  } while (common_state(0, threads) == State::barrier);
+}
+
+}  // namespace
+
+void run(const void* kernel, int blocks, int threads, const std::function<void()>& thread) {
+  gridDim = {static_cast<unsigned>(blocks), 1, 1};
+  blockDim = {static_cast<unsigned>(threads), 1, 1};
+  if (blocks < 1 || threads < 1 || threads > kMaxThreads || threads % kWarp != 0) fail("invalid launch");
+  kernels_run.insert(kernel);
+  body = &thread;
+  failure.clear();
+  const FaultHandlers handlers;
+  try {
+    for (int block : shuffled(0, blocks)) {
+      blockIdx = {static_cast<unsigned>(block), 0, 0};
+      run_block(threads);
+    }
+  } catch (...) {
+    for (Fiber& f : fibers) f.started = false;  // abandons the threads of this block
+    throw;
+  }
+}
+
+void* shared_memory(size_t bytes, int line) {
+  void*& array = shared_arrays[line];
+  if (!array) array = shared_end - (shared_used += bytes);
+  return array;
+}
+
+uint64_t shuffle_down(unsigned mask, uint64_t bits, unsigned delta, int line) {
+  current->line = mask == 0xffffffffu ? line : -static_cast<int>(threadIdx.x);  // no other mask is provided for
+  current->delta = delta;
+  current->bits = bits;
+  leave(State::shuffle);
+  return current->bits;
+}
+
+}  // namespace emulation
+
+void __syncthreads(int line) {
+  emulation::current->line = line;
+  emulation::leave(emulation::State::barrier);
+}

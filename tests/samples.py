@@ -1,0 +1,396 @@
+"""One table of sample calls, from which the tests of values, gradients, tracing, dtypes, layouts and
+devices are generated. A row here is tested everywhere; so is a likelihood added to reference.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import fgbg_cuda
+import pytest
+import torch
+from fgbg_cuda import reference
+from torch import Tensor
+
+# --- tensors --------------------------------------------------------------------------------------
+
+
+def _empty_region(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Sample 0 is all background, sample 1 all foreground, the rest mixed."""
+    mask = torch.rand(shape, dtype=torch.float64, generator=generator)
+    mask[0], mask[1] = 0.0, 1.0
+    return mask
+
+
+def _coin(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randint(2, shape, generator=generator)
+
+
+_KINDS: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {
+    "real": lambda shape, g: torch.randn(shape, dtype=torch.float64, generator=g),
+    "logits": lambda shape, g: 2 * torch.randn(shape, dtype=torch.float64, generator=g),
+    "unit": lambda shape, g: 0.05 + 0.9 * torch.rand(shape, dtype=torch.float64, generator=g),
+    "positive": lambda shape, g: 0.5 + torch.rand(shape, dtype=torch.float64, generator=g),
+    "empty_region": _empty_region,
+    "bool": lambda shape, g: _coin(shape, g).bool(),
+    "bool_empty_region": lambda shape, g: _empty_region(shape, g) > 0.5,
+    "uint8": lambda shape, g: _coin(shape, g).to(torch.uint8),
+    "seed": lambda shape, g: torch.randint(2**63 - 1, shape, generator=g),
+}
+
+
+@dataclass(frozen=True)
+class Make:
+    """A tensor to be made: what its numbers are like, and its shape."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    def __call__(self, name: str) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{name}{self.kind}".encode()))
+        return _KINDS[self.kind](self.shape, generator)
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A call of a public function: its tensors, by parameter name, and its other arguments."""
+
+    op: str
+    tensors: dict[str, Make]
+    options: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    # False where a derivative jumps within the step of a finite difference.
+    smooth: bool = True
+
+    @property
+    def id(self) -> str:
+        scales = [f"{n}{list(m.shape)}" for n, m in self.tensors.items() if n.endswith("scale")]
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        words = [self.op, *options, *scales, self.note]
+        return "-".join(w.replace(" ", "") for w in words if w)
+
+    @property
+    def features(self) -> set[tuple[str, ...]]:
+        """What :func:`covering` must show at least once: everything for some op, and for every op
+        its reductions and optional tensors, on which the shapes of results and gradients depend."""
+        anywhere = {(name, str(value)) for name, value in self.options.items() if name != "seed"}
+        anywhere |= {(n, m.kind, str(len(m.shape))) for n, m in self.tensors.items() if n != "mu"}
+        here = {(self.op, name) for name in (*self.tensors, *self.options)}
+        return anywhere | here | {(self.op, "reduction", self.options.get("reduction", ""))}
+
+    def inputs(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | Sequence[torch.dtype] = torch.float64,
+        grad: bool = False,
+    ) -> dict[str, Tensor]:
+        """The tensors; float ones of `dtype`, or of several dtypes in turn."""
+        dtypes = itertools.cycle([dtype] if isinstance(dtype, torch.dtype) else dtype)
+        made = {}
+        for name, make in self.tensors.items():
+            value = make(name)
+            if value.is_floating_point():
+                value = value.to(device, next(dtypes)).requires_grad_(grad)
+            made[name] = value.to(device)
+        return made
+
+    def __call__(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The public function's results, as a flat tuple."""
+        return _flat(getattr(fgbg_cuda, self.op)(**inputs, **self.options))
+
+    def expected(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The specification's results in float64. Its noise is the kernel's, which test_philox.py
+        compares with the specification's: float32 Box-Muller would hide every other difference."""
+        wide = {n: t.double() if t.is_floating_point() else t for n, t in inputs.items()}
+        with mock.patch.object(reference, "philox_normal", _kernel_noise):
+            return _flat(_SPECIFICATION[self.op](**wide, **self.options))
+
+
+def _flat(results: Any) -> tuple[Tensor, ...]:
+    if isinstance(results, Tensor):
+        return (results,)
+    return tuple(itertools.chain.from_iterable(_flat(r) for r in results))
+
+
+def _kernel_noise(seed: Tensor, size: Sequence[int], offset: int, dtype: torch.dtype) -> Tensor:
+    return fgbg_cuda.philox_normal(seed, size, offset=offset, dtype=dtype)
+
+
+# --- the specification, called as the public functions are ----------------------------------------
+
+
+def _seed(seed: Tensor | int, like: Tensor) -> Tensor:
+    return seed if isinstance(seed, Tensor) else torch.tensor([seed], device=like.device)
+
+
+def _reparameterize(mu, logvar, *, seed, offset=0, num_samples=None):
+    return reference.reparameterize(mu, logvar, _seed(seed, mu), offset, num_samples)
+
+
+def _gaussian_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, reduction="batchmean", free_bits=0.0):
+    if free_bits == 0.0:
+        return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+    kl = reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, "none")
+    per_dimension = torch.clamp(kl.mean(0), min=free_bits)
+    return {
+        "batchmean": per_dimension.sum(),
+        "sum": per_dimension.sum() * mu.shape[0],
+        "mean": per_dimension.mean(),
+    }[reduction]
+
+
+def _sample_gaussian(mu, logvar, prior_mu=None, prior_logvar=None, *, seed, offset=0, num_samples=None, **kl):
+    z = _reparameterize(mu, logvar, seed=seed, offset=offset, num_samples=num_samples)
+    return z, _gaussian_kl(mu, logvar, prior_mu, prior_logvar, **kl)
+
+
+def _bernoulli_kl(logits, prior_logits=0.0, *, reduction="batchmean"):
+    if isinstance(prior_logits, Tensor):
+        return reference.bernoulli_kl(logits, prior_logits, 0.0, reduction)
+    return reference.bernoulli_kl(logits, None, prior_logits, reduction)
+
+
+def _masked(
+    fg, bg=None, target=None, *, mask=None, mask_logits=None, likelihood="gaussian", fg_scale=1.0,
+    bg_scale=1.0, fg_weight=1.0, bg_weight=1.0, normalize=None, reduction="batchmean",
+    return_terms=False,
+):  # fmt: skip
+    loss, terms = reference.reconstruction_loss(
+        fg, bg, target, mask_logits if mask is None else mask, fg_scale, bg_scale, "masked",
+        mask is None, likelihood, fg_weight, bg_weight, normalize == "area", reduction,
+    )  # fmt: skip
+    return (loss, tuple(terms[:3])) if return_terms else loss
+
+
+def _blended(
+    fg, bg, target, *, mask=None, mask_logits=None, likelihood="gaussian", scale=1.0,
+    reduction="batchmean",
+):  # fmt: skip
+    return reference.reconstruction_loss(
+        fg, bg, target, mask_logits if mask is None else mask, scale, 1.0, "blended",
+        mask is None, likelihood, reduction=reduction,
+    )[0]  # fmt: skip
+
+
+def _mixture(
+    fg, bg, target, *, mask_logits, likelihood="gaussian", fg_scale=1.0, bg_scale=1.0,
+    channels="joint", reduction="batchmean",
+):  # fmt: skip
+    return reference.reconstruction_loss(
+        fg, bg, target, mask_logits, fg_scale, bg_scale, f"mixture_{channels}", True, likelihood,
+        reduction=reduction,
+    )[0]  # fmt: skip
+
+
+_SPECIFICATION: dict[str, Callable] = {
+    "reparameterize": _reparameterize,
+    "gaussian_kl": _gaussian_kl,
+    "sample_gaussian": _sample_gaussian,
+    "bernoulli_kl": _bernoulli_kl,
+    "masked_reconstruction_loss": _masked,
+    "blended_reconstruction_loss": _blended,
+    "mixture_reconstruction_loss": _mixture,
+}
+
+# --- the table: latents ---------------------------------------------------------------------------
+
+_REDUCTIONS = ("batchmean", "none", "sample", "sum", "mean")
+# Of rank 1 to 6; a rank above 5 is flattened on its way to the kernel.
+_LATENT_SHAPES = ((5,), (3, 4), (2, 3, 3), (2, 1, 3, 2), (2, 2, 1, 3, 1), (2, 2, 1, 2, 1, 2))
+
+
+def _latents(shape: tuple[int, ...], *priors: str) -> dict[str, Make]:
+    names = ("mu", "logvar", *priors)
+    return {name: Make("real", shape) for name in names}
+
+
+def _reparameterize_samples() -> Iterable[Sample]:
+    draws = ({}, {"num_samples": 3}, {"offset": 5}, {"num_samples": 1, "offset": 2**34 + 3})
+    for i, (shape, more) in enumerate(zip(_LATENT_SHAPES, itertools.cycle(draws), strict=False)):
+        yield Sample("reparameterize", _latents(shape), {"seed": i - 2, **more}, f"rank{len(shape)}")
+    seeded = {**_latents((3, 5)), "seed": Make("seed", (1,))}
+    yield Sample("reparameterize", seeded, note="seed_tensor")
+    yield Sample(
+        "reparameterize",
+        {**_latents((2, 2, 1, 2, 1, 2)), "seed": Make("seed", ())},
+        {"num_samples": 2},
+        "seed_0d",
+    )
+
+
+_PRIORS = ((), ("prior_mu", "prior_logvar"), ("prior_mu",), ("prior_logvar",))
+
+
+def _kl_options() -> Iterable[tuple[dict[str, Make], dict[str, Any], str]]:
+    """Shapes, priors and reductions in turn, so that each meets several of the others."""
+    for i in range(10):
+        shape = _LATENT_SHAPES[(i + i // 6) % 6]
+        priors = _PRIORS[(i + i // 5) % 4]
+        options = {"reduction": _REDUCTIONS[i % 5]}
+        if i >= 5 and options["reduction"] in ("batchmean", "sum", "mean"):
+            # Between the KLs of the dimensions, so that some are floored and some are not.
+            options["free_bits"] = 0.75
+        note = f"rank{len(shape)}_{'_'.join(priors) or 'no_prior'}"
+        yield _latents(shape, *priors), options, note
+
+
+def _gaussian_kl_samples() -> Iterable[Sample]:
+    for tensors, options, note in _kl_options():
+        yield Sample("gaussian_kl", tensors, options, note)
+
+
+def _sample_gaussian_samples() -> Iterable[Sample]:
+    for i, (tensors, options, note) in enumerate(_kl_options()):
+        draw: dict[str, Any] = {"seed": 17 * i - 40}
+        if i % 3 == 1:
+            draw["num_samples"] = 2
+        if i % 3 == 2:
+            draw["offset"] = i
+        yield Sample("sample_gaussian", tensors, {**draw, **options}, note)
+
+
+def _bernoulli_kl_samples() -> Iterable[Sample]:
+    for i, reduction in enumerate(_REDUCTIONS):
+        shape = _LATENT_SHAPES[i + 1]
+        logits = {"logits": Make("logits", shape)}
+        both = {**logits, "prior_logits": Make("logits", shape)}
+        rank = f"rank{len(shape)}"
+        yield Sample("bernoulli_kl", both, {"reduction": reduction}, f"prior_{rank}")
+        prior = {"prior_logits": -1.5} if i % 2 else {}
+        yield Sample("bernoulli_kl", logits, {**prior, "reduction": reduction}, rank)
+
+
+# --- the table: reconstructions -------------------------------------------------------------------
+
+_IMAGE_SHAPES = ((2, 3, 5), (2, 2, 2, 3), (2, 3, 1, 2, 2), (3, 1, 4))
+# How a mask is given: (parameter, kind, channels or 1).
+_MASKS = (
+    ("mask_logits", "logits", False),
+    ("mask", "unit", True),
+    ("mask", "bool", False),
+    ("mask_logits", "logits", True),
+    ("mask", "uint8", True),
+    ("mask", "unit", False),
+    ("mask", "bool", True),
+    ("mask", "uint8", False),
+)
+_LOGIT_MASKS = (_MASKS[0], _MASKS[3])
+
+
+def _scale(how: int, channels: int) -> Make | float:
+    """A float, or a tensor of shape [], [1] or [C]."""
+    return (0.7, Make("positive", ()), Make("positive", (channels,)), Make("positive", (1,)))[how % 4]
+
+
+def _image(shape: tuple[int, ...], mask: tuple[str, str, bool], bg: bool = True) -> dict[str, Make]:
+    name, kind, per_channel = mask
+    images = {"fg": Make("real", shape), "bg": Make("real", shape), "target": Make("unit", shape)}
+    if not bg:
+        del images["bg"]
+    return {**images, name: Make(kind, shape if per_channel else (shape[0], 1, *shape[2:]))}
+
+
+def _likelihood(name: str, turn: int, channels: int, *scales: str) -> tuple[dict, dict]:
+    """The likelihood and the scales it takes: (tensors, options)."""
+    tensors: dict[str, Make] = {}
+    options: dict[str, Any] = {"likelihood": name}
+    if name in reference.SCALED_LIKELIHOODS:
+        for k, scale_name in enumerate(scales):
+            value = _scale(turn + k, channels)
+            (tensors if isinstance(value, Make) else options)[scale_name] = value
+    return tensors, options
+
+
+_COMPOSITIONS = {
+    "masked": ("masked_reconstruction_loss", {}, _MASKS, ("fg_scale", "bg_scale")),
+    "blended": ("blended_reconstruction_loss", {}, _MASKS, ("scale",)),
+    "joint": (
+        "mixture_reconstruction_loss", {"channels": "joint"}, _LOGIT_MASKS[:1], ("fg_scale", "bg_scale"),
+    ),
+    "independent": (
+        "mixture_reconstruction_loss", {"channels": "independent"}, _LOGIT_MASKS, ("fg_scale", "bg_scale"),
+    ),
+}  # fmt: skip
+
+
+def _reconstruction_samples() -> Iterable[Sample]:
+    """Every likelihood with every composition, twice; masks, scales, reductions and shapes in turn."""
+    pairs = itertools.product(range(2), enumerate(reference.LIKELIHOODS), enumerate(_COMPOSITIONS))
+    for turn, (repeat, (i, likelihood), (j, composition)) in enumerate(pairs):
+        op, fixed, masks, scales = _COMPOSITIONS[composition]
+        shape = _IMAGE_SHAPES[(i + j + repeat) % len(_IMAGE_SHAPES)]
+        mask = masks[(i + repeat * 4 + (repeat if len(masks) == 2 else 0)) % len(masks)]
+        more, options = _likelihood(likelihood, turn // 4 + repeat, shape[1], *scales)
+        options = {**fixed, **options, "reduction": _REDUCTIONS[(i + 2 * j + 3 * repeat) % 5]}
+        if composition == "masked" and repeat == 1:
+            options |= {"fg_weight": 2.0, "bg_weight": 0.25}
+        tensors = {**_image(shape, mask), **more}
+        yield Sample(op, tensors, options, f"{_describe(mask)}_{len(shape) - 2}d")
+
+
+def _region_samples() -> Iterable[Sample]:
+    """What only the masked loss has: area normalisation, terms, a single reconstruction."""
+    op, names = "masked_reconstruction_loss", list(reference.LIKELIHOODS)
+    for i, mask in enumerate(_MASKS):
+        shape = _IMAGE_SHAPES[i % 3]
+        more, options = _likelihood(names[i % len(names)], i + 1, shape[1], "fg_scale", "bg_scale")
+        single = i % 3 == 2
+        options |= {"normalize": "area", "reduction": _REDUCTIONS[i % 5]}
+        options |= {"return_terms": i % 2 == 0, "fg_weight": 0.5}
+        options |= {"bg": None} if single else {}
+        yield Sample(op, {**_image(shape, mask, not single), **more}, options, _describe(mask))
+    for i, kind in enumerate(("empty_region", "bool_empty_region", "empty_region")):
+        options = {"normalize": "area", "reduction": ("batchmean", "sample", "none")[i]}
+        tensors = _image((3, 2, 2, 2), ("mask", kind, i == 2))
+        yield Sample(op, tensors, {**options, "return_terms": i < 2}, kind, smooth=False)
+    for i, reduction in enumerate(_REDUCTIONS):
+        mask = _MASKS[2 * i % 8]
+        options = {"reduction": reduction, "return_terms": True, "likelihood": names[i % len(names)]}
+        options |= {"bg": None} if i % 2 else {}
+        tensors = _image(_IMAGE_SHAPES[1], mask, not i % 2)
+        yield Sample(op, tensors, options, f"terms_{_describe(mask)}")
+
+
+def _describe(mask: tuple[str, str, bool]) -> str:
+    name, kind, per_channel = mask
+    return f"{name if name == 'mask_logits' else kind}_{'C' if per_channel else '1'}"
+
+
+SAMPLES: list[Sample] = [
+    *_reparameterize_samples(),
+    *_gaussian_kl_samples(),
+    *_sample_gaussian_samples(),
+    *_bernoulli_kl_samples(),
+    *_reconstruction_samples(),
+    *_region_samples(),
+]
+
+
+def covering(samples: Sequence[Sample]) -> list[Sample]:
+    """A few samples that together have every feature of all: for checks too slow for every row."""
+    missing = set().union(*(s.features for s in samples))
+    chosen = []
+    while missing:
+        best = max(samples, key=lambda s: len(s.features & missing))
+        chosen.append(best)
+        missing -= best.features
+    return chosen
+
+
+def first_of_each_op() -> list[Sample]:
+    """One sample per op and composition."""
+    groups = {(s.op, s.options.get("channels")): s for s in reversed(SAMPLES)}
+    return list(groups.values())
+
+
+def each(samples: Sequence[Sample] = SAMPLES) -> pytest.MarkDecorator:
+    """Runs a test once per sample."""
+    return pytest.mark.parametrize("sample", samples, ids=lambda s: s.id)

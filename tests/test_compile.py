@@ -1,0 +1,163 @@
+"""torch.compile: no graph break, the eager numbers and strides, dynamic shapes, and samples that stay
+independent."""
+
+import fgbg_cuda
+import pytest
+import torch
+from compare import assert_close, assert_same, gradients
+from samples import SAMPLES, covering, each, first_of_each_op
+from torch._dynamo.testing import CompileCounterWithBackend
+
+LAYOUTS = {
+    3: torch.contiguous_format,
+    4: torch.channels_last,
+    5: torch.channels_last_3d,
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _compile(function, backend, **options):
+    return torch.compile(function, fullgraph=True, backend=backend, **options)
+
+
+def _dense(inputs, memory_format):
+    """The inputs with those of four (five) dimensions in the memory format."""
+    return {
+        n: t.detach()
+        .contiguous(
+            memory_format=memory_format if t.dim() == _rank(memory_format) else torch.contiguous_format
+        )
+        .requires_grad_(t.requires_grad)
+        for n, t in inputs.items()
+    }
+
+
+def _rank(memory_format):
+    return {torch.channels_last: 4, torch.channels_last_3d: 5}.get(memory_format, -1)
+
+
+@each(covering(SAMPLES))
+def test_aot_eager(sample, device):
+    """Values, gradients and strides are those of eager execution, contiguous and channels_last."""
+    compiled = _compile(lambda inputs: sample(inputs), "aot_eager")
+    made = sample.inputs(device, grad=True)
+    image = max(t.dim() for t in made.values())
+    formats = {torch.contiguous_format, LAYOUTS.get(image, torch.contiguous_format)}
+    for memory_format in formats:
+        inputs = _dense(made, memory_format)
+        actual, expected = compiled(inputs), sample(inputs)
+        for a, e in zip(actual, expected, strict=True):
+            assert_close(a, e)
+            assert a.stride() == e.stride()
+        actual, expected = gradients(actual, inputs), gradients(expected, inputs)
+        for name, gradient in actual.items():
+            assert_close(gradient, expected[name], note=name)
+            assert gradient.stride() == expected[name].stride()
+
+
+@each(first_of_each_op())
+def test_inductor(sample, device):
+    inputs = sample.inputs(device, torch.float32, grad=True)
+    actual = _compile(lambda inputs: sample(inputs), "inductor")(inputs)
+    expected = sample(inputs)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e)
+        assert a.stride() == e.stride()
+    actual, expected = gradients(actual, inputs), gradients(expected, inputs)
+    for name, gradient in actual.items():
+        assert_close(gradient, expected[name], note=name)
+
+
+def _repeat(t, batch, last):
+    """More of the same along the first and the last dimension."""
+    return t.repeat(batch, *[1] * (t.dim() - 2), last)
+
+
+@each([s for s in first_of_each_op() if len(next(iter(s.tensors.values())).shape) > 1])
+def test_dynamic_shapes(sample, device):
+    """One graph serves every batch size and last extent. (By default torch takes sizes that happen to be
+    equal at first, such as batch and channels, for the same size, and traces again when they differ.)"""
+    with torch.fx.experimental._config.patch(use_duck_shape=False):
+        _check_dynamic_shapes(sample, device)
+
+
+def _check_dynamic_shapes(sample, device):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = _compile(lambda inputs: sample(inputs), counter, dynamic=True)
+    made = sample.inputs(device, grad=True)
+    rank = next(iter(made.values())).dim()
+    traced = 0
+    for batch, last in ((1, 1), (3, 1), (2, 4)):
+        inputs = {
+            n: _repeat(t.detach(), batch, last).requires_grad_(t.requires_grad) if t.dim() == rank else t
+            for n, t in made.items()
+        }
+        actual, expected = compiled(inputs), sample(inputs)
+        for a, e in zip(actual, expected, strict=True):
+            assert_close(a, e)
+        actual, expected = gradients(actual, inputs), gradients(expected, inputs)
+        for name, gradient in actual.items():
+            assert_close(gradient, expected[name], note=name)
+        # The first call may take more than one attempt, when a float option turns out to be a constant.
+        traced = traced or counter.frame_count
+    assert counter.frame_count == traced
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_two_samples_differ(backend, device):
+    """An op that drew its own randomness would be merged with its twin: here it must not be. And the
+    backward pass must see the noise of the forward pass, not draw anew."""
+
+    def two(mu, logvar):
+        a = fgbg_cuda.reparameterize(mu, logvar)
+        b = fgbg_cuda.reparameterize(mu, logvar)
+        c, _ = fgbg_cuda.sample_gaussian(mu, logvar)
+        d, _ = fgbg_cuda.sample_gaussian(mu, logvar)
+        return a, b, c, d
+
+    mu = torch.randn(4, 8, device=device)
+    logvar = torch.randn(4, 8, device=device).requires_grad_()
+    compiled = _compile(two, backend)
+    first, second = compiled(mu, logvar), compiled(mu, logvar)
+    drawn = [*first, *second]
+    for i, a in enumerate(drawn):
+        for b in drawn[:i]:
+            assert not torch.isclose(a, b).any()
+    for z in first:
+        (gradient,) = torch.autograd.grad(z.sum(), logvar, retain_graph=True)
+        assert_close(gradient, 0.5 * (z - mu))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_manual_seed_governs_compiled_samples(backend, device):
+    compiled = _compile(fgbg_cuda.reparameterize, backend)
+    mu, logvar = torch.zeros(3, 5, device=device), torch.zeros(3, 5, device=device)
+    draws = []
+    for function in (compiled, compiled, fgbg_cuda.reparameterize):
+        torch.manual_seed(11)
+        draws.append(function(mu, logvar))
+    assert_same(draws[0], draws[1])
+    assert_same(draws[0], draws[2])
+
+
+def test_philox_normal_compiles(device):
+    seed = torch.tensor([3], device=device)
+
+    def noise(seed, like):
+        return fgbg_cuda.philox_normal(seed, (2, *like.shape), offset=7, dtype=like.dtype)
+
+    like = torch.empty(3, 5, device=device, dtype=torch.float64)
+    assert_same(_compile(noise, "aot_eager", dynamic=True)(seed, like), noise(seed, like))
+
+
+def test_bad_arguments_fail_while_tracing(device):
+    x = torch.randn(2, 3, 4, device=device)
+    compiled = _compile(lambda x: fgbg_cuda.masked_reconstruction_loss(x, x, x, mask=x[:, :2]), "aot_eager")
+    with pytest.raises(Exception, match="mask has shape"):
+        compiled(x)

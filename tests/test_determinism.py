@@ -1,0 +1,79 @@
+"""The same inputs give the same bits: run to run, and for any number of threads."""
+
+import fgbg_cuda
+import pytest
+import torch
+from compare import gradients
+from samples import SAMPLES, each, first_of_each_op
+
+
+def _bits(sample, inputs):
+    outputs = sample(inputs)
+    return [*outputs, *gradients(outputs, inputs).values()]
+
+
+def _large(sample, device):
+    """Repeated to more than a thread's share of work, so that threads do take part."""
+    made = {}
+    rank = max(len(m.shape) for m in sample.tensors.values())
+    for name, t in sample.inputs(device, torch.float32, grad=True).items():
+        grad, t = t.requires_grad, t.detach()
+        if t.dim() == rank:
+            t = t.repeat(3, *[1] * (rank - 2), 5000) if rank > 1 else t.repeat(30000)
+            # Different numbers everywhere, or the order of a sum would not show.
+            if t.is_floating_point():
+                wiggle = 1 - 0.3 * torch.rand(t.shape, generator=torch.Generator().manual_seed(1))
+                t = t * wiggle.to(device)
+        made[name] = t.requires_grad_(grad)
+    return made
+
+
+@each(SAMPLES[::2])
+def test_threads_change_no_bit(sample, device, threads):
+    inputs = _large(sample, device)
+    results = []
+    for count in (1, 2, 4, 4):
+        threads(count)
+        results.append(_bits(sample, inputs))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("options", [{"normalize": "area", "reduction": "none"}, {}], ids=str)
+def test_threads_change_no_bit_of_one_large_image(options, device, threads):
+    """A batch of one: nothing to split but the image itself."""
+    generator = torch.Generator().manual_seed(0)
+    fg, bg, target, mask = torch.rand(4, 1, 3, 400, 300, generator=generator).to(device)
+    results = []
+    for count in (1, 2, 4):
+        threads(count)
+        results.append(fgbg_cuda.masked_reconstruction_loss(fg, bg, target, mask=mask, **options))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("shape", [(200_000, 1), (3, 200_000), (1000, 300)], ids=str)
+def test_threads_change_no_bit_of_free_bits(shape, device, threads):
+    """The floor stands between two reductions, each of which must keep its order."""
+    mu, logvar = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    results = []
+    for count in (1, 2, 4):
+        threads(count)
+        results.append(fgbg_cuda.gaussian_kl(mu, logvar, free_bits=0.5))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@each(first_of_each_op())
+def test_deterministic_algorithms_mode(sample, device):
+    """The mode neither refuses an op nor changes what it gives."""
+    inputs = _large(sample, device)
+    plain = _bits(sample, inputs)
+    torch.use_deterministic_algorithms(True)
+    try:
+        strict = _bits(sample, inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(plain, strict, strict=True):
+        assert torch.equal(a, b)

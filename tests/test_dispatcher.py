@@ -1,0 +1,77 @@
+"""torch.library.opcheck (schema, fake kernel, autograd registration, AOT tracing) on the ops behind
+the public functions: on each call that a sample makes, forward and backward."""
+
+import fgbg_cuda
+import pytest
+import torch
+from compare import gradients
+from samples import SAMPLES, covering, each, first_of_each_op
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Calls(TorchDispatchMode):
+    """Records the calls of this package's ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fgbg":
+            self.seen.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def _calls(sample, device):
+    """The sample's forward and backward calls, with inputs that require gradients."""
+    inputs = sample.inputs(device, grad=True)
+    with _Calls() as calls:
+        gradients(sample(inputs), inputs)
+    for func, args in calls.seen:
+        yield (
+            func,
+            [a.detach().requires_grad_(a.is_floating_point()) if torch.is_tensor(a) else a for a in args],
+        )
+
+
+_QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+@each(covering(SAMPLES))
+def test_opcheck(sample, device):
+    for func, args in _calls(sample, device):
+        torch.library.opcheck(func, args, test_utils=_QUICK)
+
+
+@each(first_of_each_op())
+def test_opcheck_with_tracing(sample, device):
+    """The rest of opcheck, a second per call: AOT dispatch with dynamic shapes, and its gradients."""
+    for func, args in _calls(sample, device):
+        torch.library.opcheck(func, args, test_utils="test_aot_dispatch_dynamic")
+
+
+@each(first_of_each_op())
+def test_each_call_is_one_forward_and_one_backward_op(sample, device):
+    """Nothing falls back to the specification unnoticed."""
+    names = [func.name() for func, _ in _calls(sample, device)]
+    assert len(names) == 2
+    assert names[1] == f"{names[0]}_backward"
+
+
+@pytest.mark.parametrize("size", [(), (0,), (7,), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck_philox_normal(size, dtype, device):
+    seed = torch.tensor([5], device=device)
+    torch.library.opcheck(torch.ops.fgbg.philox_normal.default, (seed, size, 3, dtype))
+
+
+def test_every_op_of_the_library_is_checked(device):
+    """A new op that no sample reaches would be missed by all generated tests."""
+    seen = {f.name() for s in first_of_each_op() for f, _ in _calls(s, device)}
+    registered = {
+        name
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fgbg::") and name != "fgbg::philox_normal"
+    }
+    assert seen == registered
+    assert fgbg_cuda.build_info()["torch"] == torch.__version__

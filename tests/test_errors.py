@@ -1,0 +1,255 @@
+"""Bad calls: a ValueError or TypeError that names the argument, before any work is done."""
+
+import math
+
+import fgbg_cuda
+import pytest
+import torch
+
+KL, DRAW, BOTH = fgbg_cuda.gaussian_kl, fgbg_cuda.reparameterize, fgbg_cuda.sample_gaussian
+BERNOULLI, NOISE = fgbg_cuda.bernoulli_kl, fgbg_cuda.philox_normal
+MASKED = fgbg_cuda.masked_reconstruction_loss
+BLENDED = fgbg_cuda.blended_reconstruction_loss
+MIXTURE = fgbg_cuda.mixture_reconstruction_loss
+BOUND = fgbg_cuda.importance_weighted_bound
+
+# Latents, and an image of three channels with its masks: what is right about every call below.
+Z = torch.zeros(2, 3)
+X = torch.zeros(2, 3, 4, 5)
+M = torch.ones(2, 1, 4, 5)
+SPARSE = torch.zeros(2, 3).to_sparse()
+META = "meta"
+
+
+def _images(**other):
+    return {"fg": X, "bg": X, "target": X, **other}
+
+
+def _mask(**other):
+    return _images(**{"mask": M, **other})
+
+
+def _logits(**other):
+    return _images(**{"mask_logits": M, **other})
+
+
+# (the argument that the message must name, function, arguments)
+BAD_CALLS = [
+    # latents
+    ("mu", DRAW, {"mu": None, "logvar": Z}),
+    ("mu", DRAW, {"mu": "zeros", "logvar": Z}),
+    ("mu", DRAW, {"mu": 0.0, "logvar": Z}),
+    ("mu", DRAW, {"mu": Z.numpy(), "logvar": Z}),
+    ("mu", DRAW, {"mu": Z.long(), "logvar": Z}),
+    ("mu", KL, {"mu": Z.to(torch.complex64), "logvar": Z}),
+    ("mu", KL, {"mu": Z.bool(), "logvar": Z}),
+    ("mu", KL, {"mu": torch.tensor(0.0), "logvar": torch.tensor(0.0)}),
+    ("mu", KL, {"mu": SPARSE, "logvar": Z}),
+    ("logvar", DRAW, {"mu": Z, "logvar": None}),
+    ("logvar", DRAW, {"mu": Z, "logvar": Z[:1]}),
+    ("logvar", KL, {"mu": Z, "logvar": Z[:, :1]}),
+    ("logvar", KL, {"mu": Z, "logvar": Z[0]}),
+    ("logvar", KL, {"mu": Z, "logvar": Z.int()}),
+    ("logvar", BOTH, {"mu": Z, "logvar": Z.to(META)}),
+    ("logvar", BOTH, {"mu": Z, "logvar": Z[None]}),
+    ("prior_mu", KL, {"mu": Z, "logvar": Z, "prior_mu": Z[:1]}),
+    ("prior_mu", KL, {"mu": Z, "logvar": Z, "prior_mu": 0.0}),
+    ("prior_mu", BOTH, {"mu": Z, "logvar": Z, "prior_mu": Z.to(META)}),
+    ("prior_logvar", KL, {"mu": Z, "logvar": Z, "prior_logvar": Z.T}),
+    ("prior_logvar", BOTH, {"mu": Z, "logvar": Z, "prior_logvar": Z.long()}),
+    # seeds, offsets, draws
+    ("seed", DRAW, {"mu": Z, "logvar": Z, "seed": 1.0}),
+    ("seed", DRAW, {"mu": Z, "logvar": Z, "seed": "1"}),
+    ("seed", DRAW, {"mu": Z, "logvar": Z, "seed": True}),
+    ("seed", DRAW, {"mu": Z, "logvar": Z, "seed": 2**63}),
+    ("seed", DRAW, {"mu": Z, "logvar": Z, "seed": torch.tensor([1, 2])}),
+    ("seed", DRAW, {"mu": Z, "logvar": Z, "seed": torch.tensor([], dtype=torch.int64)}),
+    ("seed", DRAW, {"mu": Z, "logvar": Z, "seed": torch.tensor([1.0])}),
+    ("seed", BOTH, {"mu": Z, "logvar": Z, "seed": torch.tensor([1], dtype=torch.int32)}),
+    ("seed", BOTH, {"mu": Z, "logvar": Z, "seed": torch.tensor([1], device=META)}),
+    ("seed", BOTH, {"mu": Z, "logvar": Z, "seed": 1, "generator": torch.Generator()}),
+    ("generator", DRAW, {"mu": Z, "logvar": Z, "generator": 3}),
+    ("offset", DRAW, {"mu": Z, "logvar": Z, "offset": -1}),
+    ("offset", DRAW, {"mu": Z, "logvar": Z, "offset": 1.5}),
+    ("offset", DRAW, {"mu": Z, "logvar": Z, "offset": 2**63}),
+    ("offset", BOTH, {"mu": Z, "logvar": Z, "offset": None}),
+    ("num_samples", DRAW, {"mu": Z, "logvar": Z, "num_samples": 0}),
+    ("num_samples", DRAW, {"mu": Z, "logvar": Z, "num_samples": -2}),
+    ("num_samples", BOTH, {"mu": Z, "logvar": Z, "num_samples": 2.0}),
+    ("num_samples", BOTH, {"mu": Z, "logvar": Z, "num_samples": True}),
+    ("seed", NOISE, {"seed": None, "size": (2,)}),
+    ("seed", NOISE, {"seed": 0.5, "size": (2,)}),
+    ("seed", NOISE, {"seed": torch.zeros(2, dtype=torch.int64), "size": (2,)}),
+    ("size", NOISE, {"seed": 1, "size": 3}),
+    ("size", NOISE, {"seed": 1, "size": (2, -1)}),
+    ("size", NOISE, {"seed": 1, "size": (2.0,)}),
+    ("offset", NOISE, {"seed": 1, "size": (2,), "offset": -4}),
+    ("dtype", NOISE, {"seed": 1, "size": (2,), "dtype": torch.int64}),
+    ("dtype", NOISE, {"seed": 1, "size": (2,), "dtype": torch.complex64}),
+    # reductions and free bits
+    ("reduction", KL, {"mu": Z, "logvar": Z, "reduction": "avg"}),
+    ("reduction", KL, {"mu": Z, "logvar": Z, "reduction": None}),
+    ("reduction", KL, {"mu": Z, "logvar": Z, "reduction": "SUM"}),
+    ("reduction", BERNOULLI, {"logits": Z, "reduction": 1}),
+    ("reduction", MASKED, _mask(reduction="batch")),
+    ("reduction", BLENDED, _mask(reduction="")),
+    ("reduction", MIXTURE, _logits(reduction=torch.sum)),
+    ("free_bits", KL, {"mu": Z, "logvar": Z, "free_bits": -0.1}),
+    ("free_bits", KL, {"mu": Z, "logvar": Z, "free_bits": math.nan}),
+    ("free_bits", KL, {"mu": Z, "logvar": Z, "free_bits": math.inf}),
+    ("free_bits", KL, {"mu": Z, "logvar": Z, "free_bits": "0.5"}),
+    ("free_bits", KL, {"mu": Z, "logvar": Z, "free_bits": None}),
+    ("free_bits", KL, {"mu": Z, "logvar": Z, "free_bits": 0.5, "reduction": "sample"}),
+    ("free_bits", BOTH, {"mu": Z, "logvar": Z, "free_bits": 0.5, "reduction": "none"}),
+    # bernoulli_kl
+    ("logits", BERNOULLI, {"logits": None}),
+    ("logits", BERNOULLI, {"logits": Z.long()}),
+    ("logits", BERNOULLI, {"logits": torch.tensor(1.0)}),
+    ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": Z[:1]}),
+    ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": None}),
+    ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": math.nan}),
+    ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": "0"}),
+    ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": Z.bool()}),
+    ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": Z.to(META)}),
+    # images
+    ("fg", MASKED, _mask(fg=None)),
+    ("fg", MASKED, _mask(fg=X.byte())),
+    ("fg", MASKED, _mask(fg=X[0, 0])),
+    ("fg", BLENDED, _mask(fg=X[None, None])),
+    ("bg", MASKED, _mask(bg=X[:, :1])),
+    ("bg", MASKED, _mask(bg=1.0)),
+    ("bg", BLENDED, _mask(bg=None)),
+    ("bg", MIXTURE, _logits(bg=None)),
+    ("bg", MIXTURE, _logits(bg=X.to(META))),
+    ("target", MASKED, _mask(target=None)),
+    ("target", MASKED, _mask(target=X.byte())),
+    ("target", BLENDED, _mask(target=X[:1])),
+    ("target", MIXTURE, _logits(target=X[..., :1])),
+    ("target", MIXTURE, _logits(target=X.to(torch.complex64))),
+    # masks
+    ("mask", MASKED, _images()),
+    ("mask", MASKED, _mask(mask_logits=M)),
+    ("mask_logits", BLENDED, _images()),
+    ("mask_logits", BLENDED, _mask(mask_logits=M)),
+    ("mask", MASKED, _mask(mask=0.5)),
+    ("mask", MASKED, _mask(mask=M[:, 0])),
+    ("mask", MASKED, _mask(mask=M[:1])),
+    ("mask", MASKED, _mask(mask=X[:, :2])),
+    ("mask", BLENDED, _mask(mask=M[..., :1])),
+    ("mask", BLENDED, _mask(mask=M.long())),
+    ("mask", BLENDED, _mask(mask=M.to(META))),
+    ("mask_logits", MASKED, _images(mask_logits=M.bool())),
+    ("mask_logits", MASKED, _images(mask_logits=M.byte())),
+    ("mask_logits", MASKED, _images(mask_logits=M[:1])),
+    ("mask_logits", MIXTURE, _logits(mask_logits=None)),
+    ("mask_logits", MIXTURE, _images(mask_logits=X)),
+    ("mask_logits", MIXTURE, _images(mask_logits=X[:, :2], channels="independent")),
+    ("mask_logits", MIXTURE, _images(mask_logits="logits")),
+    # words, flags, numbers
+    ("likelihood", MASKED, _mask(likelihood="normal")),
+    ("likelihood", MASKED, _mask(likelihood=None)),
+    ("likelihood", BLENDED, _mask(likelihood=torch.distributions.Normal)),
+    ("likelihood", MIXTURE, _logits(likelihood="Gaussian")),
+    ("channels", MIXTURE, _logits(channels="both")),
+    ("channels", MIXTURE, _logits(channels=3)),
+    ("normalize", MASKED, _mask(normalize="pixels")),
+    ("normalize", MASKED, _mask(normalize=True)),
+    ("return_terms", MASKED, _mask(return_terms=1)),
+    ("return_terms", MASKED, _mask(return_terms="yes")),
+    ("fg_weight", MASKED, _mask(fg_weight="1")),
+    ("fg_weight", MASKED, _mask(fg_weight=math.inf)),
+    ("fg_weight", MASKED, _mask(fg_weight=torch.tensor(1.0))),
+    ("bg_weight", MASKED, _mask(bg_weight=None)),
+    ("bg_weight", MASKED, _mask(bg_weight=1j)),
+    # scales
+    ("fg_scale", MASKED, _mask(fg_scale=0.0)),
+    ("fg_scale", MASKED, _mask(fg_scale=-1.0)),
+    ("fg_scale", MASKED, _mask(fg_scale=math.nan)),
+    ("fg_scale", MASKED, _mask(fg_scale=None)),
+    ("fg_scale", MASKED, _mask(fg_scale=torch.ones(2))),
+    ("fg_scale", MASKED, _mask(fg_scale=torch.ones(1, 3))),
+    ("fg_scale", MASKED, _mask(fg_scale=torch.ones(3, dtype=torch.int64))),
+    ("fg_scale", MASKED, _mask(fg_scale=torch.ones(3, device=META))),
+    ("fg_scale", MASKED, _mask(fg_scale=0.5, likelihood="bernoulli")),
+    ("bg_scale", MASKED, _mask(bg_scale=-0.5, likelihood="laplace")),
+    ("bg_scale", MASKED, _mask(bg_scale=torch.ones(3), likelihood="squared_error")),
+    ("bg_scale", MIXTURE, _logits(bg_scale="1")),
+    ("bg_scale", MIXTURE, _logits(bg_scale=torch.ones(4))),
+    ("scale", BLENDED, _mask(scale=0)),
+    ("scale", BLENDED, _mask(scale=True)),
+    ("scale", BLENDED, _mask(scale=[1.0, 1.0, 1.0])),
+    ("scale", BLENDED, _mask(scale=2.0, likelihood="absolute_error")),
+    # importance_weighted_bound
+    ("log_p", BOUND, {"log_p": None, "log_q": Z}),
+    ("log_q", BOUND, {"log_p": Z, "log_q": Z[:1]}),
+    ("log_q", BOUND, {"log_p": Z, "log_q": Z.long()}),
+    ("dim", BOUND, {"log_p": Z, "log_q": Z, "dim": 2}),
+    ("dim", BOUND, {"log_p": Z, "log_q": Z, "dim": 0.0}),
+    ("bits_per_dim", BOUND, {"log_p": Z, "log_q": Z, "bits_per_dim": 0}),
+]  # fmt: skip
+
+
+def _show(value):
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype)[6:]}{list(value.shape)}"
+    return value if isinstance(value, str) else None
+
+
+def _move(value, device):
+    moves = isinstance(value, torch.Tensor) and value.device.type != META
+    return value.to(device) if moves else value
+
+
+@pytest.mark.parametrize(("argument", "function", "arguments"), BAD_CALLS, ids=_show)
+def test_bad_call(argument, function, arguments, device):
+    """The message has the argument's name as a word, and says more than that."""
+    arguments = {name: _move(value, device) for name, value in arguments.items()}
+    if isinstance(arguments.get("generator"), torch.Generator):
+        arguments["generator"] = torch.Generator(device)
+    with pytest.raises((ValueError, TypeError), match=rf"\b{argument}\b") as caught:
+        function(**arguments)
+    assert type(caught.value) in (ValueError, TypeError)
+    assert len(str(caught.value)) > len(argument) + 15
+
+
+def test_there_are_many_bad_calls():
+    assert len(BAD_CALLS) >= 60
+
+
+@pytest.mark.parametrize(
+    "function", [DRAW, KL, BOTH, BERNOULLI, MASKED, BLENDED, MIXTURE], ids=lambda f: f.__name__
+)
+def test_every_argument_has_a_bad_call(function):
+    """A new argument comes with its own."""
+    import inspect
+
+    parameters = set(inspect.signature(function).parameters)
+    tried = {argument for argument, _, _ in BAD_CALLS}
+    assert parameters <= tried
+
+
+def test_the_ops_check_for_themselves(device):
+    """Callers of torch.ops get an error too, not memory that is not theirs."""
+    z, seed = Z.to(device), torch.tensor([1], device=device)
+    ops = torch.ops.fgbg
+    bad = [
+        lambda: ops.gaussian_kl(z, z[:1], None, None, "sum"),
+        lambda: ops.gaussian_kl(z, z, z[:, :1], None, "sum"),
+        lambda: ops.gaussian_kl(z, z, None, None, "total"),
+        lambda: ops.gaussian_kl(z.long(), z, None, None, "sum"),
+        lambda: ops.reparameterize(z, z, torch.tensor([1, 2], device=device), 0, None),
+        lambda: ops.reparameterize(z, z, seed.int(), 0, None),
+        lambda: ops.bernoulli_kl(z, z[:1], 0.0, "sum"),
+        lambda: ops.gaussian_kl(z[(None,) * 4], z[(None,) * 4], None, None, "sum"),
+    ]
+    for call in bad:
+        with pytest.raises((ValueError, TypeError, RuntimeError)):
+            call()
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "squared_error"])
+def test_a_scale_of_one_is_no_error_where_there_is_none(likelihood, device):
+    """It is the default."""
+    x, m = X.to(device), M.to(device)
+    loss = MASKED(x, x, x, mask=m, likelihood=likelihood, fg_scale=1.0, bg_scale=1)
+    assert loss.isfinite()
