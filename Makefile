@@ -8,6 +8,7 @@ VENV ?= .venv
 CUDA_VENV ?= .venv-cuda
 
 build_tools := "scikit-build-core>=0.10" "pybind11>=2.13" "ninja" "cmake>=3.28" numpy
+strict := -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 sources := CMakeLists.txt pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 run := $(VENV)/bin/python
 
@@ -26,7 +27,7 @@ $(torch_stamp):
 	touch $@
 
 $(VENV)/built: $(torch_stamp) $(sources)
-	$(run) -m pip install --quiet --no-build-isolation -C build-dir=build/$(notdir $(VENV)) -e ".[demo,dev]"
+	$(run) -m pip install --quiet --no-build-isolation $(strict) -C build-dir=build/$(notdir $(VENV)) -e ".[demo,dev]"
 	$(run) -c 'import fgbg_cuda; print("built:", fgbg_cuda.build_info())'
 	touch $@
 
@@ -44,17 +45,21 @@ lint: build
 	$(run) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(filter csrc/%,$(sources))
 
-# An environment of its own: a CUDA torch and the kernels for sm_80, sm_90 and PTX. No GPU is needed. The
-# value tests then run on the CPU path of that build.
+# An environment of its own: a CUDA torch and the kernels for sm_80, sm_90 and PTX. No GPU is needed. Fails on
+# a warning, and on what tools/check_cuda_binary.py finds in the compiled code; the value tests then run on
+# the CPU path of that build.
+cuda_run := $(CUDA_VENV)/bin/python
+
 cuda-build:
 	command -v nvcc > /dev/null || { echo "make cuda-build needs nvcc (CUDA 13) on PATH"; exit 1; }
-	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
-	$(CUDA_VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(CUDA_VENV)/bin/python -m pip install --quiet "$(CUDA_TORCH)" $(build_tools) "pytest>=8"
-	$(CUDA_VENV)/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall \
+	test -x $(cuda_run) || $(PYTHON) -m venv $(CUDA_VENV)
+	$(cuda_run) -m pip install --quiet --upgrade pip
+	$(cuda_run) -m pip install --quiet "$(CUDA_TORCH)" $(build_tools) "pytest>=8"
+	$(cuda_run) -m pip install --no-build-isolation --no-deps --force-reinstall $(strict) \
 	  -C build-dir=build/$(notdir $(CUDA_VENV)) .
-	cd tests && ../$(CUDA_VENV)/bin/python -c 'import fgbg_cuda; info = fgbg_cuda.build_info(); print(info); assert info["cuda"]'
-	$(CUDA_VENV)/bin/python -m pytest tests/test_values.py tests/test_philox.py
+	cd tests && ../$(cuda_run) -c 'import fgbg_cuda; info = fgbg_cuda.build_info(); print(info); assert info["cuda"]'
+	$(cuda_run) tools/check_cuda_binary.py "$$(cd tests && ../$(cuda_run) -c 'import fgbg_cuda; print(fgbg_cuda._C.__file__)')"
+	$(cuda_run) -m pytest tests/test_values.py tests/test_philox.py
 
 # On a machine with an NVIDIA GPU, in an environment that has a CUDA torch and the build tools.
 gpu-check:

@@ -22,9 +22,12 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _calls(sample, device):
+def _calls(sample, device, layout=lambda t: t):
     """The sample's forward and backward calls, with inputs that require gradients."""
-    inputs = sample.inputs(device, grad=True)
+    inputs = {
+        n: layout(t.detach()).requires_grad_(t.requires_grad)
+        for n, t in sample.inputs(device, grad=True).items()
+    }
     with _Calls() as calls:
         gradients(sample(inputs), inputs)
     for func, args in calls.seen:
@@ -41,6 +44,18 @@ _QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
 def test_opcheck(sample, device):
     for func, args in _calls(sample, device):
         torch.library.opcheck(func, args, test_utils=_QUICK)
+
+
+def _channels_last(t):
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return t.contiguous(memory_format=formats.get(t.dim(), torch.contiguous_format))
+
+
+@each([s for s in SAMPLES if max(len(m.shape) for m in s.tensors.values()) in (4, 5)])
+def test_fake_strides_of_channels_last(sample, device):
+    """The compiler plans memory by what the fake kernel says: it must be what the kernel does."""
+    for func, args in _calls(sample, device, _channels_last):
+        torch.library.opcheck(func, args, test_utils="test_faketensor")
 
 
 @each(first_of_each_op())

@@ -72,7 +72,7 @@ __device__ __forceinline__ void normals(uint64_t seed, uint64_t start, float (&o
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) normal_kernel(NormalArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) normal_kernel(NormalArgs args) {
   const uint64_t seed = static_cast<uint64_t>(*args.noise.seed);
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) normal_kernel(NormalArgs args) {
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) gaussian_forward_kernel(GaussianArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) gaussian_forward_kernel(GaussianArgs args) {
   const Shape& shape = args.shape;
   const bool wants_kl = args.kl || args.partial;
   const uint64_t seed = args.z ? static_cast<uint64_t>(*args.noise.seed) : 0;
@@ -141,7 +141,7 @@ __device__ __forceinline__ void load_upstream(const Args& args, const Group<T, V
 
 // d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) gaussian_backward_kernel(GaussianArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) gaussian_backward_kernel(GaussianArgs args) {
   const Shape& shape = args.shape;
   const bool has_kl = args.grad_kl.grad || args.grad_kl_elements;
   const uint64_t seed = args.grad_z ? static_cast<uint64_t>(*args.noise.seed) : 0;
@@ -196,7 +196,7 @@ __device__ __forceinline__ void load_prior(const BernoulliArgs& args, const Grou
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) bernoulli_forward_kernel(BernoulliArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) bernoulli_forward_kernel(BernoulliArgs args) {
   T sum = T(0);
   for_row_groups<T, V>(
       args.shape,
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kThreads) bernoulli_forward_kernel(BernoulliAr
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) bernoulli_backward_kernel(BernoulliArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) bernoulli_backward_kernel(BernoulliArgs args) {
   for_row_groups<T, V>(
       args.shape,
       [&](const Group<T, V>& g) {

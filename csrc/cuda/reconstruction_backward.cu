@@ -17,7 +17,7 @@ __device__ __forceinline__ void add_scale_gradient(const ReconstructionArgs& arg
 }
 
 template <class T, int V, class L, Composition kind>
-__global__ void __launch_bounds__(kThreads) backward_kernel(ReconstructionArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) backward_kernel(ReconstructionArgs args) {
   const Shape& shape = args.shape;
   const int64_t channels = shape.size[1];
   const int64_t segments = segments_of(shape.plane, kSegment), items = shape.size[0] * segments;

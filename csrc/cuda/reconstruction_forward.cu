@@ -5,7 +5,7 @@ namespace fgbg::cuda {
 namespace {
 
 template <class T, int V, class L, Composition kind>
-__global__ void __launch_bounds__(kThreads) forward_kernel(ReconstructionArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) forward_kernel(ReconstructionArgs args) {
   const Shape& shape = args.shape;
   const int64_t channels = shape.size[1];
   T sums[kTerms] = {};

@@ -212,7 +212,7 @@ def _per_channel(scale: Tensor | float, like: Tensor) -> Tensor:
 def region_mean(total: Tensor, area: Tensor, channels: int) -> Tensor:
     """total / (area * channels), and exactly 0 where the area is 0."""
     empty = area <= 0
-    return total.masked_fill(empty, 0.0) / torch.where(empty, 1.0, area * channels)
+    return torch.where(empty, 0.0, total) / torch.where(empty, 1.0, area * channels)
 
 
 def reconstruction_loss(

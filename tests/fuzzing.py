@@ -1,0 +1,632 @@
+"""Random calls of the public functions, and what must hold of each: the differential fuzzer.
+
+A :class:`Case` is plain data, printed when it fails; ``check(case)`` runs it again.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import fgbg_cuda
+import samples
+import torch
+from compare import OPERATIONS
+from fgbg_cuda import functional, reference
+from hypothesis import strategies as st
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REDUCTIONS = ("batchmean", "none", "sample", "sum", "mean")
+
+# What the cases of a run did, so that a run that tests nothing cannot pass.
+COUNTS: Counter[str] = Counter()
+
+
+# --- a case ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor to be made."""
+
+    shape: tuple[int, ...]
+    kind: str
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    grad: bool = False
+    special: tuple[float, ...] = ()  # written over random elements
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call: operands and other arguments by name. The numbers depend on `seed` alone."""
+
+    op: str
+    operands: dict[str, Operand]
+    options: dict[str, Any]
+    seed: int = 0
+    threads: int = 1
+    upstream: str = "contiguous"  # layout of the gradients that arrive at unreduced results
+
+    @property
+    def wild(self) -> bool:
+        return any(o.special for o in self.operands.values())
+
+
+_KINDS = {
+    "real": lambda shape, g: _normal(shape, g),
+    "wide": lambda shape, g: 20 * _normal(shape, g),
+    "tiny": lambda shape, g: 1e-3 * _normal(shape, g),
+    "unit": lambda shape, g: torch.rand(shape, dtype=torch.float64, generator=g),
+    "binary": lambda shape, g: torch.randint(2, shape, generator=g).double(),
+    "positive": lambda shape, g: 0.3 + 2 * torch.rand(shape, dtype=torch.float64, generator=g),
+    "zero": lambda shape, g: torch.zeros(shape, dtype=torch.float64),
+    "one": lambda shape, g: torch.ones(shape, dtype=torch.float64),
+    "constant": lambda shape, g: torch.full(shape, 0.7, dtype=torch.float64),
+    # The same numbers for every operand of this kind: a prediction that is the target, and so on.
+    "shared": lambda shape, g: _normal(shape, torch.Generator().manual_seed(1)),
+}
+
+
+def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def make(case: Case, name: str, device: torch.device) -> Tensor:
+    """The operand of that name: a leaf, in its layout."""
+    operand = case.operands[name]
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ case.seed)
+    values = _KINDS[operand.kind](operand.shape, generator)
+    if values.numel():
+        for special in operand.special:
+            for _ in range(1 + values.numel() // 50):
+                values.view(-1)[int(torch.randint(values.numel(), (), generator=generator))] = special
+    if operand.dtype.is_floating_point:
+        values = values.to(operand.dtype)
+    else:
+        # uint8 masks are read as such: any number that is not 0 is foreground.
+        values = values.nan_to_num().gt(0.5).to(operand.dtype)
+        values = values if operand.dtype == torch.bool else 3 * values
+    values = in_layout(values.to(device), operand.layout, generator)
+    return values.requires_grad_(operand.grad)
+
+
+LAYOUTS = ("contiguous", "channels_last", "permuted", "strided", "padded", "misaligned", "expanded", "negated")
+
+
+def in_layout(values: Tensor, layout: str, generator: torch.Generator) -> Tensor:
+    """The same numbers (but for "expanded") in another memory layout; gaps hold a number that shows."""
+    shape = list(values.shape)
+    filler = 77
+    if layout == "channels_last" and values.dim() in (4, 5):
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return values.contiguous(memory_format=formats[values.dim()])
+    if layout in ("permuted", "channels_last"):
+        order = torch.randperm(values.dim(), generator=generator).tolist()
+        back = sorted(range(values.dim()), key=order.__getitem__)
+        return values.permute(order).contiguous().permute(back)
+    if layout == "strided" and values.dim():
+        base = values.new_full((*shape[:-1], 2 * shape[-1] + 1), filler)
+        base[..., 1::2] = values
+        return base[..., 1::2]
+    if layout == "padded" and values.dim():
+        base = values.new_full((*shape[:-1], shape[-1] + 3), filler)
+        base[..., 2 : 2 + shape[-1]] = values
+        return base[..., 2 : 2 + shape[-1]]
+    if layout == "misaligned":
+        base = values.new_full((values.numel() + 1,), filler)
+        base[1:] = values.flatten()
+        return base[1:].view(shape)
+    if layout == "expanded" and values.numel() and values.dim():
+        dim = int(torch.randint(values.dim(), (), generator=generator))
+        return values.narrow(dim, 0, 1).expand(shape)
+    if layout == "negated" and values.dtype in (torch.float32, torch.float64):
+        # A lazily negated view, whose memory holds the numbers with the other sign.
+        return torch.complex(torch.zeros_like(values), -values).conj().imag
+    return values.contiguous()
+
+
+# --- strategies -----------------------------------------------------------------------------------
+
+# Around vector widths, blocks and segments of both devices' kernels.
+_SMALL = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17)
+_LARGE = (31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513)
+_HUGE = (1023, 1025, 2047, 4095, 4096, 4097, 8191, 8193)
+_SPECIAL = (
+    0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, -1e-40, 1e-30, 1.0, -1.0, 30.0, -30.0, 88.0, -88.0,
+    89.5, 100.0, -100.0, -104.0, 1e4, -1e4, 65504.0, -7e4, 1e15, -1e15,
+)  # fmt: skip
+
+
+def _one_in(draw: Any, n: int) -> bool:
+    return draw(st.integers(0, n - 1)) == n - 1
+
+
+def _sizes(draw: Any, rank: int, budget: int) -> list[int]:
+    """`rank` sizes with a product of at most `budget`."""
+    sizes = []
+    for k in range(rank):
+        pool = _SMALL if draw(st.booleans()) else _LARGE + _HUGE
+        allowed = [n for n in pool if n <= budget] or [1]
+        n = draw(st.sampled_from(allowed))
+        budget //= n
+        sizes.insert(draw(st.integers(0, k)), n)
+    return sizes
+
+
+def _shape(draw: Any, least: int, most: int, image: bool) -> tuple[int, ...]:
+    """[B, *sizes] or [B, C, *sizes] with `least` to `most` sizes, sometimes of no elements, sometimes
+    large enough for a second thread."""
+    budget = 70_000 if _one_in(draw, 16) else 5_000 if _one_in(draw, 4) else 700
+    batch = draw(st.sampled_from((1, 2, 3, 5, 4)))
+    channels = [draw(st.sampled_from((1, 3, 2, 4)))] if image else []
+    sizes = _sizes(draw, draw(st.integers(least, most)), max(1, budget // (batch * math.prod(channels))))
+    shape = [batch, *channels, *sizes]
+    if _one_in(draw, 24):
+        shape[draw(st.integers(0, len(shape) - 1))] = 0
+    return tuple(shape)
+
+
+class _Tensors:
+    """Draws operands that share a style: one type or several, tame or with special values."""
+
+    def __init__(self, draw: Any):
+        self.draw = draw
+        self.dtypes = [draw(st.sampled_from(FLOATS))]
+        if _one_in(draw, 4):
+            self.dtypes = list(FLOATS)
+        self.layouts = LAYOUTS if draw(st.booleans()) else LAYOUTS[:1]
+        self.wild = _one_in(draw, 4)
+        self.grads = draw(st.sampled_from(("all", "all", "some", "some", "none")))
+
+    def __call__(
+        self, shape: tuple[int, ...], *kinds: str, dtypes: Sequence[torch.dtype] = (), wild: bool = True
+    ) -> Operand:
+        draw = self.draw
+        dtype = draw(st.sampled_from(dtypes or self.dtypes))
+        special = ()
+        if wild and self.wild and draw(st.booleans()):
+            special = tuple(draw(st.lists(st.sampled_from(_SPECIAL), min_size=1, max_size=3)))
+        grad = self.grads == "all" or (self.grads == "some" and draw(st.booleans()))
+        return Operand(
+            shape,
+            draw(st.sampled_from(kinds)),
+            dtype,
+            draw(st.sampled_from(self.layouts)),
+            grad and dtype.is_floating_point,
+            special,
+        )
+
+
+_REAL = ("real", "real", "wide", "tiny", "zero", "constant", "shared")
+
+
+def _optional(draw: Any, options: dict[str, Any], name: str, values: st.SearchStrategy) -> None:
+    if draw(st.booleans()):
+        options[name] = draw(values)
+
+
+def _draws(draw: Any, tensors: _Tensors, operands: dict, options: dict) -> None:
+    """seed, offset, num_samples."""
+    options["seed"] = draw(st.integers(-(2**63), 2**63 - 1))
+    _optional(draw, options, "offset", st.sampled_from((1, 2, 3, 5, 4096, 2**32 - 1, 2**62 + 1, 2**63 - 1)))
+    _optional(draw, options, "num_samples", st.sampled_from((1, 2, 3)))
+
+
+def _kl(draw: Any, options: dict) -> None:
+    _optional(draw, options, "reduction", st.sampled_from(REDUCTIONS))
+    if options.get("reduction") not in ("none", "sample"):
+        _optional(draw, options, "free_bits", st.sampled_from((0.0, 0.01, 0.5, 2.0)))
+
+
+def _latent_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
+    shape = _shape(draw, 0, 5, image=False)
+    operands = {"mu": tensors(shape, *_REAL), "logvar": tensors(shape, *_REAL)}
+    options: dict[str, Any] = {}
+    if op != "reparameterize":
+        for name in ("prior_mu", "prior_logvar"):
+            if draw(st.booleans()):
+                operands[name] = tensors(shape, *_REAL)
+        _kl(draw, options)
+    if op != "gaussian_kl":
+        _draws(draw, tensors, operands, options)
+    return operands, options
+
+
+def _bernoulli_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
+    shape = _shape(draw, 0, 5, image=False)
+    operands = {"logits": tensors(shape, *_REAL)}
+    options: dict[str, Any] = {}
+    if draw(st.booleans()):
+        operands["prior_logits"] = tensors(shape, *_REAL)
+    else:
+        _optional(draw, options, "prior_logits", st.sampled_from((0.0, 0, -1.5, 30.0, 1e4)))
+    _optional(draw, options, "reduction", st.sampled_from(REDUCTIONS))
+    return operands, options
+
+
+def _scale(draw: Any, tensors: _Tensors, name: str, channels: int, operands: dict, options: dict) -> None:
+    how = draw(st.sampled_from(("default", "number", "0d", "one", "channels")))
+    if how == "number":
+        options[name] = draw(st.sampled_from((0.5, 1, 2.0, 0.01, 100.0)))
+    elif how != "default":
+        shape = {"0d": (), "one": (1,), "channels": (channels,)}[how]
+        operands[name] = tensors(shape, "positive")
+
+
+def _reconstruction_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
+    masked, mixture = op == "masked_reconstruction_loss", op == "mixture_reconstruction_loss"
+    shape = _shape(draw, 1, 3, image=True)
+    likelihood = draw(st.sampled_from(tuple(reference.LIKELIHOODS)))
+    options: dict[str, Any] = {"likelihood": likelihood}
+    operands = {"fg": tensors(shape, *_REAL)}
+    if masked and _one_in(draw, 4):
+        options["bg"] = None
+    else:
+        operands["bg"] = tensors(shape, *_REAL)
+    operands["target"] = tensors(shape, "unit", "unit", "binary", *_REAL)
+    if mixture:
+        _optional(draw, options, "channels", st.sampled_from(("joint", "independent")))
+    per_channel = options.get("channels", "joint" if mixture else "") != "joint" and draw(st.booleans())
+    mask_shape = shape if per_channel else (shape[0], 1, *shape[2:])
+    if mixture or draw(st.booleans()):
+        operands["mask_logits"] = tensors(mask_shape, *_REAL)
+    else:
+        integer = _one_in(draw, 3)
+        dtypes = (torch.bool, torch.uint8) if integer else ()
+        kinds = ("unit", "unit", "binary", "zero", "one", "constant")
+        operands["mask"] = tensors(mask_shape, *kinds, dtypes=dtypes)
+    if likelihood in reference.SCALED_LIKELIHOODS:
+        for name in ("scale",) if op == "blended_reconstruction_loss" else ("fg_scale", "bg_scale"):
+            _scale(draw, tensors, name, shape[1], operands, options)
+    if masked:
+        for name in ("fg_weight", "bg_weight"):
+            _optional(draw, options, name, st.sampled_from((0.0, 2.0, 0.25, -1, 10.0)))
+        _optional(draw, options, "normalize", st.sampled_from(("area", "area", None)))
+        _optional(draw, options, "return_terms", st.booleans())
+    _optional(draw, options, "reduction", st.sampled_from(REDUCTIONS))
+    return operands, options
+
+
+def _bound_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
+    shape = tuple(max(n, 1) for n in _shape(draw, 0, 2, image=False))
+    operands = {name: tensors(shape, *_REAL) for name in ("log_p", "log_q")}
+    options: dict[str, Any] = {}
+    _optional(draw, options, "dim", st.integers(-len(shape), len(shape) - 1))
+    _optional(draw, options, "bits_per_dim", st.sampled_from((1, 100)))
+    return operands, options
+
+
+def _noise_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
+    options: dict[str, Any] = {"size": list(_shape(draw, 0, 3, image=False))}
+    _draws(draw, tensors, {}, options)
+    options.pop("num_samples", None)
+    _optional(draw, options, "dtype", st.sampled_from(FLOATS))
+    return {}, options
+
+
+_CASES = {
+    "reparameterize": _latent_case,
+    "gaussian_kl": _latent_case,
+    "sample_gaussian": _latent_case,
+    "bernoulli_kl": _bernoulli_case,
+    "masked_reconstruction_loss": _reconstruction_case,
+    "blended_reconstruction_loss": _reconstruction_case,
+    "mixture_reconstruction_loss": _reconstruction_case,
+    "philox_normal": _noise_case,
+    "importance_weighted_bound": _bound_case,
+}
+# The losses have by far the most combinations.
+_OPS = (*_CASES, *[op for op in _CASES if op.endswith("reconstruction_loss")] * 2)
+
+
+@st.composite
+def cases(draw: Any) -> Case:
+    """Valid calls."""
+    op = draw(st.sampled_from(_OPS))
+    operands, options = _CASES[op](draw, op, _Tensors(draw))
+    return Case(
+        op,
+        operands,
+        options,
+        seed=draw(st.integers(0, 2**31 - 1)),
+        threads=draw(st.sampled_from((1, 2, 4))),
+        upstream=draw(st.sampled_from(LAYOUTS)),
+    )
+
+
+# --- the specification ----------------------------------------------------------------------------
+
+
+def _philox(seed: int, size: Sequence[int], offset: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return reference.philox_normal(torch.tensor([seed]), size, offset, dtype)
+
+
+def _bound(log_p: Tensor, log_q: Tensor, dim: int = 0, bits_per_dim: int | None = None) -> Tensor:
+    bound = reference.importance_weighted_bound(log_p, log_q, dim)
+    return bound if bits_per_dim is None else -bound / (bits_per_dim * math.log(2))
+
+
+_SPECIFICATION = {**samples._SPECIFICATION, "philox_normal": _philox, "importance_weighted_bound": _bound}
+
+
+@dataclass
+class Results:
+    """Outputs in order, and gradients by operand (None: the result does not depend on it)."""
+
+    outputs: list[Tensor]
+    gradients: dict[str, Tensor | None]
+
+    def items(self) -> dict[str, Tensor | None]:
+        return {f"output {k}": t for k, t in enumerate(self.outputs)} | self.gradients
+
+
+def _flat(results: Any) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else [t for r in results for t in _flat(r)]
+
+
+def _differentiate(outputs: list[Tensor], inputs: dict[str, Tensor], upstream: list[Tensor]) -> Results:
+    wanted = {name: t for name, t in inputs.items() if t.requires_grad}
+    live = [(o, g) for o, g in zip(outputs, upstream, strict=True) if o.requires_grad]
+    gradients: tuple = ()
+    if wanted and live:
+        outs, grads = zip(*live, strict=True)
+        gradients = torch.autograd.grad(outs, list(wanted.values()), grads, allow_unused=True)
+    return Results([o.detach() for o in outputs], dict(zip(wanted, gradients, strict=False)))
+
+
+def _specified(
+    case: Case, inputs: dict[str, Tensor], options: dict[str, Any], upstream: list[Tensor], dtype: torch.dtype
+) -> Results:
+    """The specification, computed in `dtype`, with the kernel's noise (philox_normal is its own case)."""
+    wide = {
+        n: t.detach().to(dtype).requires_grad_(t.requires_grad) if t.is_floating_point() else t
+        for n, t in inputs.items()
+    }
+    with mock.patch.object(reference, "philox_normal", samples._kernel_noise):
+        outputs = _flat(_SPECIFICATION[case.op](**wide, **options))
+    return _differentiate(outputs, wide, [g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True)])
+
+
+# --- tolerances -----------------------------------------------------------------------------------
+#
+# A kernel may be off by OPERATIONS roundings of the type it computes in, each relative to the largest
+# number that enters: the result itself, what the result moves by when inputs, upstream gradients and
+# options move by that relative amount (its condition, measured on the float64 specification), and the
+# numbers of order 1 in the formulas, once for each element that is summed. Where it stores a half
+# type, that type's rounding comes on top.
+
+_STEP = 2.0**-20
+
+
+def _moved(case: Case, inputs: dict, upstream: list[Tensor], generator: torch.Generator, coherent: bool):
+    """Inputs, options and upstream gradients, each moved by a relative +-_STEP, and by the opposite:
+    every element by itself, or each tensor as a whole."""
+
+    def signs(t: Tensor) -> Tensor:
+        shape = () if coherent else t.shape
+        return (2 * torch.randint(2, shape, generator=generator) - 1).to(t.device).double()
+
+    moves = {n: signs(t) for n, t in inputs.items() if t.is_floating_point()}
+    upstream_moves = [signs(g) for g in upstream]
+    numbers = {n: v for n, v in case.options.items() if n in _NUMBERS and v}
+    number_moves = {n: int(signs(torch.zeros(())).item()) for n in numbers}
+    for step in (_STEP, -_STEP):
+        yield (
+            {
+                n: (t.detach().double() * (1 + step * moves[n])).requires_grad_(t.requires_grad)
+                if n in moves
+                else t
+                for n, t in inputs.items()
+            },
+            {**case.options, **{n: v * (1 + step * number_moves[n]) for n, v in numbers.items()}},
+            [g.double() * (1 + step * m) for g, m in zip(upstream, upstream_moves, strict=True)],
+        )
+
+
+_NUMBERS = ("fg_scale", "bg_scale", "scale", "fg_weight", "bg_weight", "prior_logits", "free_bits")
+
+
+def _condition(case: Case, inputs: dict, upstream: list[Tensor], exact: Results) -> dict[str, Tensor]:
+    """How far each result moves, per relative unit of movement of everything it is computed from."""
+    largest = {n: torch.zeros_like(t) for n, t in exact.items().items() if t is not None}
+    generator = torch.Generator().manual_seed(case.seed)
+    for coherent in (True, False):
+        for moved in _moved(case, inputs, upstream, generator, coherent):
+            there = _specified(case, *moved, torch.float64).items()
+            for name, t in largest.items():
+                if there[name] is not None:
+                    change = (there[name] - exact.items()[name]).abs() / _STEP
+                    largest[name] = torch.maximum(t, change.nan_to_num(0.0, 0.0))
+    return largest
+
+
+def _summed(case: Case, exact: Results, upstream: list[Tensor]) -> dict[str, float]:
+    """How many numbers of order 1 each result is the sum of, times what multiplies the sum."""
+    operands = list(case.operands.values())
+    if case.op in ("philox_normal", "reparameterize", "importance_weighted_bound"):
+        return dict.fromkeys(exact.items(), float(case.options.get("num_samples", 1)))
+    shape = operands[0].shape
+    batch, numel = max(shape[0], 1), max(math.prod(shape), 1)
+    reduction = case.options.get("reduction", "batchmean")
+    factor = {"batchmean": 1 / batch, "mean": 1 / numel}.get(reduction, 1.0)
+    count = {"none": 1, "sample": numel / batch}.get(reduction, numel)
+    if case.options.get("channels") == "joint":
+        count *= shape[1]
+    weight = max(abs(case.options.get(n, 1.0)) for n in ("fg_weight", "bg_weight"))
+    if case.options.get("normalize") == "area":
+        area = operands_area(case, exact)
+        factor *= max(1.0, 1.0 / (area * max(shape[1], 1))) if area > 0 else 1.0
+    sums = {n: max(1.0, weight) * count * factor for n in exact.items()}
+    if case.options.get("return_terms"):
+        sums |= {f"output {k}": numel / batch for k in (1, 2, 3)}
+        factor = max(factor, 1.0)
+    if case.options.get("free_bits") or case.op == "sample_gaussian":
+        factor = max(factor, float(case.options.get("num_samples", 1)))
+    arriving = max([1.0, *(g.abs().max().item() for g in upstream if g.numel())])
+    for name, gradient in exact.gradients.items():
+        elements = numel / max(gradient.numel() if gradient is not None else 1, 1)
+        sums[name] = max(1.0, weight) * factor * elements * arriving
+    return sums
+
+
+def operands_area(case: Case, exact: Results) -> float:
+    """The smallest positive area of a region, in pixels."""
+    name = "mask" if "mask" in case.operands else "mask_logits"
+    mask = make(case, name, torch.device("cpu")).detach().double()
+    on = torch.sigmoid(mask) if name == "mask_logits" else (mask if mask.max() <= 1 else mask / 3)
+    areas = torch.cat([m.mean(1).flatten(1).sum(1) for m in (on, 1 - on)])
+    areas = areas[areas > 0]
+    return areas.min().item() if areas.numel() else 0.0
+
+
+# --- the check ------------------------------------------------------------------------------------
+
+
+def _upstream(case: Case, outputs: list[Tensor]) -> list[Tensor]:
+    """The gradients that arrive, of order 1: numbers that differ, in the layout that was drawn."""
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    made = [_normal(o.shape, generator).to(o.device, o.dtype) for o in outputs]
+    return [in_layout(g, case.upstream, generator) for g in made]
+
+
+def _call(case: Case, inputs: dict[str, Tensor], device: torch.device) -> list[Tensor]:
+    where = {"device": device} if case.op == "philox_normal" else {}
+    return _flat(getattr(fgbg_cuda, case.op)(**inputs, **case.options, **where))
+
+
+def check(case: Case, device: torch.device | str = "cpu") -> None:
+    """Runs the case and compares it with the specification."""
+    device = torch.device(device)
+    inputs = {name: make(case, name, device) for name in case.operands}
+    before = {name: t.detach().clone() for name, t in inputs.items()}
+    torch.set_num_threads(case.threads)
+    with _kernel_calls() as calls:
+        outputs = _call(case, inputs, device)
+        upstream = _upstream(case, outputs)
+        actual = _differentiate(outputs, inputs, upstream)
+    torch.set_num_threads(1)
+    _check_form(case, inputs, outputs, actual)
+    with torch.no_grad():
+        for k, (a, b) in enumerate(zip(outputs, _call(case, inputs, device), strict=True)):
+            assert _same(a.detach(), b), f"output {k} depends on threads or on grad mode"
+    for name, t in inputs.items():
+        assert _same(t.detach(), before[name]), f"{name} was written to"
+
+    operands = [t for t in inputs.values() if t.is_floating_point()]
+    compute = reference.compute_dtype(*operands)
+    exact = _specified(case, inputs, case.options, upstream, torch.float64)
+    condition = _condition(case, inputs, upstream, exact)
+    summed = _summed(case, exact, upstream)
+    narrow = _specified(case, inputs, case.options, upstream, compute).items() if case.wild else {}
+    eps = torch.finfo(compute).eps
+    compared = sharp = 0
+    for name, a in actual.items().items():
+        e = exact.items()[name]
+        if a is None or e is None:
+            # An operand the result does not depend on; a gradient of zeros says the same.
+            assert e is None or not e.any(), f"{name}: no gradient, expected {e}"
+            assert a is None or not a.any(), f"{name}: a gradient {a}, expected none"
+            continue
+        assert a.shape == e.shape, f"{name}: {a.shape} is not {e.shape}"
+        bound = OPERATIONS * eps * (e.abs() + condition[name] + summed[name])
+        if case.op == "philox_normal":
+            bound = torch.full_like(e, 2e-6)
+        wrong = _wrong(a, e, bound, narrow.get(name), is_gradient=name in actual.gradients)
+        if wrong.any():
+            raise AssertionError(_report(case, name, a, e, bound, narrow.get(name), wrong))
+        finite = e.isfinite()
+        compared += int(finite.sum())
+        sharp += int((bound <= 1e-2 * e.abs().clamp(min=e[finite].abs().mean()))[finite].sum())
+    COUNTS["cases"] += 1
+    COUNTS[case.op] += 1
+    COUNTS["reach a kernel"] += bool(calls)
+    COUNTS["reach a backward kernel"] += bool(calls and actual.gradients)
+    COUNTS["compare finite numbers"] += compared > 0
+    COUNTS["compare them to a percent or better"] += sharp > 0.5 * compared > 0
+    COUNTS["wild"] += case.wild
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _check_form(case: Case, inputs: dict[str, Tensor], outputs: list[Tensor], actual: Results) -> None:
+    operands = [t for t in inputs.values() if t.is_floating_point()]
+    for k, o in enumerate(outputs):
+        if case.op == "philox_normal":
+            dtype = case.options.get("dtype", torch.float32)
+        elif k == 0 and case.op in ("reparameterize", "sample_gaussian"):
+            dtype = torch.promote_types(inputs["mu"].dtype, inputs["logvar"].dtype)
+        else:
+            dtype = reference.compute_dtype(*operands)
+        assert o.dtype == dtype, f"output {k} is {o.dtype}, expected {dtype}"
+    if any(t.requires_grad for t in operands):
+        assert outputs[0].requires_grad
+    else:
+        assert not any(o.requires_grad for o in outputs)
+    for name, g in actual.gradients.items():
+        assert g is None or (g.dtype, g.shape) == (inputs[name].dtype, inputs[name].shape), name
+
+
+def _wrong(a: Tensor, e: Tensor, bound: Tensor, narrow: Tensor | None, is_gradient: bool) -> Tensor:
+    """Where `a` is neither within `bound` of the exact numbers nor, if there are special values, what
+    the formula gives in the type the kernel computes in (where it may overflow or divide 0 by 0)."""
+    info = torch.finfo(a.dtype)
+    a = a.double()
+
+    def agrees(e: Tensor) -> Tensor:
+        within = bound + 0.5 * info.eps * e.abs() + info.smallest_normal * info.eps
+        overflows = (e.abs() + within >= info.max) & (a == e.sign() * math.inf)
+        return ((a - e).abs() <= within) | (a == e) | (a.isnan() & e.isnan()) | overflows
+
+    right = agrees(e)
+    if narrow is not None:
+        right |= agrees(narrow.double())
+    return ~right
+
+
+def _report(case: Case, name: str, a: Tensor, e: Tensor, bound: Tensor, narrow: Any, wrong: Tensor) -> str:
+    at = tuple(wrong.nonzero()[0].tolist())
+    lines = [
+        f"{name}{list(at)}: {a[at].item()!r}, expected {e[at].item()!r} within {bound[at].item():.3g} "
+        f"({int(wrong.sum())} of {wrong.numel()} elements are wrong)"
+    ]
+    if narrow is not None:
+        lines.append(f"the formula in the kernel's type gives {narrow[at].item()!r}")
+    return "\n".join([*lines, f"check({case!r})"])
+
+
+# --- kernels reached ------------------------------------------------------------------------------
+
+
+class _kernel_calls:
+    """Counts calls of kernels with at least one element, by the way every public function takes."""
+
+    def __enter__(self) -> Counter[str]:
+        calls: Counter[str] = Counter()
+        original = functional._op
+
+        def counting(name: str, device: torch.device) -> Any:
+            op = original(name, device)
+
+            def call(*args: Any) -> Any:
+                tensors = [t for t in args if isinstance(t, Tensor)]
+                size = args[1] if name == "philox_normal" else tensors[0].shape
+                calls[name] += math.prod(size) > 0
+                return op(*args)
+
+            return op and call
+
+        self._patch = mock.patch.object(functional, "_op", counting)
+        self._patch.start()
+        return calls
+
+    def __exit__(self, *error: Any) -> None:
+        self._patch.stop()
