@@ -65,8 +65,7 @@ cuda-build:
 gpu-check:
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device is visible to torch"'
 	$(PYTHON) -m pip install --no-build-isolation --no-deps --force-reinstall .
-	$(PYTHON) -m pytest tests
-	$(PYTHON) -m benchmarks --device cuda
+	$(PYTHON) tools/gpu_check.py
 
 clean:
 	rm -rf build dist runs $(VENV) $(CUDA_VENV)

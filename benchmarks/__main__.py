@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fgbg_cuda
 import torch
 from torch.utils.benchmark import Timer
+
+import fgbg_cuda
 
 from .cases import Case, cases
 

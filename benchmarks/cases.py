@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import fgbg_cuda
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import fgbg_cuda
 
 
 @dataclass

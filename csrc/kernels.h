@@ -26,9 +26,9 @@ struct Shape {
 struct View {
   void* data = nullptr;  // null: absent
   DType dtype = DType::f32;
-  int64_t stride[kDims] = {};  // in elements; 0 along broadcast dimensions
-  int64_t plane_stride = -1;   // stride of the spatial index if one number describes it, else -1
-  int64_t run = 1;             // aligned runs of this many logical elements are contiguous in memory
+  int64_t stride[kDims] = {};   // in elements; 0 along broadcast dimensions
+  int64_t plane_stride = -1;    // stride of the spatial index if one number describes it, else -1
+  int64_t run = 1;              // aligned runs of this many logical elements are contiguous in memory
   bool vector_aligned = false;  // every such run starts on a 16-byte boundary
   FGBG_FN explicit operator bool() const { return data != nullptr; }
 };
@@ -62,13 +62,13 @@ struct NormalArgs {
 
 // z = mu + exp(logvar / 2) eps and KL(N(mu, exp logvar) || prior); either may be absent.
 struct GaussianArgs {
-  Shape shape;  // of mu
+  Shape shape;          // of mu
   int64_t samples = 1;  // z is [samples, *shape], dense when samples > 1
   Noise noise;
   View mu, logvar, prior_mu, prior_logvar;  // priors absent: N(0, 1)
   // forward
   View z;
-  View kl;             // reduction none
+  View kl;                    // reduction none
   double* partial = nullptr;  // otherwise: [B, segments]
   // backward
   View grad_z;
@@ -126,15 +126,13 @@ struct FinishArgs {
   double fg_weight = 1.0, bg_weight = 0.0;
   bool normalize_area = false;
   double channels = 1.0;
-  DType dtype;             // of the outputs: f32 or f64
-  void* loss = nullptr;    // [batch] or a scalar; null for reduction none
+  DType dtype;                // of the outputs: f32 or f64
+  void* loss = nullptr;       // [batch] or a scalar; null for reduction none
   void* out_terms = nullptr;  // [kTerms, batch] or null
 };
 
 // Work is cut into segments of so many elements of a sample (pixels, for images). The cut depends on
 // shapes alone, never on threads, so that sums are always formed in the same order.
-FGBG_FN int64_t segments_of(int64_t extent, int64_t segment) {
-  return (extent + segment - 1) / segment;
-}
+FGBG_FN int64_t segments_of(int64_t extent, int64_t segment) { return (extent + segment - 1) / segment; }
 
 }  // namespace fgbg

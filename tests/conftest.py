@@ -1,8 +1,9 @@
 """What every test can ask for."""
 
-import fgbg_cuda
 import pytest
 import torch
+
+import fgbg_cuda
 
 DEVICES = ["cpu"]
 if torch.cuda.is_available() and fgbg_cuda.build_info()["cuda"] is not None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-import fgbg_cuda
 import pytest
 import torch
-from fgbg_cuda import reference
 from torch import Tensor
+
+import fgbg_cuda
+from fgbg_cuda import reference
 
 # --- tensors --------------------------------------------------------------------------------------
 

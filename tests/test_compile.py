@@ -1,12 +1,13 @@
 """torch.compile: no graph break, the eager numbers and strides, dynamic shapes, and samples that stay
 independent."""
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import assert_close, assert_same, gradients
 from samples import SAMPLES, covering, each, first_of_each_op
 from torch._dynamo.testing import CompileCounterWithBackend
+
+import fgbg_cuda
 
 LAYOUTS = {
     3: torch.contiguous_format,

@@ -1,10 +1,11 @@
 """The same inputs give the same bits: run to run, and for any number of threads."""
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import gradients
 from samples import SAMPLES, each, first_of_each_op
+
+import fgbg_cuda
 
 
 def _bits(sample, inputs):

@@ -1,12 +1,13 @@
 """torch.library.opcheck (schema, fake kernel, autograd registration, AOT tracing) on the ops behind
 the public functions: on each call that a sample makes, forward and backward."""
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import gradients
 from samples import SAMPLES, covering, each, first_of_each_op
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import fgbg_cuda
 
 
 class _Calls(TorchDispatchMode):

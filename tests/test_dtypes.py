@@ -1,12 +1,13 @@
 """Storage types: half precision is the float32 answer rounded, mixed inputs promote, masks of bool and
 uint8 are read as such, autocast changes nothing."""
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import assert_close, assert_rounded, assert_same, gradients
-from fgbg_cuda import reference
 from samples import SAMPLES, each
+
+import fgbg_cuda
+from fgbg_cuda import reference
 
 HALVES = (torch.bfloat16, torch.float16)
 

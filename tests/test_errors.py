@@ -2,9 +2,10 @@
 
 import math
 
-import fgbg_cuda
 import pytest
 import torch
+
+import fgbg_cuda
 
 KL, DRAW, BOTH = fgbg_cuda.gaussian_kl, fgbg_cuda.reparameterize, fgbg_cuda.sample_gaussian
 BERNOULLI, NOISE = fgbg_cuda.bernoulli_kl, fgbg_cuda.philox_normal

@@ -6,10 +6,11 @@ stride 0, which takes no memory), memory offsets beyond 2^31 elements (of a view
 which only a few pages are touched), and noise numbers beyond 2^31 (test_philox.py goes up to 2^63).
 """
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import assert_close, assert_same
+
+import fgbg_cuda
 
 BEYOND = 2**31 + 4096
 

@@ -58,7 +58,8 @@ def _apply(layout, inputs):
 def _assert_same_everywhere(sample, inputs, plain):
     actual, expected = sample(inputs), sample(plain)
     for a, e in zip(actual, expected, strict=True):
-        assert_same(a, e)
+        # A CUDA kernel deals the terms of a sum to its lanes in 8s or one by one, depending on the layout.
+        (assert_same if a.device.type == "cpu" else assert_close)(a, e)
     actual, expected = gradients(actual, inputs), gradients(expected, plain)
     for name, gradient in actual.items():
         assert_same(gradient, expected[name], name)

@@ -2,12 +2,13 @@
 
 import math
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import assert_close, assert_same
-from fgbg_cuda import reference
 from torch import distributions
+
+import fgbg_cuda
+from fgbg_cuda import reference
 
 REDUCTIONS = ("none", "sample", "batchmean", "sum", "mean")
 BY_REGION = [

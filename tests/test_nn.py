@@ -6,8 +6,9 @@ import pickle
 import pytest
 import torch
 from compare import assert_same
-from fgbg_cuda import nn
 from samples import SAMPLES, each
+
+from fgbg_cuda import nn
 
 MODULES = {
     "reparameterize": nn.Reparameterize,

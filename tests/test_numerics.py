@@ -2,10 +2,11 @@
 
 import math
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import assert_close, assert_same
+
+import fgbg_cuda
 from fgbg_cuda import reference
 
 FLOATS = (torch.float32, torch.float64)

@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import assert_same
+
+import fgbg_cuda
 from fgbg_cuda import reference
 
 # kat_vectors of Random123 (Salmon et al. 2011), philox4x32 with 10 rounds: counter, key, result.

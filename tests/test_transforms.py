@@ -1,13 +1,14 @@
 """What torch does to functions: torch.func, forward-mode AD, checkpointing, export, CUDA graphs."""
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import assert_close, assert_same, gradients
-from fgbg_cuda import reference
 from samples import SAMPLES, each, first_of_each_op
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
+
+import fgbg_cuda
+from fgbg_cuda import reference
 
 # The reference's noise is exact and the kernels' is not: 2e-6 of a sigma, so much of each z.
 NOISE_ERROR = 2e-6

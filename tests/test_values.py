@@ -1,10 +1,11 @@
 """Results and first gradients of every sample against the specification in float64."""
 
-import fgbg_cuda
 import pytest
 import torch
 from compare import assert_close, gradients
 from samples import SAMPLES, each
+
+import fgbg_cuda
 
 
 def test_every_public_op_has_samples():

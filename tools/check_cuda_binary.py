@@ -35,7 +35,9 @@ def lines(*args: str) -> Iterator[str]:
     tool = cuobjdump()
     # cuobjdump looks for nvdisasm on PATH; triton ships both side by side.
     env = {"PATH": f"{Path(tool).parent}:/usr/local/bin:/usr/bin:/bin"}
-    with subprocess.Popen([tool, *args], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
+    with subprocess.Popen(
+        [tool, *args], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+    ) as process:
         assert process.stdout is not None
         yield from process.stdout
     if process.returncode:

@@ -2,8 +2,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "memory.h"
 #include "kernels.h"
+#include "memory.h"
 
 namespace fgbg::cpu {
 

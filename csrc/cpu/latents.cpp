@@ -51,7 +51,8 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
         const float* eps = normals.fill(s * shape.numel + i, n);
         T* z = z_out.open(to, shape, i, n);
         FGBG_SIMD
-        for (int64_t k = 0; k < n; ++k) z[k] = mu[k] + math::std_from_logvar(logvar[k]) * static_cast<T>(eps[k]);
+        for (int64_t k = 0; k < n; ++k)
+          z[k] = mu[k] + math::std_from_logvar(logvar[k]) * static_cast<T>(eps[k]);
         z_out.close(to, shape, i, n);
       }
     }
@@ -59,7 +60,8 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
     T* kl = kl_out.open(args.kl, shape, i, n);
     if (args.prior_mu || args.prior_logvar) {
       const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, shape, i, n) : zeros;
-      const T* prior_logvar = args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, shape, i, n) : zeros;
+      const T* prior_logvar =
+          args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, shape, i, n) : zeros;
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k)
         kl[k] = math::gaussian_kl(mu[k], logvar[k], prior_mu[k], prior_logvar[k]).value;
@@ -107,7 +109,8 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
     if (has_kl) {
       const T* mu = mu_in.load(args.mu, shape, i, n);
       const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, shape, i, n) : zeros;
-      const T* prior_logvar = args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, shape, i, n) : zeros;
+      const T* prior_logvar =
+          args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, shape, i, n) : zeros;
       const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, shape, grad_kl_in, scaled, i, n);
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) {

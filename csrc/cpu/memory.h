@@ -21,27 +21,47 @@ constexpr int64_t kSegment = 4096;
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class T>
-inline T widen(double x) { return static_cast<T>(x); }
+inline T widen(double x) {
+  return static_cast<T>(x);
+}
 template <class T>
-inline T widen(float x) { return static_cast<T>(x); }
+inline T widen(float x) {
+  return static_cast<T>(x);
+}
 template <class T>
-inline T widen(uint8_t x) { return x != 0 ? T(1) : T(0); }
+inline T widen(uint8_t x) {
+  return x != 0 ? T(1) : T(0);
+}
 template <class T>
-inline T widen(math::bf16 x) { return static_cast<T>(math::to_float(x)); }
+inline T widen(math::bf16 x) {
+  return static_cast<T>(math::to_float(x));
+}
 template <class T>
-inline T widen(math::f16 x) { return static_cast<T>(math::to_float(x)); }
+inline T widen(math::f16 x) {
+  return static_cast<T>(math::to_float(x));
+}
 
 template <class T>
-inline void narrow(T x, double& out) { out = x; }
+inline void narrow(T x, double& out) {
+  out = x;
+}
 template <class T>
-inline void narrow(T x, float& out) { out = static_cast<float>(x); }
+inline void narrow(T x, float& out) {
+  out = static_cast<float>(x);
+}
 template <class T>
-inline void narrow(T x, math::bf16& out) { out = math::to_bf16(static_cast<float>(x)); }
+inline void narrow(T x, math::bf16& out) {
+  out = math::to_bf16(static_cast<float>(x));
+}
 template <class T>
-inline void narrow(T x, math::f16& out) { out = math::to_f16(static_cast<float>(x)); }
+inline void narrow(T x, math::f16& out) {
+  out = math::to_f16(static_cast<float>(x));
+}
 
 template <class T>
-constexpr DType dtype_of() { return sizeof(T) == 8 ? DType::f64 : DType::f32; }
+constexpr DType dtype_of() {
+  return sizeof(T) == 8 ? DType::f64 : DType::f32;
+}
 
 // Calls visit(k, offset, stride, count) for the pieces of [i, i + n) along which memory is strided.
 template <class Visit>
@@ -187,8 +207,8 @@ inline T upstream(const Upstream& u, int64_t b) {
 
 // The same for each of the elements [i, i + n): read from `elements` (reduction "none") or spread by row.
 template <class T>
-inline const T* upstream_block(const View& elements, const Upstream& u, const Shape& s, Input<T>& in, T* buffer,
-                               int64_t i, int64_t n) {
+inline const T* upstream_block(const View& elements, const Upstream& u, const Shape& s, Input<T>& in,
+                               T* buffer, int64_t i, int64_t n) {
   if (elements) return in.load(elements, s, i, n);
   for (int64_t k = 0; k < n;) {
     const int64_t b = (i + k) / s.row, last = min(n, (b + 1) * s.row - i);
@@ -206,7 +226,9 @@ struct Rows {
         rows(s.row > 0 ? s.numel / s.row : 0),
         segments(segments_of(s.row, kSegment)),
         rows_per_task(s.row > 0 && s.row < kSegment ? kSegment / s.row : 1) {}
-  int64_t tasks() const { return segments <= 1 ? segments_of(rows, rows_per_task) * segments : rows * segments; }
+  int64_t tasks() const {
+    return segments <= 1 ? segments_of(rows, rows_per_task) * segments : rows * segments;
+  }
 
   // body(i, n) handles elements [i, i + n), n <= block, and returns their losses, which are summed by
   // row into partial[b * segments + segment] (null: not summed).

@@ -61,7 +61,10 @@ template <class T>
 class Pass {
  public:
   explicit Pass(const ReconstructionArgs& args)
-      : args_(args), shape_(args.shape), loops_(loops<T>(args.likelihood)), segments_(pixel_segments(args.shape)) {}
+      : args_(args),
+        shape_(args.shape),
+        loops_(loops<T>(args.likelihood)),
+        segments_(pixel_segments(args.shape)) {}
 
   void forward(int64_t task) {
     locate(task);
@@ -296,7 +299,8 @@ class Pass {
       }
       open_gradients(c, p, n);
       open_mask_gradient(c, p, n);
-      loops_.gradient(blend_, target_, fg_scale_, weight_fg_, n, value_fg_, value_bg_, d_target_, d_fg_scale_);
+      loops_.gradient(blend_, target_, fg_scale_, weight_fg_, n, value_fg_, value_bg_, d_target_,
+                      d_fg_scale_);
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) {
         const T d_blend = value_bg_[k];
@@ -371,7 +375,8 @@ class Pass {
   Output<T> loss_out_, fg_out_, bg_out_, target_out_, mask_out_;
   T *d_fg_ = nullptr, *d_bg_ = nullptr, *d_target_ = nullptr, *d_mask_ = nullptr;
   alignas(64) Buffer<T> on_, off_, slope_, upstream_, blend_;
-  alignas(64) Buffer<T> value_fg_, value_bg_, sum_fg_, sum_bg_, weight_fg_, weight_bg_, d_fg_scale_, d_bg_scale_;
+  alignas(64) Buffer<T> value_fg_, value_bg_, sum_fg_, sum_bg_, weight_fg_, weight_bg_, d_fg_scale_,
+      d_bg_scale_;
 };
 
 template <class T>

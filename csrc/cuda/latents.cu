@@ -250,8 +250,9 @@ bool vectorizable(const Shape& shape, std::initializer_list<View> views) {
 
 bool vectorizable(const GaussianArgs& a) {
   return a.noise.offset % 4 == 0 &&
-         vectorizable(a.shape, {a.mu, a.logvar, a.prior_mu, a.prior_logvar, a.z, a.kl, a.grad_z, a.grad_kl_elements,
-                                a.grad_mu, a.grad_logvar, a.grad_prior_mu, a.grad_prior_logvar});
+         vectorizable(a.shape,
+                      {a.mu, a.logvar, a.prior_mu, a.prior_logvar, a.z, a.kl, a.grad_z, a.grad_kl_elements,
+                       a.grad_mu, a.grad_logvar, a.grad_prior_mu, a.grad_prior_logvar});
 }
 
 bool vectorizable(const BernoulliArgs& a) {
@@ -272,7 +273,8 @@ int64_t row_warps(const Args& args) {
 int64_t row_segments(const Shape& shape) { return segments_of(shape.row, kSegment); }
 
 void normal(const NormalArgs& args, bool f64, Stream stream) {
-  const bool vector = !f64 && args.noise.offset % 4 == 0 && args.numel % kVector == 0 && args.out.vector_aligned;
+  const bool vector =
+      !f64 && args.noise.offset % 4 == 0 && args.numel % kVector == 0 && args.out.vector_aligned;
   const int64_t warps = segments_of(args.numel, kWarp * (vector ? kVector : 1));
   launch(FGBG_CHOOSE(normal_kernel, f64, vector), warps, args, stream);
 }

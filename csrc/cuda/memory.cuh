@@ -23,13 +23,21 @@ constexpr int64_t kSegment = 1024;
 template <int N>
 struct Bytes;
 template <>
-struct Bytes<2> { using type = uint16_t; };
+struct Bytes<2> {
+  using type = uint16_t;
+};
 template <>
-struct Bytes<4> { using type = uint32_t; };
+struct Bytes<4> {
+  using type = uint32_t;
+};
 template <>
-struct Bytes<8> { using type = uint2; };
+struct Bytes<8> {
+  using type = uint2;
+};
 template <>
-struct Bytes<16> { using type = uint4; };
+struct Bytes<16> {
+  using type = uint4;
+};
 
 // N storage elements from / to an aligned address.
 template <class Storage, int N>
@@ -53,24 +61,42 @@ __device__ __forceinline__ void write_vector(const Storage (&from)[N], Storage* 
 }
 
 template <class T>
-__device__ __forceinline__ T widen(double x) { return static_cast<T>(x); }
+__device__ __forceinline__ T widen(double x) {
+  return static_cast<T>(x);
+}
 template <class T>
-__device__ __forceinline__ T widen(float x) { return static_cast<T>(x); }
+__device__ __forceinline__ T widen(float x) {
+  return static_cast<T>(x);
+}
 template <class T>
-__device__ __forceinline__ T widen(uint8_t x) { return x != 0 ? T(1) : T(0); }
+__device__ __forceinline__ T widen(uint8_t x) {
+  return x != 0 ? T(1) : T(0);
+}
 template <class T>
-__device__ __forceinline__ T widen(math::bf16 x) { return static_cast<T>(math::to_float(x)); }
+__device__ __forceinline__ T widen(math::bf16 x) {
+  return static_cast<T>(math::to_float(x));
+}
 template <class T>
-__device__ __forceinline__ T widen(math::f16 x) { return static_cast<T>(math::to_float(x)); }
+__device__ __forceinline__ T widen(math::f16 x) {
+  return static_cast<T>(math::to_float(x));
+}
 
 template <class T>
-__device__ __forceinline__ void narrow(T x, double& out) { out = x; }
+__device__ __forceinline__ void narrow(T x, double& out) {
+  out = x;
+}
 template <class T>
-__device__ __forceinline__ void narrow(T x, float& out) { out = static_cast<float>(x); }
+__device__ __forceinline__ void narrow(T x, float& out) {
+  out = static_cast<float>(x);
+}
 template <class T>
-__device__ __forceinline__ void narrow(T x, math::bf16& out) { out = math::to_bf16(static_cast<float>(x)); }
+__device__ __forceinline__ void narrow(T x, math::bf16& out) {
+  out = math::to_bf16(static_cast<float>(x));
+}
 template <class T>
-__device__ __forceinline__ void narrow(T x, math::f16& out) { out = math::to_f16(static_cast<float>(x)); }
+__device__ __forceinline__ void narrow(T x, math::f16& out) {
+  out = math::to_f16(static_cast<float>(x));
+}
 
 // Element `offset`, and the V - 1 after it, of an operand. float32 kernels never see float64 operands.
 template <class T, int V>

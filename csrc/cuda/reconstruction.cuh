@@ -30,7 +30,8 @@ struct Pixels {
     const int64_t base = b * v.stride[0] + c * v.stride[1];
     if (v.plane_stride >= 0) return base + p * v.plane_stride;
     const int64_t x = p % shape.size[4], rest = p / shape.size[4];
-    return base + x * v.stride[4] + (rest % shape.size[3]) * v.stride[3] + (rest / shape.size[3]) * v.stride[2];
+    return base + x * v.stride[4] + (rest % shape.size[3]) * v.stride[3] +
+           (rest / shape.size[3]) * v.stride[2];
   }
   __device__ void load(const View& v, int64_t c, T (&out)[V]) const {
     if (live) return cuda::load<T, V>(v, offset(v, c), out);
@@ -106,7 +107,8 @@ using Kernel = void (*)(ReconstructionArgs);
 template <class Kernels, class L, Composition kind>
 Kernel choose(bool f64, bool vector) {
   if (f64) return Kernels::template get<double, 1, L, kind>();
-  return vector ? Kernels::template get<float, kVector, L, kind>() : Kernels::template get<float, 1, L, kind>();
+  return vector ? Kernels::template get<float, kVector, L, kind>()
+                : Kernels::template get<float, 1, L, kind>();
 }
 
 template <class Kernels, class L>
@@ -120,8 +122,8 @@ Kernel choose(Composition kind, bool f64, bool vector) {
 // Whether 8 pixels at a time are 8 consecutive, aligned numbers in every operand that is present.
 bool vectorizable(const ReconstructionArgs& a) {
   if (a.shape.plane % kVector != 0) return false;
-  for (const View& v : {a.fg, a.bg, a.target, a.mask, a.loss, a.grad_loss_elements, a.grad_fg, a.grad_bg, a.grad_target,
-                        a.grad_mask})
+  for (const View& v : {a.fg, a.bg, a.target, a.mask, a.loss, a.grad_loss_elements, a.grad_fg, a.grad_bg,
+                        a.grad_target, a.grad_mask})
     if (v && !(v.plane_stride == 1 && v.vector_aligned)) return false;
   return true;
 }

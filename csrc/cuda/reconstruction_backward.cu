@@ -6,8 +6,9 @@ namespace {
 
 // Adds this warp's derivative to the scales of channel c; the slot belongs to the warp alone.
 template <class T>
-__device__ __forceinline__ void add_scale_gradient(const ReconstructionArgs& args, int64_t items, int64_t item,
-                                                   int lane, int64_t c, bool first, T fg, T bg) {
+__device__ __forceinline__ void add_scale_gradient(const ReconstructionArgs& args, int64_t items,
+                                                   int64_t item, int lane, int64_t c, bool first, T fg,
+                                                   T bg) {
   const T total_fg = warp_sum(fg), total_bg = warp_sum(bg);
   if (lane != 0) return;
   double* slot_fg = args.scale_partial + c * items + item;
@@ -106,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(ReconstructionArg
                   const T to_fg = u[j] * per_fg + term_fg, to_bg = u[j] * per_bg + term_bg;
                   weight_fg[j] = to_fg * m[j].on;
                   weight_bg[j] = to_bg * m[j].off;
-                  d_mask[j] += m[j].slope * (to_fg * fg.value - to_bg * bg.value + (new_mask ? per_area : T(0)));
+                  d_mask[j] +=
+                      m[j].slope * (to_fg * fg.value - to_bg * bg.value + (new_mask ? per_area : T(0)));
                 }
                 d_fg[j] = weight_fg[j] * fg.d_x;
                 d_bg[j] = weight_bg[j] * bg.d_x;
@@ -121,7 +123,8 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(ReconstructionArg
             px.store(args.grad_fg, c, d_fg);
             px.store(args.grad_bg, c, d_bg);
             px.store(args.grad_target, c, d_target);
-            if (args.scale_partial) add_scale_gradient(args, items, item, lane, c, first, d_fg_scale, d_bg_scale);
+            if (args.scale_partial)
+              add_scale_gradient(args, items, item, lane, c, first, d_fg_scale, d_bg_scale);
           }
           if (args.mask_per_channel) px.store(args.grad_mask, c0, d_mask);
         }

@@ -171,8 +171,7 @@ FGBG_FN SinCos sincos_turns(float t) {
   const int32_t quarter = bits_as<int32_t>(shifted);
   const float x = 4.0f * t - (shifted - kRoundMagic);
   const float xx = x * x;
-  const float s =
-      x * (((-0.004602177f * xx + 0.0796802281f) * xx - 0.6459634786f) * xx + 1.570796322f);
+  const float s = x * (((-0.004602177f * xx + 0.0796802281f) * xx - 0.6459634786f) * xx + 1.570796322f);
   const float c =
       1.0f + xx * (((9.0402163460e-4f * xx - 0.020860288490f) * xx + 0.25366924403f) * xx - 1.2337005434f);
   const bool swap = (quarter & 1) != 0;

@@ -15,9 +15,9 @@ FGBG_FN T std_from_logvar(T logvar) {
 
 template <class T>
 struct GaussianKl {
-  T value;         // 1/2 (e^d - 1 - d + delta^2 / prior_var),  d = logvar - prior_logvar, delta = mu - prior_mu
-  T d_mu;          // delta / prior_var                         (prior_mu: the negative)
-  T d_logvar;      // 1/2 (e^d - 1)
+  T value;     // 1/2 (e^d - 1 - d + delta^2 / prior_var),  d = logvar - prior_logvar, delta = mu - prior_mu
+  T d_mu;      // delta / prior_var                         (prior_mu: the negative)
+  T d_logvar;  // 1/2 (e^d - 1)
   T d_prior_logvar;  // -1/2 (e^d - 1 + delta^2 / prior_var)
 };
 

@@ -76,7 +76,9 @@ FGBG_FN Mixture<T> mixture(T logit, T fg, T bg) {
   const T posterior = logit - (fg - bg);
   const Mask<T> r = mask_from_logit(posterior);
   const T best = joint_fg < joint_bg ? joint_fg : joint_bg;
-  return {best - log1p(exp(-abs(posterior))), r.on, r.off, sigmoid_difference(logit, posterior, fg - bg)};
+  // Where neither component is possible the loss is inf, and the posterior inf - inf.
+  const T value = best < std::numeric_limits<T>::infinity() ? best - log1p(exp(-abs(posterior))) : best;
+  return {value, r.on, r.off, sigmoid_difference(logit, posterior, fg - bg)};
 }
 
 // A masked loss of one sample from its sums: w_fg S_fg + w_bg S_bg, or, normalised by area, each sum
@@ -94,7 +96,8 @@ FGBG_FN T region_mean(T sum, T area, T channels) {
 template <class T>
 FGBG_FN T region_loss(RegionSums<T> s, T fg_weight, T bg_weight, bool normalize_area, T channels) {
   if (!normalize_area) return fg_weight * s.fg + bg_weight * s.bg;
-  return fg_weight * region_mean(s.fg, s.fg_area, channels) + bg_weight * region_mean(s.bg, s.bg_area, channels);
+  return fg_weight * region_mean(s.fg, s.fg_area, channels) +
+         bg_weight * region_mean(s.bg, s.bg_area, channels);
 }
 
 // d(region_loss) / d(sums).

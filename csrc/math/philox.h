@@ -40,9 +40,8 @@ FGBG_FN Philox4<Word> philox4x32_10(Philox4<Word> counter, uint32_t key0, uint32
 
 // The four words behind elements 4 * block .. 4 * block + 3 of the stream of `seed`.
 FGBG_FN Philox4<uint32_t> philox_block(uint64_t seed, uint64_t block) {
-  return philox4x32_10<uint32_t>(
-      {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), 0u, 0u},
-      static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  return philox4x32_10<uint32_t>({static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), 0u, 0u},
+                                 static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
 // (x + 0.5) 2^-32 in float32 with one rounding of the sum: every one of the 32 bits counts near 0,

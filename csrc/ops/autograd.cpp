@@ -74,8 +74,8 @@ struct Reparameterize : Function<Reparameterize> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto needs = saved_needs<2>(ctx);
-    const auto [d_mu, d_logvar] = call_backward(reparameterize_backward_op(), grads[0], saved[0], saved[1], saved[2],
-                                                saved_offset(ctx), saved_samples(ctx), needs);
+    const auto [d_mu, d_logvar] = call_backward(reparameterize_backward_op(), grads[0], saved[0], saved[1],
+                                                saved[2], saved_offset(ctx), saved_samples(ctx), needs);
     return {undefined_unless(needs[0], d_mu), undefined_unless(needs[1], d_logvar), {}, {}, {}};
   }
 };
@@ -88,8 +88,9 @@ Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Tensor& seed
 }
 
 struct GaussianKl : Function<GaussianKl> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
-                        const OptionalTensor& prior_logvar, const std::string& reduction) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
+                        const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                        const std::string& reduction) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor())});
     ctx->saved_data["reduction"] = reduction;
@@ -102,8 +103,11 @@ struct GaussianKl : Function<GaussianKl> {
     const auto [d_mu, d_logvar, d_prior_mu, d_prior_logvar] =
         call_backward(gaussian_kl_backward_op(), grads[0], saved[0], saved[1], optional(saved[2]),
                       optional(saved[3]), ctx->saved_data["reduction"].toStringView(), needs);
-    return {undefined_unless(needs[0], d_mu),       undefined_unless(needs[1], d_logvar),
-            undefined_unless(needs[2], d_prior_mu), undefined_unless(needs[3], d_prior_logvar), {}};
+    return {undefined_unless(needs[0], d_mu),
+            undefined_unless(needs[1], d_logvar),
+            undefined_unless(needs[2], d_prior_mu),
+            undefined_unless(needs[3], d_prior_logvar),
+            {}};
   }
 };
 
@@ -133,10 +137,10 @@ struct SampleGaussian : Function<SampleGaussian> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto needs = saved_needs<4>(ctx);
-    const auto [d_mu, d_logvar, d_prior_mu, d_prior_logvar] = call_backward(
-        sample_gaussian_backward_op(), optional(grads[0]), optional(grads[1]), saved[0], saved[1], optional(saved[2]),
-        optional(saved[3]), saved[4], saved_offset(ctx), saved_samples(ctx),
-        ctx->saved_data["reduction"].toStringView(), needs);
+    const auto [d_mu, d_logvar, d_prior_mu, d_prior_logvar] =
+        call_backward(sample_gaussian_backward_op(), optional(grads[0]), optional(grads[1]), saved[0],
+                      saved[1], optional(saved[2]), optional(saved[3]), saved[4], saved_offset(ctx),
+                      saved_samples(ctx), ctx->saved_data["reduction"].toStringView(), needs);
     return {undefined_unless(needs[0], d_mu),
             undefined_unless(needs[1], d_logvar),
             undefined_unless(needs[2], d_prior_mu),
@@ -148,12 +152,13 @@ struct SampleGaussian : Function<SampleGaussian> {
   }
 };
 
-std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
-                                           const OptionalTensor& prior_logvar, const Tensor& seed,
-                                           c10::SymInt offset, OptionalSymInt samples, string_view reduction) {
+std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logvar,
+                                           const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                                           const Tensor& seed, c10::SymInt offset, OptionalSymInt samples,
+                                           string_view reduction) {
   if (any_wants_grad({mu, logvar, prior_mu, prior_logvar})) {
-    const auto out =
-        SampleGaussian::apply(mu, logvar, prior_mu, prior_logvar, seed, offset, samples, std::string(reduction));
+    const auto out = SampleGaussian::apply(mu, logvar, prior_mu, prior_logvar, seed, offset, samples,
+                                           std::string(reduction));
     return {out[0], out[1]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -161,8 +166,8 @@ std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logva
 }
 
 struct BernoulliKl : Function<BernoulliKl> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& logits, const OptionalTensor& prior, double prior_logit,
-                        const std::string& reduction) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& logits, const OptionalTensor& prior,
+                        double prior_logit, const std::string& reduction) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({logits, prior.value_or(Tensor())});
     ctx->saved_data["prior_logit"] = prior_logit;
@@ -173,26 +178,28 @@ struct BernoulliKl : Function<BernoulliKl> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto needs = saved_needs<2>(ctx);
-    const auto [d_logits, d_prior] =
-        call_backward(bernoulli_kl_backward_op(), grads[0], saved[0], optional(saved[1]),
-                      ctx->saved_data["prior_logit"].toDouble(), ctx->saved_data["reduction"].toStringView(), needs);
+    const auto [d_logits, d_prior] = call_backward(
+        bernoulli_kl_backward_op(), grads[0], saved[0], optional(saved[1]),
+        ctx->saved_data["prior_logit"].toDouble(), ctx->saved_data["reduction"].toStringView(), needs);
     return {undefined_unless(needs[0], d_logits), undefined_unless(needs[1], d_prior), {}, {}};
   }
 };
 
-Tensor bernoulli_kl(const Tensor& logits, const OptionalTensor& prior, double prior_logit, string_view reduction) {
-  if (any_wants_grad({logits, prior})) return BernoulliKl::apply(logits, prior, prior_logit, std::string(reduction));
+Tensor bernoulli_kl(const Tensor& logits, const OptionalTensor& prior, double prior_logit,
+                    string_view reduction) {
+  if (any_wants_grad({logits, prior}))
+    return BernoulliKl::apply(logits, prior, prior_logit, std::string(reduction));
   at::AutoDispatchBelowADInplaceOrView guard;
   return bernoulli_kl_op().call(logits, prior, prior_logit, reduction);
 }
 
 struct ReconstructionLoss : Function<ReconstructionLoss> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& fg, const OptionalTensor& bg, const Tensor& target,
-                               const Tensor& mask, const OptionalTensor& fg_scale, const OptionalTensor& bg_scale,
-                               double fg_scale_value, double bg_scale_value, const std::string& composition,
-                               bool mask_is_logits, const std::string& likelihood, double fg_weight,
-                               double bg_weight, bool normalize_area, const std::string& reduction,
-                               bool return_terms) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& fg, const OptionalTensor& bg,
+                               const Tensor& target, const Tensor& mask, const OptionalTensor& fg_scale,
+                               const OptionalTensor& bg_scale, double fg_scale_value, double bg_scale_value,
+                               const std::string& composition, bool mask_is_logits,
+                               const std::string& likelihood, double fg_weight, double bg_weight,
+                               bool normalize_area, const std::string& reduction, bool return_terms) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [loss, terms] = reconstruction_loss_op().call(
         fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value, composition, mask_is_logits,
@@ -221,9 +228,10 @@ struct ReconstructionLoss : Function<ReconstructionLoss> {
     const auto [d_fg, d_bg, d_target, d_mask, d_fg_scale, d_bg_scale] = call_backward(
         reconstruction_loss_backward_op(), optional(grads[0]), optional(grads[1]), optional(s[6]), s[0],
         optional(s[1]), s[2], s[3], optional(s[4]), optional(s[5]), data["fg_scale_value"].toDouble(),
-        data["bg_scale_value"].toDouble(), data["composition"].toStringView(), data["mask_is_logits"].toBool(),
-        data["likelihood"].toStringView(), data["fg_weight"].toDouble(), data["bg_weight"].toDouble(),
-        data["normalize_area"].toBool(), data["reduction"].toStringView(), needs);
+        data["bg_scale_value"].toDouble(), data["composition"].toStringView(),
+        data["mask_is_logits"].toBool(), data["likelihood"].toStringView(), data["fg_weight"].toDouble(),
+        data["bg_weight"].toDouble(), data["normalize_area"].toBool(), data["reduction"].toStringView(),
+        needs);
     variable_list out(16);
     out[0] = undefined_unless(needs[0], d_fg);
     out[1] = undefined_unless(needs[1], d_bg);
@@ -237,20 +245,20 @@ struct ReconstructionLoss : Function<ReconstructionLoss> {
 
 std::tuple<Tensor, Tensor> reconstruction_loss(
     const Tensor& fg, const OptionalTensor& bg, const Tensor& target, const Tensor& mask,
-    const OptionalTensor& fg_scale, const OptionalTensor& bg_scale, double fg_scale_value, double bg_scale_value,
-    string_view composition, bool mask_is_logits, string_view likelihood, double fg_weight, double bg_weight,
-    bool normalize_area, string_view reduction, bool return_terms) {
+    const OptionalTensor& fg_scale, const OptionalTensor& bg_scale, double fg_scale_value,
+    double bg_scale_value, string_view composition, bool mask_is_logits, string_view likelihood,
+    double fg_weight, double bg_weight, bool normalize_area, string_view reduction, bool return_terms) {
   if (any_wants_grad({fg, bg, target, mask, fg_scale, bg_scale})) {
-    const auto out = ReconstructionLoss::apply(
-        fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value, std::string(composition),
-        mask_is_logits, std::string(likelihood), fg_weight, bg_weight, normalize_area, std::string(reduction),
-        return_terms);
+    const auto out =
+        ReconstructionLoss::apply(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value,
+                                  std::string(composition), mask_is_logits, std::string(likelihood),
+                                  fg_weight, bg_weight, normalize_area, std::string(reduction), return_terms);
     return {out[0], out[1]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return reconstruction_loss_op().call(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value,
-                                       composition, mask_is_logits, likelihood, fg_weight, bg_weight,
-                                       normalize_area, reduction, return_terms);
+  return reconstruction_loss_op().call(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value,
+                                       bg_scale_value, composition, mask_is_logits, likelihood, fg_weight,
+                                       bg_weight, normalize_area, reduction, return_terms);
 }
 
 }  // namespace

@@ -13,11 +13,11 @@ using OptionalTensor = std::optional<Tensor>;
 using OptionalSymInt = std::optional<c10::SymInt>;
 using std::string_view;
 
-#define FGBG_OP(name, ...)                                                                               \
-  inline const auto& name##_op() {                                                                       \
-    static const auto handle =                                                                           \
-        c10::Dispatcher::singleton().findSchemaOrThrow("fgbg::" #name, "").typed<__VA_ARGS__>();         \
-    return handle;                                                                                       \
+#define FGBG_OP(name, ...)                                                                       \
+  inline const auto& name##_op() {                                                               \
+    static const auto handle =                                                                   \
+        c10::Dispatcher::singleton().findSchemaOrThrow("fgbg::" #name, "").typed<__VA_ARGS__>(); \
+    return handle;                                                                               \
   }
 
 FGBG_OP(philox_normal, Tensor(const Tensor&, c10::SymIntArrayRef, c10::SymInt, at::ScalarType))
@@ -35,23 +35,23 @@ FGBG_OP(sample_gaussian,
         std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                                    const Tensor&, c10::SymInt, OptionalSymInt, string_view))
 FGBG_OP(sample_gaussian_backward,
-        std::tuple<Tensor, Tensor, Tensor, Tensor>(const OptionalTensor&, const OptionalTensor&, const Tensor&,
-                                                   const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                                   const Tensor&, c10::SymInt, OptionalSymInt, string_view,
-                                                   std::array<bool, 4>))
+        std::tuple<Tensor, Tensor, Tensor, Tensor>(const OptionalTensor&, const OptionalTensor&,
+                                                   const Tensor&, const Tensor&, const OptionalTensor&,
+                                                   const OptionalTensor&, const Tensor&, c10::SymInt,
+                                                   OptionalSymInt, string_view, std::array<bool, 4>))
 FGBG_OP(bernoulli_kl, Tensor(const Tensor&, const OptionalTensor&, double, string_view))
-FGBG_OP(bernoulli_kl_backward,
-        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&, double, string_view,
-                                   std::array<bool, 2>))
+FGBG_OP(bernoulli_kl_backward, std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
+                                                          double, string_view, std::array<bool, 2>))
 FGBG_OP(reconstruction_loss,
         std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&,
-                                   const OptionalTensor&, const OptionalTensor&, double, double, string_view, bool,
-                                   string_view, double, double, bool, string_view, bool))
+                                   const OptionalTensor&, const OptionalTensor&, double, double, string_view,
+                                   bool, string_view, double, double, bool, string_view, bool))
 FGBG_OP(reconstruction_loss_backward,
         std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
             const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
-            const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, double,
-            double, string_view, bool, string_view, double, double, bool, string_view, std::array<bool, 6>))
+            const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+            double, double, string_view, bool, string_view, double, double, bool, string_view,
+            std::array<bool, 6>))
 
 #undef FGBG_OP
 

@@ -112,10 +112,10 @@ Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype)
 }
 
 void check_operand(const Tensor& tensor, const Tensor& like, const char* name) {
-  TORCH_CHECK_VALUE(tensor.sizes() == like.sizes(), "fgbg: ", name, " has shape ", tensor.sizes(), ", expected ",
-                    like.sizes());
-  TORCH_CHECK_VALUE(tensor.device() == like.device(), "fgbg: ", name, " is on ", tensor.device(), ", expected ",
-                    like.device());
+  TORCH_CHECK_VALUE(tensor.sizes() == like.sizes(), "fgbg: ", name, " has shape ", tensor.sizes(),
+                    ", expected ", like.sizes());
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), "fgbg: ", name, " is on ", tensor.device(),
+                    ", expected ", like.device());
 }
 
 void check_seed(const Tensor& seed) {

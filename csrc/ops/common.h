@@ -19,8 +19,8 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 DType storage_dtype(const Tensor& tensor);  // TypeError where there is no kernel for it
-Shape image_shape(const Tensor& image);    // [B, C, *spatial], 1 to 3 spatial dimensions
-Shape latent_shape(const Tensor& latent);  // [B, *D], at most 5 dimensions
+Shape image_shape(const Tensor& image);     // [B, C, *spatial], 1 to 3 spatial dimensions
+Shape latent_shape(const Tensor& latent);   // [B, *D], at most 5 dimensions
 
 // `tensor`, broadcast to the sizes behind `shape`, as the kernels see it. Undefined: absent.
 View view_of(const Tensor& tensor, const Tensor& like, bool image);
@@ -71,11 +71,10 @@ void on_cuda(const Tensor& like, Launch launch) {
   launch(c10::cuda::getCurrentCUDAStream().stream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
-#define FGBG_RUN(kernel, args, f64, like)                                                                \
+#define FGBG_RUN(kernel, args, f64, like)                                                              \
   (like).is_cuda() ? ops::on_cuda(like, [&](cuda::Stream stream) { cuda::kernel(args, f64, stream); }) \
                    : ops::run_cpu(cpu::kernels().kernel, args, f64)
-#define FGBG_ON_DEVICE(function, args, like) \
-  ((like).is_cuda() ? cuda::function(args) : cpu::function(args))
+#define FGBG_ON_DEVICE(function, args, like) ((like).is_cuda() ? cuda::function(args) : cpu::function(args))
 #else
 #define FGBG_RUN(kernel, args, f64, like) ops::run_cpu(cpu::kernels().kernel, args, f64)
 #define FGBG_ON_DEVICE(function, args, like) cpu::function(args)
@@ -83,7 +82,8 @@ void on_cuda(const Tensor& like, Launch launch) {
 
 inline void finish(const FinishArgs& args, [[maybe_unused]] const Tensor& like) {
 #ifdef FGBG_WITH_CUDA
-  if (like.is_cuda()) return on_cuda(like, [&](cuda::Stream stream) { cuda::finish_reduction(args, stream); });
+  if (like.is_cuda())
+    return on_cuda(like, [&](cuda::Stream stream) { cuda::finish_reduction(args, stream); });
 #endif
   cpu::finish_reduction(args);
 }

@@ -125,9 +125,10 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor&
   return kl.out;
 }
 
-std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
-                                           const OptionalTensor& prior_logvar, const Tensor& seed, int64_t offset,
-                                           std::optional<int64_t> samples, string_view reduction_name) {
+std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logvar,
+                                           const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                                           const Tensor& seed, int64_t offset, std::optional<int64_t> samples,
+                                           string_view reduction_name) {
   const Gaussian g{mu, logvar, prior_mu, prior_logvar};
   const Reduction reduction = parse_reduction(reduction_name);
   GaussianArgs args = g.args();
@@ -169,9 +170,10 @@ Gradients gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& 
   return out;
 }
 
-std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const Tensor& mu, const Tensor& logvar,
-                                                   const Tensor& seed, int64_t offset,
-                                                   std::optional<int64_t> samples, std::array<bool, 2> needs) {
+std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const Tensor& mu,
+                                                   const Tensor& logvar, const Tensor& seed, int64_t offset,
+                                                   std::optional<int64_t> samples,
+                                                   std::array<bool, 2> needs) {
   const auto grads = gaussian_backward(grad_z, {}, {mu, logvar, {}, {}}, Draw{seed, offset, samples},
                                        Reduction::sum, {needs[0], needs[1], false, false});
   return {std::get<0>(grads), std::get<1>(grads)};
@@ -180,11 +182,12 @@ std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const T
 Gradients gaussian_kl_backward(const Tensor& grad_kl, const Tensor& mu, const Tensor& logvar,
                                const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
                                string_view reduction, std::array<bool, 4> needs) {
-  return gaussian_backward({}, grad_kl, {mu, logvar, prior_mu, prior_logvar}, {}, parse_reduction(reduction), needs);
+  return gaussian_backward({}, grad_kl, {mu, logvar, prior_mu, prior_logvar}, {}, parse_reduction(reduction),
+                           needs);
 }
 
-Gradients sample_gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu,
-                                   const Tensor& logvar, const OptionalTensor& prior_mu,
+Gradients sample_gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_kl,
+                                   const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
                                    const OptionalTensor& prior_logvar, const Tensor& seed, int64_t offset,
                                    std::optional<int64_t> samples, string_view reduction,
                                    std::array<bool, 4> needs) {
@@ -218,7 +221,8 @@ std::tuple<Tensor, Tensor> bernoulli_kl_backward(const Tensor& grad_kl, const Te
                                                  string_view reduction, std::array<bool, 2> needs) {
   BernoulliArgs args = bernoulli_args(logits, prior, prior_logit);
   set_kl_gradient(args, grad_kl, logits, parse_reduction(reduction));
-  std::tuple<Tensor, Tensor> out{empty_gradient(logits, needs[0], logits), empty_gradient(prior, needs[1], logits)};
+  std::tuple<Tensor, Tensor> out{empty_gradient(logits, needs[0], logits),
+                                 empty_gradient(prior, needs[1], logits)};
   if (logits.numel() == 0) return out;
   if (needs[0]) args.grad_logits = view_of(std::get<0>(out), logits, false);
   if (needs[1] && prior) args.grad_prior = view_of(std::get<1>(out), logits, false);
@@ -242,21 +246,25 @@ void register_kernels(torch::Library& m) {
 
 TORCH_LIBRARY_FRAGMENT(fgbg, m) {
   m.def("philox_normal(Tensor seed, SymInt[] size, SymInt offset, ScalarType dtype) -> Tensor");
-  m.def("reparameterize(Tensor mu, Tensor logvar, Tensor seed, SymInt offset, SymInt? num_samples) -> Tensor");
+  m.def(
+      "reparameterize(Tensor mu, Tensor logvar, Tensor seed, SymInt offset, SymInt? num_samples) -> Tensor");
   m.def(
       "reparameterize_backward(Tensor grad_z, Tensor mu, Tensor logvar, Tensor seed, SymInt offset, "
       "SymInt? num_samples, bool[2] needs) -> (Tensor, Tensor)");
   m.def(
-      "gaussian_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, str reduction) -> Tensor");
+      "gaussian_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, str reduction) -> "
+      "Tensor");
   m.def(
-      "gaussian_kl_backward(Tensor grad_kl, Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+      "gaussian_kl_backward(Tensor grad_kl, Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? "
+      "prior_logvar, "
       "str reduction, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "sample_gaussian(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, "
       "SymInt offset, SymInt? num_samples, str reduction) -> (Tensor, Tensor)");
   m.def(
       "sample_gaussian_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor? prior_mu, "
-      "Tensor? prior_logvar, Tensor seed, SymInt offset, SymInt? num_samples, str reduction, bool[4] needs) -> "
+      "Tensor? prior_logvar, Tensor seed, SymInt offset, SymInt? num_samples, str reduction, bool[4] needs) "
+      "-> "
       "(Tensor, Tensor, Tensor, Tensor)");
   m.def("bernoulli_kl(Tensor logits, Tensor? prior_logits, float prior_logit, str reduction) -> Tensor");
   m.def(

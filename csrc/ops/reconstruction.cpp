@@ -10,10 +10,11 @@ using std::string_view;
 
 ScaleView scale_of(const OptionalTensor& tensor, double value, const Tensor& fg, const char* name) {
   if (!tensor) return {nullptr, DType::f32, 0, value};
-  TORCH_CHECK_VALUE(tensor->dim() <= 1 && (tensor->numel() == 1 || tensor->numel() == fg.size(1)), "fgbg: ", name,
-                    " must have one element or one per channel, got shape ", tensor->sizes());
+  TORCH_CHECK_VALUE(tensor->dim() <= 1 && (tensor->numel() == 1 || tensor->numel() == fg.size(1)),
+                    "fgbg: ", name, " must have one element or one per channel, got shape ", tensor->sizes());
   TORCH_CHECK_VALUE(tensor->device() == fg.device(), "fgbg: ", name, " is on ", tensor->device());
-  return {tensor->const_data_ptr(), storage_dtype(*tensor), tensor->numel() == 1 ? 0 : tensor->stride(0), value};
+  return {tensor->const_data_ptr(), storage_dtype(*tensor), tensor->numel() == 1 ? 0 : tensor->stride(0),
+          value};
 }
 
 struct Loss {
@@ -68,11 +69,24 @@ struct Loss {
 
 std::tuple<Tensor, Tensor> reconstruction_loss(
     const Tensor& fg, const OptionalTensor& bg, const Tensor& target, const Tensor& mask,
-    const OptionalTensor& fg_scale, const OptionalTensor& bg_scale, double fg_scale_value, double bg_scale_value,
-    string_view composition, bool mask_is_logits, string_view likelihood, double fg_weight, double bg_weight,
-    bool normalize_area, string_view reduction_name, bool return_terms) {
-  const Loss loss{fg,          bg,        target,    mask,           fg_scale,      bg_scale,  fg_scale_value, bg_scale_value,
-                  composition, mask_is_logits, likelihood, fg_weight, bg_weight, normalize_area, reduction_name};
+    const OptionalTensor& fg_scale, const OptionalTensor& bg_scale, double fg_scale_value,
+    double bg_scale_value, string_view composition, bool mask_is_logits, string_view likelihood,
+    double fg_weight, double bg_weight, bool normalize_area, string_view reduction_name, bool return_terms) {
+  const Loss loss{fg,
+                  bg,
+                  target,
+                  mask,
+                  fg_scale,
+                  bg_scale,
+                  fg_scale_value,
+                  bg_scale_value,
+                  composition,
+                  mask_is_logits,
+                  likelihood,
+                  fg_weight,
+                  bg_weight,
+                  normalize_area,
+                  reduction_name};
   ReconstructionArgs args = loss.args();
   const Reduction reduction = parse_reduction(reduction_name);
   TORCH_CHECK_VALUE(!(args.normalize_area && reduction == Reduction::none),
@@ -83,7 +97,8 @@ std::tuple<Tensor, Tensor> reconstruction_loss(
   const bool wants_terms = masked && (return_terms || args.normalize_area);
 
   Tensor out, partial;
-  Tensor terms = at::empty(wants_terms ? at::IntArrayRef({kTerms, fg.size(0)}) : at::IntArrayRef({0}), options);
+  Tensor terms =
+      at::empty(wants_terms ? at::IntArrayRef({kTerms, fg.size(0)}) : at::IntArrayRef({0}), options);
   if (reduction == Reduction::none) {
     out = loss.joint() ? at::empty(mask.sizes(), options) : at::empty_like(fg, options);
     args.loss = view_of(out, fg, true);
@@ -121,20 +136,35 @@ std::tuple<Tensor, Tensor> reconstruction_loss(
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Gradients reconstruction_loss_backward(
-    const OptionalTensor& grad_loss, const OptionalTensor& grad_terms, const OptionalTensor& terms, const Tensor& fg,
-    const OptionalTensor& bg, const Tensor& target, const Tensor& mask, const OptionalTensor& fg_scale,
-    const OptionalTensor& bg_scale, double fg_scale_value, double bg_scale_value, string_view composition,
-    bool mask_is_logits, string_view likelihood, double fg_weight, double bg_weight, bool normalize_area,
-    string_view reduction_name, std::array<bool, 6> needs) {
-  const Loss loss{fg,          bg,        target,    mask,           fg_scale,      bg_scale,  fg_scale_value, bg_scale_value,
-                  composition, mask_is_logits, likelihood, fg_weight, bg_weight, normalize_area, reduction_name};
+Gradients reconstruction_loss_backward(const OptionalTensor& grad_loss, const OptionalTensor& grad_terms,
+                                       const OptionalTensor& terms, const Tensor& fg,
+                                       const OptionalTensor& bg, const Tensor& target, const Tensor& mask,
+                                       const OptionalTensor& fg_scale, const OptionalTensor& bg_scale,
+                                       double fg_scale_value, double bg_scale_value, string_view composition,
+                                       bool mask_is_logits, string_view likelihood, double fg_weight,
+                                       double bg_weight, bool normalize_area, string_view reduction_name,
+                                       std::array<bool, 6> needs) {
+  const Loss loss{fg,
+                  bg,
+                  target,
+                  mask,
+                  fg_scale,
+                  bg_scale,
+                  fg_scale_value,
+                  bg_scale_value,
+                  composition,
+                  mask_is_logits,
+                  likelihood,
+                  fg_weight,
+                  bg_weight,
+                  normalize_area,
+                  reduction_name};
   ReconstructionArgs args = loss.args();
   const Reduction reduction = parse_reduction(reduction_name);
   const auto dtype = loss.dtype();
-  Gradients out{empty_gradient(fg, needs[0], fg),         empty_gradient(bg, needs[1], fg),
-                empty_gradient(target, needs[2], fg),     empty_gradient(mask, needs[3], fg),
-                empty_gradient(fg_scale, needs[4], fg),   empty_gradient(bg_scale, needs[5], fg)};
+  Gradients out{empty_gradient(fg, needs[0], fg),       empty_gradient(bg, needs[1], fg),
+                empty_gradient(target, needs[2], fg),   empty_gradient(mask, needs[3], fg),
+                empty_gradient(fg_scale, needs[4], fg), empty_gradient(bg_scale, needs[5], fg)};
   auto& [d_fg, d_bg, d_target, d_mask, d_fg_scale, d_bg_scale] = out;
   if (fg.numel() == 0) {
     for (Tensor* t : {&d_mask, &d_fg_scale, &d_bg_scale}) t->zero_();
@@ -143,7 +173,8 @@ Gradients reconstruction_loss_backward(
   Tensor upstream = grad_loss.value_or(Tensor());
   // A gradient that reaches the terms alone.
   if (!upstream.defined())
-    upstream = reduction == Reduction::none ? at::zeros({}, fg.options().dtype(dtype)).expand_as(fg) : Tensor();
+    upstream =
+        reduction == Reduction::none ? at::zeros({}, fg.options().dtype(dtype)).expand_as(fg) : Tensor();
   if (reduction == Reduction::none)
     args.grad_loss_elements = view_of(upstream, fg, true);
   else if (upstream.defined())
@@ -201,12 +232,14 @@ void register_kernels(torch::Library& m) {
 
 TORCH_LIBRARY_FRAGMENT(fgbg, m) {
   m.def(
-      "reconstruction_loss(Tensor fg, Tensor? bg, Tensor target, Tensor mask, Tensor? fg_scale, Tensor? bg_scale, "
+      "reconstruction_loss(Tensor fg, Tensor? bg, Tensor target, Tensor mask, Tensor? fg_scale, Tensor? "
+      "bg_scale, "
       "float fg_scale_value, float bg_scale_value, str composition, bool mask_is_logits, str likelihood, "
       "float fg_weight, float bg_weight, bool normalize_area, str reduction, bool return_terms) -> "
       "(Tensor, Tensor)");
   m.def(
-      "reconstruction_loss_backward(Tensor? grad_loss, Tensor? grad_terms, Tensor? terms, Tensor fg, Tensor? bg, "
+      "reconstruction_loss_backward(Tensor? grad_loss, Tensor? grad_terms, Tensor? terms, Tensor fg, Tensor? "
+      "bg, "
       "Tensor target, Tensor mask, Tensor? fg_scale, Tensor? bg_scale, float fg_scale_value, "
       "float bg_scale_value, str composition, bool mask_is_logits, str likelihood, float fg_weight, "
       "float bg_weight, bool normalize_area, str reduction, bool[6] needs) -> "

@@ -217,7 +217,10 @@ def _floored_kl(
     free_bits: float,
 ) -> Tensor:
     # With the batch last, the "samples" of the reduction are the latent dimensions.
-    by_dimension = (None if t is None else t.flatten(1).t() for t in (mu, logvar, prior_mu, prior_logvar))
+    by_dimension = (
+        None if t is None else (t.flatten(1) if t.dim() > 1 else t[:, None]).t()
+        for t in (mu, logvar, prior_mu, prior_logvar)
+    )
     mean_kl = _kl(*by_dimension, "sample") / mu.shape[0]
     floored = _sum_in_order(mean_kl.clamp(min=free_bits))
     if reduction == "batchmean":

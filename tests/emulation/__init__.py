@@ -8,7 +8,8 @@
 - torch.h, torch.cpp: csrc/ops in its CUDA configuration, registered over the CPU kernels while running;
   and an allocator that puts every tensor, filled with NaN, next to an inaccessible page.
 
-Two things in the sources are not C++, and rewritten in the copy that is compiled: a launch and a shared array.
+Two things in the sources are not C++, and are rewritten in the copy that is compiled: a launch, and a
+shared array.
 """
 
 from __future__ import annotations
@@ -17,25 +18,33 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from torch.utils import cpp_extension
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 BUILD = HERE.parents[1] / "build" / "emulation"
-KERNELS = ("latents", "finish", "reconstruction_forward", "reconstruction_backward")
+# The slowest to compile first.
+SOURCES = (
+    "torch.cpp",
+    "reconstruction_backward.cu",
+    "reconstruction_forward.cu",
+    "latents.cu",
+    "cuda.cpp",
+    "finish.cu",
+)
 
 _FLAGS = ["-fPIC", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-w"]
-# No contraction and no vectorisation: what is tested is the kernels' own arithmetic.
-_KERNEL_FLAGS = ["-std=c++17", "-O1", "-include", HERE / "cuda.h", "-x", "c++"]
 _TRAPS = ["-fsanitize=alignment,bounds,integer-divide-by-zero", "-fsanitize-undefined-trap-on-error"]
+_KERNEL_FLAGS = ["-std=c++17", "-O1", *_TRAPS, "-include", HERE / "cuda.h", "-x", "c++"]
 _REWRITES = (
     (re.compile(r"([\w:]+(?:<\w+>)?)<<<(.+?)>>>\("), r"emulation::launch(\1, \2)("),
     (re.compile(r"__shared__ (\w+) (\w+)\[(.+?)\];"), r"\1* const \2 = emulation::shared<\1>(\3);"),
@@ -76,7 +85,7 @@ class Emulation:
         return {n for n in map(_kernel_name, self._symbols.values()) if n}
 
     def kernels_run(self) -> set[str]:
-        """Those that were launched."""
+        """Those that were launched since running() was last entered."""
         room = 1000
         addresses = (ctypes.c_void_p * room)()
         count = self._library.emulation_kernels(addresses, ctypes.c_size_t(room))
@@ -88,22 +97,21 @@ def _kernel_name(symbol: str) -> str:
     return match[1].replace("fgbg::", "").replace("math::portable::", "") if match else ""
 
 
-def load(changes: Mapping[str, tuple[str, str]] | None = None) -> Emulation:
-    """Builds what is not built yet. `changes` plants defects: {file: (text, other text)}."""
-    return _load(tuple(sorted((changes or {}).items())))
+def load(changes: Mapping[str, tuple[str, str]] | None = None, seen_by: str = "") -> Emulation:
+    """Builds what is not built yet. `changes` plants defects, {file: (text, other text)}, in a copy of the
+    sources that only the kernels of the file `seen_by` are compiled from."""
+    return _load(tuple((changes or {}).items()), seen_by)
 
 
 @functools.cache
-def _load(changes: tuple[tuple[str, tuple[str, str]], ...]) -> Emulation:
-    sources = _sources(dict(changes))
-    jobs = {
-        name: _command(name, sources) for name in ("torch.cpp", "cuda.cpp", *(f"{k}.cu" for k in KERNELS))
-    }
+def _load(changes: tuple[tuple[str, tuple[str, str]], ...], seen_by: str) -> Emulation:
+    plain, changed = _sources({}), _sources(dict(changes))
+    jobs = [_command(name, changed if name == seen_by else plain) for name in SOURCES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(_run, jobs.values()))
-    library = BUILD / f"{_hash(''.join(map(str, objects)))}.so"
+        objects = list(pool.map(_run, jobs))
     paths = [a for p in cpp_extension.library_paths() for a in ("-L", p, f"-Wl,-rpath,{p}")]
-    return Emulation(_run((["g++", "-shared", "-Wl,-Bsymbolic", *objects, *paths, "-lc10", "-ltorch_cpu"], library)))
+    link = ["g++", "-shared", "-Wl,-Bsymbolic", *objects, *paths, "-lc10", "-ltorch_cpu"]
+    return Emulation(_run((link, BUILD / f"{_hash(link)}.so")))
 
 
 def _sources(changes: dict[str, tuple[str, str]]) -> Path:
@@ -112,7 +120,7 @@ def _sources(changes: dict[str, tuple[str, str]]) -> Path:
     for file, (before, after) in changes.items():
         assert texts[Path(file)].count(before) == 1, f"{file} has not one {before!r}"
         texts[Path(file)] = texts[Path(file)].replace(before, after)
-    folder = BUILD / _hash("".join(f"{p}{t}" for p, t in texts.items()))
+    folder = BUILD / _hash(itertools.chain(*texts.items(), *_REWRITES))
     for path, text in texts.items():
         if path.parts[0] == "cuda":
             for pattern, replacement in _REWRITES:
@@ -127,27 +135,21 @@ def _sources(changes: dict[str, tuple[str, str]]) -> Path:
 
 
 def _command(name: str, sources: Path) -> tuple[list, Path]:
-    """How an object is compiled, and its path, which tells everything it depends on."""
+    """How an object is compiled, and its path, which is named after all that it depends on."""
+    headers = [p for p in sorted(sources.rglob("*.*")) if p.suffix in (".h", ".cuh")]
     if name == "torch.cpp":
         includes = [a for p in cpp_extension.include_paths() for a in ("-isystem", p)]
-        command = [*_FLAGS, "-std=c++20", "-include", HERE / "torch.h", "-I", sources, *includes, HERE / name]
-        ours = [*(sources / "ops").iterdir(), *(sources / "cpu").glob("*.h")]
+        command = ["-std=c++20", "-include", HERE / "torch.h", "-I", sources, *includes, HERE / name]
+        depends = [*headers, *sorted((sources / "ops").glob("*.cpp")), *sorted(HERE.glob("*.*"))]
     elif name == "cuda.cpp":
-        command, ours = [*_FLAGS, "-std=c++17", "-O1", HERE / name], []
+        command = ["-std=c++17", "-O1", HERE / name]
+        depends = sorted(HERE.glob("cuda.*"))
     else:
-        command = [*_FLAGS, *_TRAPS, *_KERNEL_FLAGS, sources / "cuda" / name]
-        ours = [sources / "cuda" / name, *(sources / "cuda").glob("*.cuh")]
-    ours += [sources / "kernels.h", sources / "cuda/kernels.h", *(sources / "math").iterdir()]
-    ours += [
-        HERE / "cuda.h",
-        HERE / "emulation.h",
-        HERE / "torch.h",
-        HERE / name if name.endswith("cpp") else HERE / "cuda.h",
-    ]
-    key = _hash(
-        "".join(p.read_text() for p in sorted(ours)) + " ".join(map(str, command)).replace(str(sources), "")
-    )
-    return ["g++", "-c", *command], BUILD / f"{Path(name).stem}-{key}.o"
+        command = [*_KERNEL_FLAGS, sources / "cuda" / name]
+        depends = [*headers, sources / "cuda" / name, HERE / "cuda.h"]
+    command = ["g++", "-c", *_FLAGS, *command]
+    key = [str(a).replace(str(sources), "") for a in command] + [p.read_text() for p in depends]
+    return command, BUILD / f"{Path(name).stem}-{_hash([torch.__version__, *key])}.o"
 
 
 def _run(job: tuple[list, Path]) -> Path:
@@ -162,5 +164,5 @@ def _run(job: tuple[list, Path]) -> Path:
     return path
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _hash(parts: Iterable[object]) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]

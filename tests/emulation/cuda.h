@@ -14,7 +14,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 #define FGBG_CUDA_ARCHITECTURES "emulated"
 

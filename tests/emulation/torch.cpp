@@ -97,6 +97,7 @@ void emulation_start(uint64_t seed) {
   using namespace emulation;
   static Allocator allocator;
   random_numbers.seed(seed);
+  kernels_run.clear();
   Quiet quiet;  // torch warns that the ops have kernels already
   const c10::WarningUtils::WarningHandlerGuard guard(&quiet);
   library = std::make_unique<torch::Library>(torch::Library::IMPL, "fgbg", c10::DispatchKey::CPU, __FILE__, __LINE__);
@@ -113,7 +114,7 @@ void emulation_stop() {
 // How many freed tensors had been written to outside their bounds, since the last call.
 int emulation_spoilt() { return emulation::spoilt.exchange(0); }
 
-// The addresses of the kernels that ran so far; returns how many there are.
+// The addresses of the kernels that ran since emulation_start; returns how many there are.
 size_t emulation_kernels(const void** addresses, size_t room) {
   size_t n = 0;
   for (const void* kernel : emulation::kernels_run)

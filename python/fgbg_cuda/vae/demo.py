@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -18,7 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from .data import BACKGROUNDS, DIGIT_SIDE, DigitsOnTexture
 from .figures import save_separation
 from .metrics import threshold_scores
-from .module import LayeredVAEModule
+from .module import LayeredVAEModule, NonFiniteLossError
+from .resume import AtomicCheckpointIO, ResumeCheckpoint, ResumeError, ResumeState, newest_checkpoint
 
 CLOSING_SECONDS = 20  # scoring and drawing, kept back from the time limit
 
@@ -38,10 +40,24 @@ class DemoConfig:
     test: int = 500
     rows: int = 8
     width: int = 32
+    checkpoint_seconds: float = 10.0  # between two checkpoints: the most that a kill can cost
 
 
-def run(config: DemoConfig) -> dict:
-    """Train, score and draw; returns what is written to ``metrics.json``."""
+# What a resumed run may change, as it does not decide the result.
+FREE_ON_RESUME = {"out", "max_minutes", "rows", "checkpoint_seconds"}
+
+
+def run(config: DemoConfig, resume: bool = False) -> dict:
+    """Train, score and draw; returns what is written to ``metrics.json``.
+
+    With ``resume``, a run that was killed or stopped by its time limit goes on from its last whole
+    checkpoint under ``config.out``: on the CPU, with the same number of threads, to the bits it would have
+    ended with. The time limit is one for the run's training as a whole.
+
+    Raises:
+        ResumeError: there is nothing to resume, or the run had other settings.
+        NonFiniteLossError: the loss became NaN or infinite.
+    """
     started = time.monotonic()
     # A second run writes over the first, as intended, and one of the libraries below warns on
     # every step of another's deprecation: neither is news for who runs this.
@@ -49,6 +65,11 @@ def run(config: DemoConfig) -> dict:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
+    checkpoint = version = None
+    if resume:
+        checkpoint, version = _find_earlier_run(config)
+    else:
+        _forget_earlier_run(config)
     L.seed_everything(config.seed)
     data = DigitsOnTexture(config.background, config.size, config.seed, config.train, config.val, config.test)
     data.setup()
@@ -61,15 +82,18 @@ def run(config: DemoConfig) -> dict:
         # The limit is a safety net for slow machines; a run is meant to end by its epochs.
         max_time=timedelta(seconds=max(1.0, 60 * config.max_minutes - spent - CLOSING_SECONDS)),
         gradient_clip_val=500.0,  # nats per image are large numbers: this cuts the spikes alone
-        logger=TensorBoardLogger(out, name="tensorboard"),
+        logger=TensorBoardLogger(out, name="tensorboard", version=version),
         callbacks=[
+            ResumeState(),
             ModelCheckpoint(out, filename="layered_vae", enable_version_counter=False),
+            ResumeCheckpoint(out / "checkpoints", config.checkpoint_seconds),
         ],
+        plugins=[AtomicCheckpointIO()],
         log_every_n_steps=10,
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     planned = int(config.epochs * len(data.train_dataloader()))
     scores = trainer.test(module, datamodule=data, verbose=False)[0]
 
@@ -91,6 +115,24 @@ def run(config: DemoConfig) -> dict:
     }
     (out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _forget_earlier_run(config: DemoConfig) -> None:
+    """Clears what an earlier run left to resume from, and notes the settings of this one."""
+    shutil.rmtree(Path(config.out) / "checkpoints", ignore_errors=True)
+    (Path(config.out) / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+
+
+def _find_earlier_run(config: DemoConfig) -> tuple[Path, str | None]:
+    """The checkpoint to resume from, and the name of the run's TensorBoard folder, if it has one."""
+    out = Path(config.out)
+    checkpoint = newest_checkpoint(out / "checkpoints")
+    before = json.loads((out / "config.json").read_text())
+    for name, value in asdict(config).items():
+        if name not in FREE_ON_RESUME and value != before[name]:
+            raise ResumeError(f"{name} is {value!r}, but the run in {out} was started with {before[name]!r}")
+    versions = sorted((out / "tensorboard").glob("version_*"), key=lambda path: path.stat().st_mtime)
+    return checkpoint, versions[-1].name if versions else None
 
 
 def table(result: dict) -> str:
@@ -125,8 +167,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--max-minutes", type=float, default=DemoConfig.max_minutes, help="give up training then"
     )
-    config = DemoConfig(**vars(parser.parse_args(argv)))
-    result = run(config)
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in OUT from its last checkpoint"
+    )
+    options = vars(parser.parse_args(argv))
+    resume = options.pop("resume")
+    config = DemoConfig(**options)
+    try:
+        result = run(config, resume)
+    except (ResumeError, NonFiniteLossError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     print(f"\n{table(result)}\n\n{result['seconds']:.0f} s on {result['device']}; see {config.out}/")
 
 

@@ -9,7 +9,11 @@ from torchmetrics import MeanMetric
 
 from .data import Batch
 from .metrics import background_mse, foreground_mse, mask_dice, mask_iou
-from .models import LayeredVAE
+from .models import LayeredOutput, LayeredVAE
+
+
+class NonFiniteLossError(RuntimeError):
+    """The training loss became NaN or infinite; the message says through which term, and where."""
 
 
 class LayeredVAEModule(L.LightningModule):
@@ -66,6 +70,12 @@ class LayeredVAEModule(L.LightningModule):
         steps = self.hparams.kl_warmup * self.trainer.estimated_stepping_batches
         weight = min(1.0, (self.global_step + 1) / max(1.0, steps))
         loss = reconstruction + weight * (kl_fg + kl_bg)
+        if not torch.isfinite(loss):
+            term = self._non_finite_term(out, x)
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
+                f"{self.current_epoch}: {term}"
+            )
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict(
             {
@@ -77,6 +87,23 @@ class LayeredVAEModule(L.LightningModule):
             }
         )
         return loss
+
+    def _non_finite_term(self, out: LayeredOutput, x: Tensor) -> str:
+        """Where a non-finite value first shows, in the order in which it would spread."""
+        terms = {
+            "the image itself": x,
+            "the KL of the foreground latents": out.kl_fg,
+            "the KL of the background latents": out.kl_bg,
+            "the foreground": out.foreground,
+            "the background": out.background,
+            "the mask (mask_logits)": out.mask_logits,
+            "the foreground scale": self.model.fg_scale,
+            "the background scale": self.model.log_bg_scale.exp(),
+        }
+        for name, value in terms.items():
+            if not torch.isfinite(value).all():
+                return f"{name} has NaN or infinite values"
+        return "the reconstruction overflows, though both layers and the mask are finite"
 
     def _score(self, batch: Batch) -> None:
         x, alpha, background, tone = batch

@@ -1,0 +1,309 @@
+"""The CUDA kernels, executed on the CPU (see emulation/__init__.py) and compared with the specification in
+float64: values and gradients of every sample, through the public functions.
+
+Besides the numbers, each run checks that no access is out of bounds or misaligned, that every element of a
+result is written (memory starts as NaN), that no warp or block parts at a barrier, and, since blocks, warps
+and threads take turns at random, that the order does not matter. The defects planted below show that it would
+be noticed.
+"""
+
+import dataclasses
+import itertools
+import zlib
+
+import emulation
+import pytest
+import torch
+from compare import assert_close, assert_rounded, assert_same, cotangents
+from samples import SAMPLES, Make, Sample, covering, each, first_of_each_op
+from test_layouts import LAYOUTS
+
+import fgbg_cuda
+from fgbg_cuda import reference
+
+HALVES = (torch.bfloat16, torch.float16)
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    (torch.bfloat16, torch.float32, torch.float16),
+    (torch.float16, torch.float32, torch.float64),
+]
+# Around the elements of a thread (8), a warp (32), its groups (256), a segment (1024) and two of them.
+SIZES = (1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 255, 256, 257, 1023, 1024, 1025, 2048, 2049)
+# Two segments, and a multiple of 16, so that rows of every type start on a 16-byte boundary.
+VECTOR_ROW = 1040
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return emulation.load()
+
+
+def _identity(t):
+    return t
+
+
+def _calculate(kernels, sample, inputs, layout=_identity, seed=0, layout_of_upstream=_identity):
+    """(result, specification) pairs by name: the outputs, and the gradient of each float input.
+
+    Inputs are copied between guard pages; every fourth stays dense under a layout, so that layouts meet.
+    """
+    with kernels.running(seed):
+        copies = {}
+        for k, (name, t) in enumerate(inputs.items()):
+            copy = t.detach().clone()
+            copies[name] = (copy if k % 4 == 3 else layout(copy)).requires_grad_(t.requires_grad)
+        wide = {n: t.detach().double() if t.is_floating_point() else t for n, t in copies.items()}
+        wide = {n: t.requires_grad_(copies[n].requires_grad) for n, t in wide.items()}
+        actual, expected = sample(copies), sample.expected(wide)
+        upstream = cotangents(actual)
+        live = [k for k, e in enumerate(expected) if e.requires_grad]
+        names = [n for n, t in copies.items() if t.requires_grad]
+        found = torch.autograd.grad(
+            [actual[k] for k in live],
+            [copies[n] for n in names],
+            [layout_of_upstream(upstream[k]) for k in live],
+        )
+        right = torch.autograd.grad(
+            [expected[k] for k in live],
+            [wide[n] for n in names],
+            [upstream[k].double() for k in live],
+        )
+    for name, t in inputs.items():
+        assert_same(copies[name].detach(), t.detach(), f"{name} was changed")
+    results = {f"output {k}": pair for k, pair in enumerate(zip(actual, expected, strict=True))}
+    results |= {n: pair for n, *pair in zip(names, found, right, strict=True)}
+    return results
+
+
+def _check(kernels, sample, inputs, *args, **options):
+    results = _calculate(kernels, sample, inputs, *args, **options)
+    for name, (actual, expected) in results.items():
+        # The numbers are computed in float32 at least; half precision is a matter of the last rounding.
+        (assert_rounded if actual.dtype in HALVES else assert_close)(actual, expected, note=name)
+    del results, actual, expected
+    assert kernels.spoilt() == 0, "a tensor was written to outside its bounds"
+    ran = kernels.kernels_run()
+    assert ran, "no kernel ran"
+    return ran
+
+
+def _seed(*parts):
+    return zlib.crc32(repr(parts).encode())
+
+
+def _with_last_extent(sample: Sample, size: int) -> Sample:
+    """The sample with rows (of latents) or lines (of images) of another length."""
+    tensors = {
+        n: m if n == "seed" or n.endswith("scale") else Make(m.kind, (*m.shape[:-1], size))
+        for n, m in sample.tensors.items()
+    }
+    return dataclasses.replace(sample, tensors=tensors)
+
+
+def _is_vector(kernel):
+    return "<float, 8" in kernel
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each()
+def test_samples(sample, dtype, kernels):
+    ran = _check(kernels, sample, sample.inputs(dtype=dtype, grad=True), seed=_seed(sample.id))
+    if dtype == torch.float64:
+        # z and the noise of the specification aside, all in float64.
+        assert not any("<float" in k for k in ran)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, DTYPES[4]], ids=str)
+@each([s for s in SAMPLES if max(len(m.shape) for m in s.tensors.values()) > 1])
+def test_eight_elements_at_a_time(sample, dtype, kernels):
+    """Two segments of aligned rows: all that is computed in float32 is done by the vector kernels."""
+    sample = _with_last_extent(sample, VECTOR_ROW)
+    ran = _check(kernels, sample, sample.inputs(dtype=dtype, grad=True), seed=_seed(sample.id))
+    float32 = {k for k in ran if k.startswith(("forward", "backward", "gaussian", "bernoulli"))}
+    # A stream entered within a quadruple, and columns (free bits are per column), are read one by one.
+    general = sample.options.get("offset", 0) % 4 != 0 or "free_bits" in sample.options
+    assert float32
+    assert general or all(map(_is_vector, float32)), float32
+
+
+@pytest.mark.parametrize("size", SIZES)
+@each(first_of_each_op())
+def test_sizes(sample, size, kernels):
+    sample = _with_last_extent(sample, size)
+    for dtype in (torch.float32, torch.float64):
+        _check(kernels, sample, sample.inputs(dtype=dtype, grad=True), seed=_seed(size))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__.strip("_"))
+@each()
+def test_layouts(sample, layout, kernels):
+    sample = _with_last_extent(sample, 16)
+    dtype = (torch.float32, torch.bfloat16)[_seed(sample.id) % 2]
+    inputs = sample.inputs(dtype=dtype, grad=True)
+    _check(kernels, sample, inputs, layout, _seed(sample.id), layout)
+
+
+@pytest.mark.parametrize("dims", [(0,), (1,), (0, 1, 2, 3, 4, 5)], ids=str)
+@each(covering(SAMPLES))
+def test_expanded(sample, dims, kernels):
+    def expanded(t):
+        return t[tuple(slice(0, 1) if d in dims else slice(None) for d in range(t.dim()))].expand_as(t)
+
+    sample = _with_last_extent(sample, 16)
+    made = {n: t.detach() for n, t in sample.inputs(dtype=torch.float32).items()}
+    inputs = {n: expanded(t) if k % 4 != 3 else t for k, (n, t) in enumerate(made.items())}
+    inputs = {n: t.requires_grad_(t.is_floating_point()) for n, t in inputs.items()}
+    _check(kernels, sample, inputs, expanded, _seed(dims))
+
+
+@each(covering(SAMPLES))
+def test_order_changes_no_bit(sample, kernels):
+    """Whatever the order of blocks, warps and threads."""
+    sample = _with_last_extent(sample, VECTOR_ROW)
+    inputs = sample.inputs(dtype=torch.float32, grad=True)
+    first = _calculate(kernels, sample, inputs, seed=0)
+    for seed in range(1, 4):
+        for name, (actual, _) in _calculate(kernels, sample, inputs, seed=seed).items():
+            assert_same(actual, first[name][0], name)
+
+
+def _latents(op, *shape, **options):
+    names = ("logits", "prior_logits") if op == "bernoulli_kl" else ("mu", "logvar")
+    return Sample(op, {n: Make("real", shape) for n in names}, options)
+
+
+def _images(*shape, **options):
+    tensors = {n: Make("real", shape) for n in ("fg", "bg", "target", "mask_logits")}
+    return Sample("masked_reconstruction_loss", tensors, options)
+
+
+# More warps than the largest grid has (4096 blocks of 8); and the second stage of a reduction with as many
+# samples, with more samples than threads, and with segments for less, just and more than a warp of it.
+LARGE = [
+    _latents("gaussian_kl", 33000, 8, reduction="batchmean"),
+    _latents("gaussian_kl", 33000, 3, reduction="sample"),
+    _latents("bernoulli_kl", 33000, 1, reduction="sum"),
+    _images(33000, 1, 8, reduction="sample", return_terms=True),
+    _images(511, 1, 2), _images(512, 1, 2), _images(513, 1, 2),
+    _latents("gaussian_kl", 2, 31 * 1024 + 8), _latents("gaussian_kl", 17, 31 * 1024 + 8, reduction="sample"),
+    _latents("bernoulli_kl", 1, 32 * 1024 + 8), _latents("bernoulli_kl", 3, 40 * 1024 + 1),
+    _images(2, 2, 181, 183, return_terms=True, normalize="area"),
+]  # fmt: skip
+
+
+@each(LARGE)
+def test_large(sample, kernels):
+    _check(kernels, sample, sample.inputs(dtype=torch.float32, grad=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("offset", [0, 4, 5, 2**34 + 3])
+def test_noise(dtype, offset, kernels):
+    """The same numbers as the CPU kernel makes, to 2e-6; the specification's likewise."""
+    seed = torch.tensor([2**40 + 7])
+    for size in SIZES:
+        with kernels.running(size):
+            actual = fgbg_cuda.philox_normal(seed, (size,), offset=offset, dtype=dtype)
+        ran = kernels.kernels_run()
+        assert all(map(_is_vector, ran)) == (dtype != torch.float64 and size % 8 == 0 and offset % 4 == 0)
+        for other in (fgbg_cuda.philox_normal, reference.philox_normal):
+            args = {"offset": offset, "dtype": torch.float64}
+            expected = other(seed, (size,), **args)
+            if dtype in HALVES:
+                assert_rounded(actual, expected)
+            else:
+                torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_noise_of_a_full_grid(kernels):
+    for size in (4096 * 256 * 8 + 40, 4096 * 256 + 33):
+        with kernels.running():
+            actual = fgbg_cuda.philox_normal(3, (size,))
+        torch.testing.assert_close(actual, fgbg_cuda.philox_normal(3, (size,)), rtol=0, atol=2e-6)
+
+
+def test_every_kernel_runs(kernels):
+    """Each instantiation that the sources make: what these tests run is what a GPU would."""
+    ran = set()
+    for sample in SAMPLES:
+        for dtype, size in ((torch.float64, 3), (torch.float32, 3), (torch.float32, 16)):
+            sized = _with_last_extent(sample, size)
+            ran |= _check(kernels, sized, sized.inputs(dtype=dtype, grad=True))
+    for dtype, size in itertools.product((torch.float64, torch.float32), (3, 16)):
+        with kernels.running():
+            fgbg_cuda.philox_normal(1, (size,), dtype=dtype)
+        ran |= kernels.kernels_run()
+    assert ran == kernels.kernels()
+    assert len(ran) > 100
+
+
+# --- planted defects ------------------------------------------------------------------------------
+
+_IMAGE, _ROWS = _images(3, 2, 5, 7, return_terms=True), _latents("gaussian_kl", 600, 9)
+# (what, file compiled, file changed, text, other text, who sees it, what it says)
+DEFECTS = [
+    (
+        "no barrier between the rounds of a block's sum", "finish.cu", "cuda/finish.cu",
+        "    __syncthreads();\n", "", _ROWS, "not close",
+    ),
+    (
+        "a barrier that half of the threads reach", "finish.cu", "cuda/finish.cu",
+        "    __syncthreads();\n", "    if (static_cast<int>(threadIdx.x) < width) __syncthreads();\n",
+        _ROWS, "different barriers",
+    ),
+    (
+        "a shuffle that lane 0 leaves out", "finish.cu", "cuda/finish.cu",
+        "if (lanes > 1) sums[t]", "if (lane > 0) sums[t]",
+        _latents("gaussian_kl", 2, 40000), "different barriers",
+    ),
+    (
+        "half of the warp left out of a sum", "finish.cu", "cuda/memory.cuh",
+        "width = kWarp / 2;", "width = kWarp / 4;", _latents("gaussian_kl", 2, 40000), "not close",
+    ),
+    (
+        "the wrong lane writes", "finish.cu", "cuda/finish.cu",
+        "if (lane != 0) continue;", "if (lane != lanes - 1) continue;",
+        _latents("gaussian_kl", 2, 40000), "not close",
+    ),
+    (
+        "the last sample is left out", "finish.cu", "cuda/finish.cu",
+        "b < args.batch;", "b < args.batch - 1;", _IMAGE, "not close",
+    ),
+    (
+        "shared memory one element short", "finish.cu", "cuda/finish.cu",
+        "totals[kFinishThreads];", "totals[kFinishThreads - 1];", _ROWS, "out of bounds",
+    ),
+    (
+        "a tail one element too long", "latents.cu", "cuda/latents.cu",
+        "e < end; e +=", "e <= end; e +=", _latents("gaussian_kl", 2, 40), "not close|out of bounds",
+    ),
+    (
+        "a vector kernel for misaligned tensors", "latents.cu", "cuda/latents.cu",
+        "v.run >= shape.row && v.vector_aligned", "v.run >= shape.row", _latents("gaussian_kl", 2, 40),
+        "misaligned",
+    ),
+    (
+        "lanes past the end of a segment are summed", "reconstruction_forward.cu",
+        "cuda/reconstruction_forward.cu", "                if (px.live) {\n", "                {\n", _IMAGE,
+        "not close",
+    ),
+    (
+        "lanes past the end of an image write", "reconstruction_forward.cu", "cuda/reconstruction.cuh",
+        "if (v && live)", "if (v)", _images(3, 2, 5, 7, reduction="none"), "not close|out of bounds",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d[0].replace(" ", "_"))
+def test_defects_are_seen(defect, kernels):
+    _, compiled, file, text, other, sample, says = defect
+    inputs = sample.inputs(dtype=torch.float32, grad=True)
+    layout = LAYOUTS[3] if says == "misaligned" else _identity
+    broken = emulation.load({file: (text, other)}, compiled)
+    for seed in range(3):
+        _check(kernels, sample, inputs, layout, seed)
+        with pytest.raises((AssertionError, RuntimeError), match=says):
+            _check(broken, sample, inputs, layout, seed)
