@@ -5,6 +5,7 @@ A :class:`Case` is plain data, printed when it fails; ``check(case)`` runs it ag
 
 from __future__ import annotations
 
+import inspect
 import math
 import zlib
 from collections import Counter
@@ -342,13 +343,13 @@ _CASES = {
     "importance_weighted_bound": _bound_case,
 }
 # The losses have by far the most combinations.
-_OPS = (*_CASES, *[op for op in _CASES if op.endswith("reconstruction_loss")] * 2)
+OPS = (*_CASES, *[op for op in _CASES if op.endswith("reconstruction_loss")] * 2)
 
 
 @st.composite
 def cases(draw: Any) -> Case:
     """Valid calls."""
-    op = draw(st.sampled_from(_OPS))
+    op = draw(st.sampled_from(OPS))
     operands, options = _CASES[op](draw, op, _Tensors(draw))
     return Case(
         op,
@@ -418,8 +419,8 @@ def _specified(
 # A kernel may be off by OPERATIONS roundings of the type it computes in: as far as the exact result
 # moves when inputs, upstream gradients and options move by so many roundings each (its condition,
 # measured on the float64 specification), and as many roundings of the result and of the numbers of
-# order 1 in the formulas, once for each element that is summed. Where a half type is stored, its
-# rounding comes on top; where the kernel computes in float64, so does the specification's own error.
+# order 1 in the formulas, once for each element that is summed. On top come the rounding to a half type
+# where one is stored, and the specification's own error in float64.
 
 _NUMBERS = ("fg_scale", "bg_scale", "scale", "fg_weight", "bg_weight", "prior_logits", "free_bits")
 
@@ -565,8 +566,8 @@ def check(case: Case, device: torch.device | str = "cpu") -> None:
     step = OPERATIONS * torch.finfo(compute).eps
     condition = _condition(case, inputs, upstream, exact, step)
     summed = _summed(case, exact, upstream)
-    narrow = _specified(case, inputs, case.options, upstream, compute).items() if case.wild else {}
     float32 = _specified(case, inputs, case.options, upstream, torch.float32).items()
+    narrow = (float32 if compute == torch.float32 else exact.items()) if case.wild else {}
     compared = sharp = 0
     for name, a in actual.items().items():
         e = exact.items()[name]
@@ -576,14 +577,14 @@ def check(case: Case, device: torch.device | str = "cpu") -> None:
             assert a is None or not a.any(), f"{name}: a gradient {a}, expected none"
             continue
         assert a.shape == e.shape, f"{name}: {a.shape} is not {e.shape}"
-        bound = condition[name] + step * (e.abs() + summed[name])
-        if compute == torch.float64:
-            bound = bound + _error_of_float64(e, float32[name])
         if case.op == "philox_normal":
-            bound = torch.full_like(e, 2e-6)
+            e = e.to(device)
+            bound = torch.full_like(e, 2e-6)  # of the float32 Box-Muller
+        else:
+            bound = condition[name] + step * (e.abs() + summed[name]) + _error_of_float64(e, float32[name])
         wrong = _wrong(a, e, bound, narrow.get(name))
         if name in actual.gradients and case.wild:
-            wrong &= ~_undefined(case, a, e, inputs[name].detach(), inputs, compute)
+            wrong &= ~_undefined(case, a, e, inputs, name, compute)
         if wrong.any():
             raise AssertionError(_report(case, name, a, e, bound, narrow.get(name), wrong))
         finite = e.isfinite()
@@ -613,9 +614,9 @@ def _check_form(case: Case, inputs: dict[str, Tensor], outputs: list[Tensor], ac
             dtype = reference.compute_dtype(*operands)
         assert o.dtype == dtype, f"output {k} is {o.dtype}, expected {dtype}"
     if any(t.requires_grad for t in operands):
-        assert outputs[0].requires_grad
+        assert outputs[0].requires_grad, "no gradient"
     else:
-        assert not any(o.requires_grad for o in outputs)
+        assert not any(o.requires_grad for o in outputs), "a gradient that nobody asked for"
     for name, g in actual.gradients.items():
         assert g is None or (g.dtype, g.shape) == (inputs[name].dtype, inputs[name].shape), name
 
@@ -638,24 +639,33 @@ def _wrong(a: Tensor, e: Tensor, bound: Tensor, narrow: Tensor | None) -> Tensor
 
 
 def _undefined(
-    case: Case, a: Tensor, e: Tensor, operand: Tensor, inputs: dict[str, Tensor], compute: torch.dtype
+    case: Case, a: Tensor, e: Tensor, inputs: dict[str, Tensor], name: str, compute: torch.dtype
 ) -> Tensor:
     """Where autograd's derivative of the formula is no evidence against the kernel's."""
+    odd = _not_finite(inputs, inputs[name])
     # Whether an infinity makes a derivative infinite or NaN is a matter of the order of its factors; at
     # an infinite operand the derivative may have a limit, which autograd does not take.
-    undefined = e.isnan() & (~a.isfinite() | operand.isinf())
+    undefined = e.isnan() & (~a.isfinite() | odd)
     # A derivative may overflow before a small upstream gradient scales it down.
     undefined |= (e.abs() > 1e-6 * torch.finfo(compute).max) & ~a.isfinite()
     if case.options.get("likelihood") in ("laplace", "absolute_error"):
         # torch has 0 for the derivative of |x| where x is NaN, the kernels NaN.
-        names = ("fg", "bg", "target", "mask", "mask_logits")
-        odd = ~sum(inputs[n].detach().double() for n in names if n in inputs).isfinite()
-        if operand.dim() < 2:
-            odd = odd.any().expand_as(operand)
-        elif operand.shape != odd.shape:
-            odd = odd.any(1, keepdim=True)
         undefined |= a.isnan() & odd
     return undefined
+
+
+def _not_finite(inputs: dict[str, Tensor], operand: Tensor) -> Tensor:
+    """Of each element of `operand`: whether any operand there is infinite or NaN."""
+    operands = [t.detach().double() for t in inputs.values() if t.dim() == max(operand.dim(), 1)]
+    if operand.dim() < 2:
+        operands += [t.detach().double().sum() for t in inputs.values()]
+    odd = ~torch.stack(torch.broadcast_tensors(*operands)).isfinite().all(0)
+    while odd.dim() > operand.dim():
+        odd = odd.any(0)
+    for d in range(odd.dim()):
+        if odd.shape[d] != operand.shape[d]:
+            odd = odd.any(d, keepdim=True)
+    return odd
 
 
 def _report(case: Case, name: str, a: Tensor, e: Tensor, bound: Tensor, narrow: Any, wrong: Tensor) -> str:
@@ -667,6 +677,103 @@ def _report(case: Case, name: str, a: Tensor, e: Tensor, bound: Tensor, narrow: 
     if narrow is not None:
         lines.append(f"the formula in the kernel's type gives {narrow[at].item()!r}")
     return "\n".join([*lines, f"check({case!r})"])
+
+
+# --- calls that must be refused -------------------------------------------------------------------
+
+
+def _longer(t: Tensor) -> Tensor:
+    """One more of the last dimension, or of the batch where there is no other."""
+    return torch.cat([t, t.narrow(-1, 0, 1) if t.shape[-1] else t.new_zeros((*t.shape[:-1], 1))], -1)
+
+
+# What no operand may be. The second table holds for those that have another to agree with.
+_BAD_TENSORS = {
+    "text": lambda t: "tensor",
+    "list": lambda t: [t],
+    "array": lambda t: t.cpu().numpy() if t.dtype != torch.bfloat16 else t.float().cpu().numpy(),
+    "int64": lambda t: t.nan_to_num().to(torch.int64),
+    "complex64": lambda t: t.to(torch.complex64),
+    "float8": lambda t: t.float().to(torch.float8_e4m3fn),
+    "sparse": lambda t: t.float().contiguous().to_sparse(),
+    "jagged": lambda t: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    "nested": lambda t: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+}
+_BAD_COMPANIONS = {
+    "another rank": lambda t: t[None],
+    "longer": _longer,
+    "scalar": lambda t: t.new_zeros(()),
+    "elsewhere": lambda t: t.to("meta"),
+}
+_NOT_A_NUMBER = (math.nan, math.inf, -math.inf, "1", None, True, 1j, [1.0])
+_BAD_SCALES = (*_NOT_A_NUMBER, 0, -1.0, torch.ones(97), torch.ones(1, 1), torch.ones(1, dtype=torch.int64))
+_BAD_OPTIONS = {
+    "reduction": ("avg", "", None, 3, b"sum"),
+    "likelihood": ("normal", None, 0),
+    "channels": ("all", None, 3),
+    "normalize": ("pixels", "", True, 1),
+    "return_terms": (1, None, "yes"),
+    "fg_scale": _BAD_SCALES,
+    "bg_scale": _BAD_SCALES,
+    "scale": _BAD_SCALES,
+    "fg_weight": (*_NOT_A_NUMBER, torch.ones(())),
+    "bg_weight": (*_NOT_A_NUMBER, torch.ones(())),
+    "prior_logits": _NOT_A_NUMBER,
+    "free_bits": (*_NOT_A_NUMBER, -0.1),
+    "seed": (1.5, "1", True, 2**63, -(2**63) - 1, torch.ones(2, dtype=torch.int64), torch.ones(1)),
+    "generator": (3, "seed", torch.Generator()),  # the last: beside a seed
+    "offset": (-1, 2**63, 1.5, None, "0", True, torch.ones((), dtype=torch.int64)),
+    "num_samples": (0, -1, 2.0, "2", True),
+    "size": (3, None, "ab", [-1], [1.5], [None], [True], [2**63]),
+    "dtype": (torch.int64, torch.complex64, "float32", None, 3),
+    "device": ("nowhere", 1.5),
+    "dim": (99, -99, 0.0, None, "0"),
+    "bits_per_dim": (0, -1, 1.5, "1"),
+    "mask": (torch.ones(1), None),
+    "mask_logits": (torch.ones(1), None),
+}
+
+
+@st.composite
+def refusals(draw: Any) -> tuple[Case, str, Any]:
+    """A valid call, the argument to spoil, and how: a key of the tables of tensors, or the value."""
+    case = draw(cases())
+    parameters = inspect.signature(getattr(fgbg_cuda, case.op)).parameters
+    name = draw(st.sampled_from(sorted(parameters)))
+    shape = case.operands[name].shape if name in case.operands else ()
+    if name not in _BAD_OPTIONS or (name in case.operands and draw(st.booleans())):
+        companions = len(shape) > 0 and len(case.operands) > 1 and not name.endswith("scale")
+        # A mask of [B, 1] may become one of [B, C] by another rank or by one channel more.
+        kinds = [*_BAD_TENSORS, *(_BAD_COMPANIONS if companions else ())]
+        return case, name, draw(st.sampled_from(kinds))
+    return case, name, draw(st.sampled_from(_BAD_OPTIONS[name]))
+
+
+def check_refused(case: Case, name: str, how: Any, device: torch.device | str = "cpu") -> None:
+    """The spoiled call raises ValueError or TypeError, which names an argument, and does no work."""
+    device = torch.device(device)
+    arguments = {n: make(case, n, device) for n in case.operands} | case.options
+    parameters = inspect.signature(getattr(fgbg_cuda, case.op)).parameters
+    tables = _BAD_TENSORS | _BAD_COMPANIONS
+    if name not in _BAD_OPTIONS or (name in case.operands and isinstance(how, str) and how in tables):
+        given = arguments.get(name)
+        like = given if isinstance(given, Tensor) else torch.ones(2, 3, device=device)
+        arguments[name] = tables[how](like.detach())
+    else:
+        arguments[name] = how
+    if name in ("mask", "mask_logits") and how is None:
+        arguments |= {n: None for n in ("mask", "mask_logits") if n in parameters}
+    with _kernel_calls() as calls:
+        try:
+            getattr(fgbg_cuda, case.op)(**arguments)
+        except (ValueError, TypeError) as error:
+            message = str(error)
+        else:
+            raise AssertionError(f"accepted {name}={arguments[name]!r}\ncheck_refused({case!r}, {name!r}, {how!r})")
+    assert any(p in message for p in parameters), f"names no argument: {message}"
+    assert not calls, "refused after work was done"
+    COUNTS["refused"] += 1
+    COUNTS[f"refused {name}"] += 1
 
 
 # --- kernels reached ------------------------------------------------------------------------------

@@ -277,7 +277,9 @@ def test_resume_says_why_it_cannot(tmp_path, capsys):
 
 def plant(field: str, value: float):
     def spoil(module, out, x):
-        if field == "image":
+        if field == "both layers":  # finite, but their distance from the image squares to infinity
+            out = out._replace(foreground=out.foreground + value, background=out.background + value)
+        elif field == "image":
             x.fill_(value)
         elif field == "bg_scale":
             module.model.log_bg_scale.data.fill_(value)
@@ -304,6 +306,7 @@ NAN, INF = float("nan"), float("inf")
         ("mask_logits", NAN, r"the mask \(mask_logits\) has"),
         ("fg_scale", NAN, "the foreground scale has"),
         ("bg_scale", NAN, "the background scale has"),
+        ("both layers", 1e30, "the reconstruction overflows"),
     ],
 )
 def test_non_finite_loss_stops_and_names_the_term(tmp_path, monkeypatch, field, value, term):

@@ -11,7 +11,7 @@ namespace {
 
 template <class T>
 void normal(const NormalArgs& args, int64_t begin, int64_t end) {
-  const Shape shape = {{args.numel, 1, 1, 1, 1}, 1, 1, args.numel};
+  const Shape shape = {{1, 1, 1, 1, args.numel}, args.numel, args.numel, args.numel};
   Normals normals(args.noise);
   Output<T> out;
   for (int64_t i = begin * kSegment; i < min(end * kSegment, args.numel); i += kBlock<T>) {

@@ -57,7 +57,9 @@ FGBG_FN BernoulliKl<T> bernoulli_kl(T logit, T prior_logit) {
   const T a = sign * logit, b = sign * prior_logit, d = a - b;
   const Mask<T> m = mask_from_logit(a);
   const T near = m.on * expm1_minus_x(-d) + log1p_minus_x(m.on * expm1(-d));
-  const T far = m.on * d + (softplus(b) - softplus(a));
+  // For b > 0, with softplus(b) = b + softplus(-b), so that an infinite b gives no inf - inf.
+  const T far =
+      b > T(0) ? m.on * a + m.off * b + (softplus(-b) - softplus(a)) : m.on * d + (softplus(b) - softplus(a));
   return {abs(d) < T(0.5) ? near : far, m.slope * (logit - prior_logit),
           -sigmoid_difference(logit, prior_logit, logit - prior_logit)};
 }
@@ -77,7 +79,9 @@ FGBG_FN Mixture<T> mixture(T logit, T fg, T bg) {
   const Mask<T> r = mask_from_logit(posterior);
   const T best = joint_fg < joint_bg ? joint_fg : joint_bg;
   // Where neither component is possible the loss is inf, and the posterior inf - inf.
-  const T value = best < std::numeric_limits<T>::infinity() ? best - log1p(exp(-abs(posterior))) : best;
+  constexpr T kInf = std::numeric_limits<T>::infinity();
+  const bool impossible = joint_fg == kInf && joint_bg == kInf;
+  const T value = impossible ? kInf : best - log1p(exp(-abs(posterior)));
   return {value, r.on, r.off, sigmoid_difference(logit, posterior, fg - bg)};
 }
 
@@ -90,7 +94,7 @@ struct RegionSums {
 
 template <class T>
 FGBG_FN T region_mean(T sum, T area, T channels) {
-  return area > T(0) ? sum / (area * channels) : T(0);
+  return area <= T(0) ? T(0) : sum / (area * channels);  // NaN stays NaN
 }
 
 template <class T>
@@ -105,10 +109,11 @@ template <class T>
 FGBG_FN RegionSums<T> region_loss_gradient(RegionSums<T> s, T fg_weight, T bg_weight, bool normalize_area,
                                            T channels) {
   if (!normalize_area) return {fg_weight, bg_weight, T(0), T(0)};
-  const T per_fg = s.fg_area > T(0) ? fg_weight / (s.fg_area * channels) : T(0);
-  const T per_bg = s.bg_area > T(0) ? bg_weight / (s.bg_area * channels) : T(0);
-  return {per_fg, per_bg, s.fg_area > T(0) ? -per_fg * (s.fg / s.fg_area) : T(0),
-          s.bg_area > T(0) ? -per_bg * (s.bg / s.bg_area) : T(0)};
+  const bool no_fg = s.fg_area <= T(0), no_bg = s.bg_area <= T(0);
+  const T per_fg = no_fg ? T(0) : fg_weight / (s.fg_area * channels);
+  const T per_bg = no_bg ? T(0) : bg_weight / (s.bg_area * channels);
+  return {per_fg, per_bg, no_fg ? T(0) : -per_fg * (s.fg / s.fg_area),
+          no_bg ? T(0) : -per_bg * (s.bg / s.bg_area)};
 }
 
 }  // namespace FGBG_ISA

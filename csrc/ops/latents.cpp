@@ -94,7 +94,7 @@ Tensor philox_normal(const Tensor& seed, at::IntArrayRef size, int64_t offset, a
   check_seed(seed);
   Tensor out = at::empty(size, seed.options().dtype(dtype));
   if (out.numel() == 0) return out;
-  const Tensor flat = out.view({-1});
+  const Tensor flat = out.view({1, -1});
   NormalArgs args{};
   args.noise = {seed.const_data_ptr<int64_t>(), static_cast<uint64_t>(offset)};
   args.out = view_of(flat, flat, false);

@@ -34,6 +34,7 @@ struct Loss {
     if (bg) check_operand(*bg, fg, "bg");
     check_operand(target, fg, "target");
     auto mask_sizes = fg.sizes().vec();
+    TORCH_CHECK_VALUE(fg.dim() >= 3 && fg.size(1) > 0, "fgbg: fg has shape ", fg.sizes());
     TORCH_CHECK_VALUE(mask.dim() == fg.dim() && (mask.size(1) == 1 || mask.size(1) == fg.size(1)),
                       "fgbg: mask has shape ", mask.sizes());
     mask_sizes[1] = mask.size(1);
@@ -64,7 +65,7 @@ struct Loss {
 
   bool joint() const { return composition == "mixture_joint"; }
 
-  int64_t elements() const { return joint() && fg.size(1) > 0 ? fg.numel() / fg.size(1) : fg.numel(); }
+  int64_t elements() const { return joint() ? fg.numel() / fg.size(1) : fg.numel(); }
 };
 
 std::tuple<Tensor, Tensor> reconstruction_loss(
@@ -110,10 +111,7 @@ std::tuple<Tensor, Tensor> reconstruction_loss(
     partial = at::empty({kTerms, fg.size(0), fg.numel() > 0 ? segments : 0}, options.dtype(at::kDouble));
     args.partial = partial.mutable_data_ptr<double>();
   }
-  if (fg.numel() > 0)
-    FGBG_RUN(reconstruction_forward, args, dtype == at::kDouble, fg);
-  else
-    out.zero_();  // a joint mixture of no channels still has pixels
+  if (fg.numel() > 0) FGBG_RUN(reconstruction_forward, args, dtype == at::kDouble, fg);
   if (partial.defined()) {
     FinishArgs f{};
     f.partial = partial.const_data_ptr<double>();

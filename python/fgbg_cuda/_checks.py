@@ -141,9 +141,10 @@ def kl(reduction: object, free_bits: object) -> None:
 
 def images(fg: object, bg: object, target: object, *, single: bool) -> None:
     tensor("fg", fg)
-    if not 3 <= fg.dim() <= 5:
+    if not 3 <= fg.dim() <= 5 or fg.shape[1] == 0:
         raise ValueError(
-            f"fg has shape {list(fg.shape)}, expected [B, C, *spatial] with 1 to 3 spatial dimensions"
+            f"fg has shape {list(fg.shape)}, expected [B, C, *spatial] with at least one "
+            "channel and 1 to 3 spatial dimensions"
         )
     if bg is not None or not single:
         like("bg", bg, "fg", fg)

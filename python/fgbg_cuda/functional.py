@@ -290,10 +290,10 @@ def sample_gaussian(
 
 
 def _widened(*operands: Any) -> tuple[Any, ...]:
-    """Half-precision tensors as float32. Where a function is made of several ops, their gradients then
-    add up in float32 and are rounded once, as in a single op."""
-    half = (torch.float16, torch.bfloat16)
-    return tuple(t.float() if isinstance(t, Tensor) and t.dtype in half else t for t in operands)
+    """Float tensors in the dtype of the computation. Where a function is made of several ops, their
+    gradients then add up in that dtype and are rounded once, as in a single op."""
+    dtype = reference.compute_dtype(*operands)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in operands)
 
 
 def _flat(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -22,6 +22,7 @@ import itertools
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,21 +117,27 @@ def _load(changes: tuple[tuple[str, tuple[str, str]], ...], seen_by: str) -> Emu
 
 def _sources(changes: dict[str, tuple[str, str]]) -> Path:
     """A copy of csrc that g++ understands, in a folder named after its content."""
+    BUILD.mkdir(parents=True, exist_ok=True)
     texts = {p.relative_to(CSRC): p.read_text() for p in sorted(CSRC.rglob("*.*"))}
     for file, (before, after) in changes.items():
         assert texts[Path(file)].count(before) == 1, f"{file} has not one {before!r}"
         texts[Path(file)] = texts[Path(file)].replace(before, after)
     folder = BUILD / _hash(itertools.chain(*texts.items(), *_REWRITES))
+    if folder.exists():
+        return folder
+    unfinished = Path(tempfile.mkdtemp(dir=BUILD))
     for path, text in texts.items():
         if path.parts[0] == "cuda":
             for pattern, replacement in _REWRITES:
                 text = pattern.sub(replacement, text)
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
+        (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / path).write_text(text)
     # Empty in the place of those of torch, which want the CUDA toolkit; torch.h has what is used of them.
+    (unfinished / "c10/cuda").mkdir(parents=True)
     for name in ("Exception", "Guard", "Stream"):
-        (folder / "c10/cuda").mkdir(parents=True, exist_ok=True)
-        (folder / f"c10/cuda/CUDA{name}.h").write_text("")
+        (unfinished / f"c10/cuda/CUDA{name}.h").touch()
+    with contextlib.suppress(OSError):  # another process was faster
+        unfinished.rename(folder)
     return folder
 
 

@@ -70,8 +70,8 @@ void resume(int thread) {
   threadIdx = {static_cast<unsigned>(thread), 0, 0};
   if (_setjmp(scheduler) != 0) return;
   if (current->started) _longjmp(current->position, 1);
-  static char* const stacks = static_cast<char*>(
-      mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  static char* const stacks = static_cast<char*>(mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE,
+                                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   getcontext(&current->start);
   current->start.uc_stack.ss_sp = stacks + thread * kStack;
   current->start.uc_stack.ss_size = kStack;
@@ -81,15 +81,16 @@ void resume(int thread) {
 }
 
 void fail(const std::string& what) {
-  throw std::runtime_error(what + " (block " + std::to_string(blockIdx.x) + " of " + std::to_string(gridDim.x) +
-                           ", thread " + std::to_string(threadIdx.x) + ")");
+  throw std::runtime_error(what + " (block " + std::to_string(blockIdx.x) + " of " +
+                           std::to_string(gridDim.x) + ", thread " + std::to_string(threadIdx.x) + ")");
 }
 
 // -fsanitize traps on a misaligned access; guard pages fault on one out of bounds.
 void on_fault(int signal, siginfo_t* info, void*) {
   char text[99];
   snprintf(text, sizeof text, "%s at address %p",
-           signal == SIGSEGV || signal == SIGBUS ? "access out of bounds" : "misaligned access", info->si_addr);
+           signal == SIGSEGV || signal == SIGBUS ? "access out of bounds" : "misaligned access",
+           info->si_addr);
   failure = text;
   _longjmp(scheduler, 1);
 }
@@ -190,7 +191,8 @@ void* shared_memory(size_t bytes, int line) {
 }
 
 uint64_t shuffle_down(unsigned mask, uint64_t bits, unsigned delta, int line) {
-  current->line = mask == 0xffffffffu ? line : -static_cast<int>(threadIdx.x);  // no other mask is provided for
+  current->line =
+      mask == 0xffffffffu ? line : -static_cast<int>(threadIdx.x);  // no other mask is provided for
   current->delta = delta;
   current->bits = bits;
   leave(State::shuffle);

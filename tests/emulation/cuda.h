@@ -1,4 +1,5 @@
-// As much of the CUDA language as the kernels of csrc/cuda use, for g++. Included ahead of each source (-include).
+// As much of the CUDA language as the kernels of csrc/cuda use, for g++. Included ahead of each source
+// (-include).
 //
 // A block's threads are fibers of one thread of the machine, so that threadIdx and shared memory can be
 // ordinary variables: cuda.cpp sets them whenever it goes from one fiber to another. g++ sees no
@@ -34,10 +35,12 @@ using cudaStream_t = struct CUstream_st*;
 namespace emulation {
 
 // Runs `thread` for each thread of each block. `kernel` is its address, by which the tests know that it ran.
-// Throws std::runtime_error for an access outside memory, a misaligned one, or threads that part at a barrier.
+// Throws std::runtime_error for an access outside memory, a misaligned one, or threads that part at a
+// barrier.
 void run(const void* kernel, int blocks, int threads, const std::function<void()>& thread);
 
-// __shared__ T name[count], as __init__.py rewrites it: T* name = shared<T>(count). Poisoned before each block.
+// __shared__ T name[count], as __init__.py rewrites it: T* name = shared<T>(count). Poisoned before each
+// block.
 void* shared_memory(size_t bytes, int line);
 template <class T>
 T* shared(size_t count, int line = __builtin_LINE()) {
@@ -58,7 +61,8 @@ auto launch(void (*kernel)(Args), int blocks, int threads, int, cudaStream_t) {
 
 }  // namespace emulation
 
-// The line of the call tells barriers apart: a thread that waits at another one than its neighbours is an error.
+// The line of the call tells barriers apart: a thread that waits at another one than its neighbours is an
+// error.
 void __syncthreads(int line = __builtin_LINE());
 
 template <class T>

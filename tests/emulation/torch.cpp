@@ -100,7 +100,8 @@ void emulation_start(uint64_t seed) {
   kernels_run.clear();
   Quiet quiet;  // torch warns that the ops have kernels already
   const c10::WarningUtils::WarningHandlerGuard guard(&quiet);
-  library = std::make_unique<torch::Library>(torch::Library::IMPL, "fgbg", c10::DispatchKey::CPU, __FILE__, __LINE__);
+  library = std::make_unique<torch::Library>(torch::Library::IMPL, "fgbg", c10::DispatchKey::CPU, __FILE__,
+                                             __LINE__);
   for (Implement implement : implementations()) implement(*library);
   usual_allocator = c10::GetAllocator(c10::DeviceType::CPU);
   c10::SetAllocator(c10::DeviceType::CPU, &allocator);

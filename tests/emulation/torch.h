@@ -33,8 +33,8 @@ bool add_implementation(c10::DispatchKey, Implement);
   [[maybe_unused]] static void C10_CONCATENATE(define_, C10_UID)(torch::Library & m)
 #undef TORCH_LIBRARY_IMPL
 #define TORCH_LIBRARY_IMPL(name, key, m) EMULATED_IMPL(key, m, C10_UID)
-#define EMULATED_IMPL(key, m, uid)                                            \
-  static void C10_CONCATENATE(implement_, uid)(torch::Library&);              \
-  [[maybe_unused]] static const bool C10_CONCATENATE(implemented_, uid) =     \
+#define EMULATED_IMPL(key, m, uid)                                                            \
+  static void C10_CONCATENATE(implement_, uid)(torch::Library&);                              \
+  [[maybe_unused]] static const bool C10_CONCATENATE(implemented_, uid) =                     \
       emulation::add_implementation(c10::DispatchKey::key, C10_CONCATENATE(implement_, uid)); \
   void C10_CONCATENATE(implement_, uid)(torch::Library & m)

@@ -63,7 +63,7 @@ class ResumeCheckpoint(ModelCheckpoint):
     # A checkpoint between the last batch of an epoch and its validation would resume after the
     # validation, which draws random numbers: the last batch's turn comes at the end of the epoch.
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if True:
+        if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

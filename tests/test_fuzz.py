@@ -1,0 +1,150 @@
+"""Random calls against the specification, see fuzzing.py. `make fuzz N=10000 SEED=7` runs more of them."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("hypothesis")
+
+import fgbg_cuda
+import fuzzing
+from fgbg_cuda import _checks, functional
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+CASES = int(os.environ.get("FGBG_FUZZ_CASES", "400"))
+SEED = int(os.environ.get("FGBG_FUZZ_SEED", "1"))
+
+
+@pytest.fixture(autouse=True)
+def _setting(threads):
+    fuzzing.COUNTS.clear()
+
+
+def _fuzz(strategy, body, count, phases=tuple(Phase)):
+    @seed(SEED)
+    @settings(
+        max_examples=count, deadline=None, database=None, phases=phases, suppress_health_check=list(HealthCheck)
+    )
+    @given(strategy)
+    def run(drawn):
+        body(drawn)
+
+    run()
+
+
+def _say(capsys, text):
+    with capsys.disabled():
+        print(f"\nfuzz, seed {SEED}: {text}")
+
+
+def test_results_and_gradients(device, capsys):
+    _fuzz(fuzzing.cases(), lambda case: fuzzing.check(case, device), CASES)
+    counts = fuzzing.COUNTS
+    _say(capsys, ", ".join(f"{k}: {n}" for k, n in counts.most_common()))
+    # That the cases test something: most run a kernel, on numbers whose expected results are known well.
+    assert counts["cases"] >= 0.9 * CASES
+    assert counts["reach a kernel"] > 0.8 * counts["cases"]
+    assert counts["reach a backward kernel"] > 0.5 * counts["cases"]
+    assert counts["compare finite numbers"] > 0.9 * counts["cases"]
+    assert counts["compare them to a percent or better"] > 0.75 * counts["cases"]
+    assert counts["wild"] > 0.1 * counts["cases"]
+    assert all(counts[op] for op in fuzzing.OPS)
+
+
+def test_invalid_calls_are_refused(device, capsys):
+    _fuzz(fuzzing.refusals(), lambda call: fuzzing.check_refused(*call, device), CASES // 2)
+    counts = fuzzing.COUNTS
+    _say(capsys, f"{counts['refused']} invalid calls refused")
+    assert counts["refused"] >= 0.9 * (CASES // 2)
+
+
+# --- the fuzzer itself: what is planted is found --------------------------------------------------
+
+
+def _outputs(change):
+    """Applies a change to the first output of an op, or to both that sample_gaussian has."""
+
+    def planted(op):
+        def call(*args):
+            out = op(*args)
+            return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+        return call
+
+    return planted
+
+
+def _last_element(x):
+    if x.dim() < 2 or x.numel() < 2:
+        return x
+    wrong = torch.zeros_like(x)
+    wrong.view(-1)[-1] = 0.1
+    return x + wrong
+
+
+def _gradient(x):
+    return x + 0.01 * (x - x.detach()).nan_to_num()
+
+
+def _thread_count(x):
+    return x * (1 + (torch.get_num_threads() - 1) * 4e-7)
+
+
+def _write_to_operand(op):
+    def call(*args):
+        tensors = [t for t in args if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        out = op(*args)
+        for t in tensors[:1]:
+            if t.numel() and not t.requires_grad:
+                t[(0,) * t.dim()] += 1
+        return out
+
+    return call
+
+
+PLANTS = {
+    "a value off by 1e-3": _outputs(lambda x: x * 1.001),
+    "one element off": _outputs(_last_element),
+    "a gradient off by 1 %": _outputs(_gradient),
+    "no gradient": _outputs(lambda x: x.detach()),
+    "a NaN hidden": _outputs(lambda x: x.nan_to_num(0.0)),
+    "an infinity hidden": _outputs(lambda x: x.clamp(-1e30, 1e30)),
+    "threads change the result": _outputs(_thread_count),
+    "another type": _outputs(lambda x: x.double()),
+    "an operand written to": _write_to_operand,
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_what_is_planted_is_found(plant, monkeypatch):
+    original = functional._op
+
+    def planted(name, device):
+        op = original(name, device)
+        return op and PLANTS[plant](op)
+
+    monkeypatch.setattr(functional, "_op", planted)
+    with pytest.raises(AssertionError, match=r"check\(Case|depends on|gradient|expected|written"):
+        _fuzz(fuzzing.cases(), fuzzing.check, 300, phases=(Phase.generate,))
+
+
+def test_another_exception_is_found(monkeypatch):
+    def choice(name, value, choices):
+        if value not in choices:
+            raise KeyError(value)
+
+    monkeypatch.setattr(_checks, "choice", choice)
+    with pytest.raises(KeyError):
+        _fuzz(fuzzing.refusals(), lambda call: fuzzing.check_refused(*call), 300, phases=(Phase.generate,))
+
+
+def test_an_accepted_call_is_found(monkeypatch):
+    monkeypatch.setattr(_checks, "number", lambda *args, **bounds: None)
+    with pytest.raises(AssertionError, match="accepted|after work"):
+        _fuzz(fuzzing.refusals(), lambda call: fuzzing.check_refused(*call), 300, phases=(Phase.generate,))
+
+
+def test_every_public_function_is_fuzzed():
+    public = {n for n in functional.__all__ if callable(getattr(fgbg_cuda, n)) and n[0].islower()}
+    assert public == set(fuzzing.OPS)
