@@ -129,7 +129,8 @@ def test_two_samples_differ(backend, device):
     drawn = [*first, *second]
     for i, a in enumerate(drawn):
         for b in drawn[:i]:
-            assert not torch.isclose(a, b).any()
+            # All numbers of two merged samples would be equal; of independent ones, hardly any.
+            assert torch.isclose(a, b).sum() <= 1
     for z in first:
         (gradient,) = torch.autograd.grad(z.sum(), logvar, retain_graph=True)
         assert_close(gradient, 0.5 * (z - mu))
@@ -145,6 +146,27 @@ def test_manual_seed_governs_compiled_samples(backend, device):
         draws.append(function(mu, logvar))
     assert_same(draws[0], draws[1])
     assert_same(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+def test_transforms_inside_a_compiled_function(transform, device):
+    """The traced op has no rule for a transform; it must not be reached, and silently drop a tangent."""
+    x, logvar = torch.randn(2, 3, 4, device=device)
+
+    def kl(x):
+        return fgbg_cuda.gaussian_kl(x, logvar)
+
+    function = {
+        "grad": torch.func.grad(kl),
+        "vmap": torch.func.vmap(lambda row: fgbg_cuda.gaussian_kl(row[None], logvar[:1])),
+        "jvp": lambda x: torch.func.jvp(kl, (x,), (x,))[1],
+    }[transform]
+    expected = {
+        "grad": x / 3,
+        "vmap": torch.stack([fgbg_cuda.gaussian_kl(row[None], logvar[:1]) for row in x]),
+        "jvp": (x**2).sum() / 3,
+    }[transform]
+    assert_close(_compile(function, "aot_eager")(x), expected)
 
 
 def test_philox_normal_compiles(device):
