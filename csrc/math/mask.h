@@ -78,10 +78,9 @@ FGBG_FN Mixture<T> mixture(T logit, T fg, T bg) {
   const T posterior = logit - (fg - bg);
   const Mask<T> r = mask_from_logit(posterior);
   const T best = joint_fg < joint_bg ? joint_fg : joint_bg;
-  // Where neither component is possible the loss is inf, and the posterior inf - inf.
-  constexpr T kInf = std::numeric_limits<T>::infinity();
-  const bool impossible = joint_fg == kInf && joint_bg == kInf;
-  const T value = impossible ? kInf : best - log1p(exp(-abs(posterior)));
+  // Equal terms apart: where both are infinite the posterior is inf - inf.
+  const T value =
+      joint_fg == joint_bg ? joint_fg - T(0.693147180559945309) : best - log1p(exp(-abs(posterior)));
   return {value, r.on, r.off, sigmoid_difference(logit, posterior, fg - bg)};
 }
 

@@ -80,6 +80,14 @@ def integer(name: str, value: object, minimum: int) -> None:
         raise ValueError(f"{name} is {value}, expected an integer from {minimum} to 2**63 - 1")
 
 
+def device(value: object) -> torch.device:
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"device is {value!r}, expected a device that torch knows") from error
+
+
 def size(name: str, value: object) -> None:
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"{name} must be a tuple or list of integers, got {type(value).__name__}")

@@ -97,7 +97,7 @@ def philox_normal(
     if dtype not in _checks.FLOATS:
         raise TypeError(f"dtype is {dtype}, expected one of {_checks.FLOATS}")
     if device is not None:
-        device = torch.device(device)
+        device = _checks.device(device)
     elif not isinstance(seed, Tensor):
         device = torch.get_default_device()
     _checks.seed(seed, None, device)
@@ -611,10 +611,12 @@ def _reconstruction(
     operands = (fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value)
     if normalize_area and reduction == "none":
         # The areas have to be known before the first element is: one pass for them, one per region.
-        operands = _widened(*operands)
-        terms = op(*operands, *options, 1.0, 1.0, False, "sample", True)[1]
-        fg_loss = op(*operands, *options, fg_weight, 0.0, False, "none", False)[0]
-        bg_loss = op(*operands, *options, 0.0, bg_weight, False, "none", False)[0]
+        # There the other region, of weight 0, holds the target: 0 times its error is 0, never 0 * inf.
+        fg, bg, target, *others = _widened(*operands)
+        bg = fg if bg is None else bg
+        terms = op(fg, bg, target, *others, *options, 1.0, 1.0, False, "sample", True)[1]
+        fg_loss = op(fg, target, target, *others, *options, fg_weight, 0.0, False, "none", False)[0]
+        bg_loss = op(target, bg, target, *others, *options, 0.0, bg_weight, False, "none", False)[0]
         areas = terms[2:].reshape(2, -1, *(1,) * (fg.dim() - 1))
         loss = sum(
             reference.region_mean(part, area, fg.shape[1])

@@ -115,10 +115,16 @@ def _load(changes: tuple[tuple[str, tuple[str, str]], ...], seen_by: str) -> Emu
     return Emulation(_run((link, BUILD / f"{_hash(link)}.so")))
 
 
+@functools.cache
+def _texts() -> dict[Path, str]:
+    """The sources as they were at first, should they be edited meanwhile."""
+    return {p.relative_to(CSRC): p.read_text() for p in sorted(CSRC.rglob("*.*"))}
+
+
 def _sources(changes: dict[str, tuple[str, str]]) -> Path:
     """A copy of csrc that g++ understands, in a folder named after its content."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    texts = {p.relative_to(CSRC): p.read_text() for p in sorted(CSRC.rglob("*.*"))}
+    texts = dict(_texts())
     for file, (before, after) in changes.items():
         assert texts[Path(file)].count(before) == 1, f"{file} has not one {before!r}"
         texts[Path(file)] = texts[Path(file)].replace(before, after)

@@ -85,12 +85,14 @@ void fail(const std::string& what) {
                            std::to_string(gridDim.x) + ", thread " + std::to_string(threadIdx.x) + ")");
 }
 
-// -fsanitize traps on a misaligned access; guard pages fault on one out of bounds.
+// -fsanitize traps on a misaligned access (or an index past an array, or a division by 0); guard pages fault
+// on one out of bounds.
 void on_fault(int signal, siginfo_t* info, void*) {
   char text[99];
-  snprintf(text, sizeof text, "%s at address %p",
-           signal == SIGSEGV || signal == SIGBUS ? "access out of bounds" : "misaligned access",
-           info->si_addr);
+  snprintf(
+      text, sizeof text, "%s at address %p",
+      signal == SIGSEGV || signal == SIGBUS ? "access out of bounds" : "misaligned access, index or division",
+      info->si_addr);
   failure = text;
   _longjmp(scheduler, 1);
 }
