@@ -12,7 +12,7 @@ strict := -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 sources := CMakeLists.txt pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 run := $(VENV)/bin/python
 
-.PHONY: build test demo bench cuda-build gpu-check lint clean
+.PHONY: build test fuzz asan demo bench cuda-build gpu-check lint clean
 
 build: $(VENV)/built
 
@@ -33,6 +33,30 @@ $(VENV)/built: $(torch_stamp) $(sources)
 
 test: build
 	$(run) -m pytest tests
+
+# Random calls against the specification: make fuzz N=10000 SEED=7
+N ?= 10000
+SEED ?= 1
+
+fuzz: build
+	FGBG_FUZZ_CASES=$(N) FGBG_FUZZ_SEED=$(SEED) $(run) -m pytest tests/test_fuzz.py
+
+# The tests of the ops on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer (g++). Their
+# runtimes have to be loaded before python, which is not instrumented (nor is torch), with libstdc++, whose
+# exceptions they watch. -S: without it an editable install would come before PYTHONPATH.
+asan_site := $(CURDIR)/build/asan/site
+asan_tests := $(addprefix tests/test_,$(addsuffix .py,values dtypes layouts losses numerics philox errors \
+  derivatives determinism transforms dispatcher nn fuzz))
+asan_run := LD_PRELOAD="$(foreach lib,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(lib).so))" \
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+  PYTHONPATH="$(asan_site):$$($(run) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $(run) -S
+
+asan: build
+	CXX=g++ $(run) -m pip install --quiet --no-build-isolation --no-deps --upgrade --target $(asan_site) \
+	  -C build-dir=build/asan/cmake -C install.strip=false \
+	  -C cmake.define.FGBG_SANITIZE=address,undefined .
+	$(asan_run) -c 'import fgbg_cuda; assert "$(asan_site)" in fgbg_cuda.__file__, fgbg_cuda.__file__'
+	$(asan_run) -m pytest -p no:cacheprovider $(asan_tests)
 
 demo: build
 	$(run) -m fgbg_cuda.vae.demo

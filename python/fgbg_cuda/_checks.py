@@ -29,8 +29,9 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...] = FLOATS) -
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {value.dtype}, expected one of {_names(dtypes)}")
-    if value.layout is not torch.strided:
-        raise ValueError(f"{name} has layout {value.layout}, expected torch.strided")
+    if value.is_nested or value.layout is not torch.strided:
+        came = "nested" if value.is_nested else f"of layout {value.layout}"
+        raise ValueError(f"{name} is {came}, expected a tensor of layout torch.strided")
 
 
 def like(name: str, value: object, reference_name: str, other: Tensor) -> None:
