@@ -66,6 +66,15 @@ def copy_bandwidth(device: str) -> float:
     return 2 * source.numel() * source.element_size() / statistics.median(times)
 
 
+def processor(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -77,7 +86,7 @@ def main() -> None:
 
     bandwidth = copy_bandwidth(args.device)
     machine = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor(),
+        "device": processor(args.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "build": fgbg_cuda.build_info(),

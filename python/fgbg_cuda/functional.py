@@ -407,7 +407,8 @@ def masked_reconstruction_loss(
             tensor are not checked.)
         fg_weight, bg_weight: weights of the two regions.
         normalize: ``"area"`` divides each sample's sum over a region by that region's mask area times
-            the channels. An empty region contributes exactly 0, with zero gradient.
+            the channels. An empty region contributes exactly 0, with zero gradient. (With
+            ``reduction="none"`` an element whose target is infinite is NaN.)
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
