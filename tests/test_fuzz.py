@@ -86,7 +86,7 @@ def _last_element(x):
     if x.dim() < 2 or x.numel() < 2:
         return x
     wrong = torch.zeros_like(x)
-    wrong.view(-1)[-1] = 0.1
+    wrong[(-1,) * wrong.dim()] = 0.1
     return x + wrong
 
 
