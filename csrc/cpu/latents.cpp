@@ -25,7 +25,6 @@ void normal(const NormalArgs& args, int64_t begin, int64_t end) {
 }
 
 // Draw s of a [samples, *shape] tensor, which is dense when there is more than one.
-template <class T>
 View draw(const View& v, const Shape& shape, int64_t s) {
   View out = v;
   const int64_t bytes = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
@@ -47,7 +46,7 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
     const T* logvar = logvar_in.load(args.logvar, shape, i, n);
     if (args.z) {
       for (int64_t s = 0; s < args.samples; ++s) {
-        const View to = draw<T>(args.z, shape, s);
+        const View to = draw(args.z, shape, s);
         const float* eps = normals.fill(s * shape.numel + i, n);
         T* z = z_out.open(to, shape, i, n);
         FGBG_SIMD
@@ -95,7 +94,7 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
     for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
     if (args.grad_z) {
       for (int64_t s = 0; s < args.samples; ++s) {
-        const T* grad = grad_z_in.load(draw<T>(args.grad_z, shape, s), shape, i, n);
+        const T* grad = grad_z_in.load(draw(args.grad_z, shape, s), shape, i, n);
         const float* eps = normals.fill(s * shape.numel + i, n);
         FGBG_SIMD
         for (int64_t k = 0; k < n; ++k) {

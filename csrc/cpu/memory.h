@@ -3,8 +3,7 @@
 // that the arithmetic never sees layouts or storage types.
 #pragma once
 
-#include "../kernels.h"
-#include "../math/half.h"
+#include "../storage.h"
 
 // Blocks in different buffers never overlap, which the compiler cannot see.
 #define FGBG_SIMD _Pragma("omp simd")
@@ -19,44 +18,6 @@ constexpr int64_t kBlock = 2048 / sizeof(T);
 constexpr int64_t kSegment = 4096;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class T>
-inline T widen(double x) {
-  return static_cast<T>(x);
-}
-template <class T>
-inline T widen(float x) {
-  return static_cast<T>(x);
-}
-template <class T>
-inline T widen(uint8_t x) {
-  return x != 0 ? T(1) : T(0);
-}
-template <class T>
-inline T widen(math::bf16 x) {
-  return static_cast<T>(math::to_float(x));
-}
-template <class T>
-inline T widen(math::f16 x) {
-  return static_cast<T>(math::to_float(x));
-}
-
-template <class T>
-inline void narrow(T x, double& out) {
-  out = x;
-}
-template <class T>
-inline void narrow(T x, float& out) {
-  out = static_cast<float>(x);
-}
-template <class T>
-inline void narrow(T x, math::bf16& out) {
-  out = math::to_bf16(static_cast<float>(x));
-}
-template <class T>
-inline void narrow(T x, math::f16& out) {
-  out = math::to_f16(static_cast<float>(x));
-}
 
 template <class T>
 constexpr DType dtype_of() {
@@ -187,25 +148,8 @@ inline T sum(const T* x, int64_t n) {
   return lane[0];
 }
 
-template <class T>
-inline T read(const void* data, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::f64: return widen<T>(static_cast<const double*>(data)[i]);
-    case DType::f32: return widen<T>(static_cast<const float*>(data)[i]);
-    case DType::bf16: return widen<T>(static_cast<const math::bf16*>(data)[i]);
-    case DType::f16: return widen<T>(static_cast<const math::f16*>(data)[i]);
-    case DType::u8: return widen<T>(static_cast<const uint8_t*>(data)[i]);
-  }
-  return T(0);
-}
-
-// Gradient reaching sample b of a reduced loss.
-template <class T>
-inline T upstream(const Upstream& u, int64_t b) {
-  return u.grad ? static_cast<const T*>(u.grad)[b * u.stride] * static_cast<T>(u.factor) : T(0);
-}
-
-// The same for each of the elements [i, i + n): read from `elements` (reduction "none") or spread by row.
+// Gradient reaching each of the elements [i, i + n): read from `elements` (reduction "none") or spread by
+// row.
 template <class T>
 inline const T* upstream_block(const View& elements, const Upstream& u, const Shape& s, Input<T>& in,
                                T* buffer, int64_t i, int64_t n) {

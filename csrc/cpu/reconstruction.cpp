@@ -50,11 +50,6 @@ const LikelihoodLoops<T>& loops(Likelihood likelihood) {
 }
 
 template <class T>
-T scale_at(const ScaleView& s, int64_t channel) {
-  return s.data ? read<T>(s.data, s.dtype, channel * s.stride) : static_cast<T>(s.value);
-}
-
-template <class T>
 using Buffer = T[kBlock<T>];
 
 template <class T>

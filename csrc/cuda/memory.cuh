@@ -5,8 +5,7 @@
 // works without a copy and kernels are not multiplied by types.
 #pragma once
 
-#include "../kernels.h"
-#include "../math/half.h"
+#include "../storage.h"
 
 namespace fgbg::cuda {
 
@@ -60,44 +59,6 @@ __device__ __forceinline__ void write_vector(const Storage (&from)[N], Storage* 
   for (int k = 0; k < kTotal / kEach; ++k) reinterpret_cast<Word*>(to)[k] = words[k];
 }
 
-template <class T>
-__device__ __forceinline__ T widen(double x) {
-  return static_cast<T>(x);
-}
-template <class T>
-__device__ __forceinline__ T widen(float x) {
-  return static_cast<T>(x);
-}
-template <class T>
-__device__ __forceinline__ T widen(uint8_t x) {
-  return x != 0 ? T(1) : T(0);
-}
-template <class T>
-__device__ __forceinline__ T widen(math::bf16 x) {
-  return static_cast<T>(math::to_float(x));
-}
-template <class T>
-__device__ __forceinline__ T widen(math::f16 x) {
-  return static_cast<T>(math::to_float(x));
-}
-
-template <class T>
-__device__ __forceinline__ void narrow(T x, double& out) {
-  out = x;
-}
-template <class T>
-__device__ __forceinline__ void narrow(T x, float& out) {
-  out = static_cast<float>(x);
-}
-template <class T>
-__device__ __forceinline__ void narrow(T x, math::bf16& out) {
-  out = math::to_bf16(static_cast<float>(x));
-}
-template <class T>
-__device__ __forceinline__ void narrow(T x, math::f16& out) {
-  out = math::to_f16(static_cast<float>(x));
-}
-
 // Element `offset`, and the V - 1 after it, of an operand. float32 kernels never see float64 operands.
 template <class T, int V>
 __device__ __forceinline__ void load(const View& v, int64_t offset, T (&out)[V]) {
@@ -145,24 +106,6 @@ __device__ __forceinline__ void store(const View& v, int64_t offset, const T (&i
     case DType::f16: as(math::f16{}); break;
     case DType::u8: break;
   }
-}
-
-template <class T>
-__device__ __forceinline__ T read(const void* data, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::f64: return widen<T>(static_cast<const double*>(data)[i]);
-    case DType::f32: return widen<T>(static_cast<const float*>(data)[i]);
-    case DType::bf16: return widen<T>(static_cast<const math::bf16*>(data)[i]);
-    case DType::f16: return widen<T>(static_cast<const math::f16*>(data)[i]);
-    case DType::u8: return widen<T>(static_cast<const uint8_t*>(data)[i]);
-  }
-  return T(0);
-}
-
-// Gradient reaching sample b of a reduced loss.
-template <class T>
-__device__ __forceinline__ T upstream(const Upstream& u, int64_t b) {
-  return u.grad ? static_cast<const T*>(u.grad)[b * u.stride] * static_cast<T>(u.factor) : T(0);
 }
 
 // The sum over a warp, in lane 0; always the same tree.

@@ -43,11 +43,6 @@ struct Pixels {
   }
 };
 
-template <class T>
-__device__ __forceinline__ T scale_at(const ScaleView& s, int64_t channel) {
-  return s.data ? read<T>(s.data, s.dtype, channel * s.stride) : static_cast<T>(s.value);
-}
-
 // The operands of one channel of a group of pixels.
 template <class T, int V, class L>
 struct Images {

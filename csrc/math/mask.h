@@ -27,11 +27,6 @@ FGBG_FN Mask<T> mask_from_logit(T logit) {
   return {positive ? large : small, positive ? small : large, small * large};
 }
 
-template <class T>
-FGBG_FN T sigmoid(T x) {
-  return mask_from_logit(x).on;
-}
-
 // sigmoid(a) - sigmoid(b) without cancellation, given d = a - b.
 template <class T>
 FGBG_FN T sigmoid_difference(T a, T b, T d) {

@@ -169,12 +169,11 @@ def one_mask(mask: object, mask_logits: object) -> None:
 def mask(name: str, value: object, fg: Tensor, *, logits: bool, per_channel: bool = True) -> None:
     tensor(name, value, FLOATS if logits else MASKS)
     one = [fg.shape[0], 1, *fg.shape[2:]]
-    accepted = [one, list(fg.shape)] if per_channel else [one]
+    accepted = [one, list(fg.shape)] if per_channel and fg.shape[1] > 1 else [one]
     if list(value.shape) not in accepted:
         raise ValueError(
             f"{name} has shape {list(value.shape)}, expected "
-            f"{' or '.join(str(a) for a in (accepted if one != accepted[-1] else [one]))} for fg of "
-            f"shape {list(fg.shape)}"
+            f"{' or '.join(map(str, accepted))} for fg of shape {list(fg.shape)}"
         )
     _device(name, value, "fg", fg)
 

@@ -17,8 +17,6 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
-#define FGBG_CUDA_ARCHITECTURES "emulated"
-
 struct alignas(8) uint2 {
   uint32_t x, y;
 };
