@@ -44,9 +44,11 @@ struct ScaleView {
 // How the gradient that arrives at a reduced loss reaches the elements of sample b:
 // grad[b * stride] * factor, factor being 1/B for batchmean and so on.
 struct Upstream {
-  const void* grad = nullptr;  // compute dtype; null: no gradient arrives
+  const void* grad = nullptr;  // compute dtype; null: a gradient of one
   int64_t stride = 0;          // 1 for reduction="sample", 0 for the scalars
-  double factor = 1.0;
+  double factor = 0.0;         // 0: no gradient arrives
+  bool stored = false;  // the results for a gradient of one are in place: nothing to do where it is one
+  FGBG_FN explicit operator bool() const { return factor != 0.0; }
 };
 
 struct Noise {

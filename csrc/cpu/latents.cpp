@@ -17,10 +17,11 @@ void normal(const NormalArgs& args, int64_t begin, int64_t end) {
   for (int64_t i = begin * kSegment; i < min(end * kSegment, args.numel); i += kBlock<T>) {
     const int64_t n = min(kBlock<T>, min(end * kSegment, args.numel) - i);
     const float* eps = normals.fill(i, n);
-    T* to = out.open(args.out, shape, i, n);
+    const Span span{shape, i, n};
+    T* to = out.open(args.out, span);
     FGBG_SIMD
     for (int64_t k = 0; k < n; ++k) to[k] = static_cast<T>(eps[k]);
-    out.close(args.out, shape, i, n);
+    out.close(args.out, span);
   }
 }
 
@@ -42,25 +43,25 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
   Output<T> z_out, kl_out;
   T zeros[kBlock<T>] = {};
   auto block = [&](int64_t i, int64_t n) -> const T* {
-    const T* mu = mu_in.load(args.mu, shape, i, n);
-    const T* logvar = logvar_in.load(args.logvar, shape, i, n);
+    const Span span{shape, i, n};
+    const T* mu = mu_in.load(args.mu, span);
+    const T* logvar = logvar_in.load(args.logvar, span);
     if (args.z) {
       for (int64_t s = 0; s < args.samples; ++s) {
         const View to = draw(args.z, shape, s);
         const float* eps = normals.fill(s * shape.numel + i, n);
-        T* z = z_out.open(to, shape, i, n);
+        T* z = z_out.open(to, span);
         FGBG_SIMD
         for (int64_t k = 0; k < n; ++k)
           z[k] = mu[k] + math::std_from_logvar(logvar[k]) * static_cast<T>(eps[k]);
-        z_out.close(to, shape, i, n);
+        z_out.close(to, span);
       }
     }
     if (!wants_kl) return nullptr;
-    T* kl = kl_out.open(args.kl, shape, i, n);
+    T* kl = kl_out.open(args.kl, span);
     if (args.prior_mu || args.prior_logvar) {
-      const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, shape, i, n) : zeros;
-      const T* prior_logvar =
-          args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, shape, i, n) : zeros;
+      const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, span) : zeros;
+      const T* prior_logvar = args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, span) : zeros;
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k)
         kl[k] = math::gaussian_kl(mu[k], logvar[k], prior_mu[k], prior_logvar[k]).value;
@@ -68,33 +69,34 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) kl[k] = math::gaussian_kl(mu[k], logvar[k]).value;
     }
-    kl_out.close(args.kl, shape, i, n);
+    kl_out.close(args.kl, span);
     return kl;
   };
-  for (int64_t task = begin; task < end; ++task) rows.run(task, kBlock<T>, args.partial, block);
+  rows.run_all<T>(begin, end, {}, args.partial, block);
 }
 
-// d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl; eps is made again.
+// d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl; eps is made again. Where
+// there is room for them, the sums of the KL too.
 template <class T>
 void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
   const Shape& shape = args.shape;
   const Rows rows(shape);
-  const bool has_kl = args.grad_kl.grad || args.grad_kl_elements;
+  const bool has_kl = args.grad_kl || args.grad_kl_elements;
+  const bool standard = !args.prior_mu && !args.prior_logvar;
   Normals normals(args.noise);
   Input<T> mu_in, logvar_in, prior_mu_in, prior_logvar_in, grad_z_in, grad_kl_in;
   Output<T> mu_out, logvar_out, prior_mu_out, prior_logvar_out;
-  T zeros[kBlock<T>] = {}, scaled[kBlock<T>];
+  T zeros[kBlock<T>] = {}, scaled[kBlock<T>], kl[kBlock<T>];
   auto block = [&](int64_t i, int64_t n) -> const T* {
-    const T* logvar = logvar_in.load(args.logvar, shape, i, n);
-    T* d_mu = mu_out.open(args.grad_mu, shape, i, n);
-    T* d_logvar = logvar_out.open(args.grad_logvar, shape, i, n);
-    T* d_prior_mu = prior_mu_out.open(args.grad_prior_mu, shape, i, n);
-    T* d_prior_logvar = prior_logvar_out.open(args.grad_prior_logvar, shape, i, n);
+    const Span span{shape, i, n};
+    const T* logvar = logvar_in.load(args.logvar, span);
+    T* d_mu = mu_out.open(args.grad_mu, span);
+    T* d_logvar = logvar_out.open(args.grad_logvar, span);
     FGBG_SIMD
     for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
     if (args.grad_z) {
       for (int64_t s = 0; s < args.samples; ++s) {
-        const T* grad = grad_z_in.load(draw(args.grad_z, shape, s), shape, i, n);
+        const T* grad = grad_z_in.load(draw(args.grad_z, shape, s), span);
         const float* eps = normals.fill(s * shape.numel + i, n);
         FGBG_SIMD
         for (int64_t k = 0; k < n; ++k) {
@@ -105,36 +107,50 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) d_logvar[k] *= T(0.5) * math::std_from_logvar(logvar[k]);
     }
-    if (has_kl) {
-      const T* mu = mu_in.load(args.mu, shape, i, n);
-      const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, shape, i, n) : zeros;
-      const T* prior_logvar =
-          args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, shape, i, n) : zeros;
-      const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, shape, grad_kl_in, scaled, i, n);
+    const T* mu = mu_in.load(args.mu, span);
+    const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, grad_kl_in, scaled, span);
+    if (standard && has_kl) {
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) {
-        const auto kl = math::gaussian_kl(mu[k], logvar[k], prior_mu[k], prior_logvar[k]);
-        d_mu[k] += grad[k] * kl.d_mu;
-        d_logvar[k] += grad[k] * kl.d_logvar;
-        d_prior_mu[k] = -grad[k] * kl.d_mu;
-        d_prior_logvar[k] = grad[k] * kl.d_prior_logvar;
+        const auto to = math::gaussian_kl(mu[k], logvar[k]);
+        d_mu[k] += grad[k] * to.d_mu;
+        d_logvar[k] += grad[k] * to.d_logvar;
       }
-    } else {
+      if (args.partial) {
+        FGBG_SIMD
+        for (int64_t k = 0; k < n; ++k) kl[k] = math::gaussian_kl(mu[k], logvar[k]).value;
+      }
+    } else if (!standard) {
+      const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, span) : zeros;
+      const T* prior_logvar = args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, span) : zeros;
+      T* d_prior_mu = prior_mu_out.open(args.grad_prior_mu, span);
+      T* d_prior_logvar = prior_logvar_out.open(args.grad_prior_logvar, span);
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) d_prior_mu[k] = d_prior_logvar[k] = T(0);
+      if (has_kl) {
+        FGBG_SIMD
+        for (int64_t k = 0; k < n; ++k) {
+          const auto to = math::gaussian_kl(mu[k], logvar[k], prior_mu[k], prior_logvar[k]);
+          kl[k] = to.value;
+          d_mu[k] += grad[k] * to.d_mu;
+          d_logvar[k] += grad[k] * to.d_logvar;
+          d_prior_mu[k] = -grad[k] * to.d_mu;
+          d_prior_logvar[k] = grad[k] * to.d_prior_logvar;
+        }
+      }
+      prior_mu_out.close(args.grad_prior_mu, span);
+      prior_logvar_out.close(args.grad_prior_logvar, span);
     }
-    mu_out.close(args.grad_mu, shape, i, n);
-    logvar_out.close(args.grad_logvar, shape, i, n);
-    prior_mu_out.close(args.grad_prior_mu, shape, i, n);
-    prior_logvar_out.close(args.grad_prior_logvar, shape, i, n);
-    return nullptr;
+    mu_out.close(args.grad_mu, span);
+    logvar_out.close(args.grad_logvar, span);
+    return kl;
   };
-  for (int64_t task = begin; task < end; ++task) rows.run(task, kBlock<T>, nullptr, block);
+  rows.run_all<T>(begin, end, args.grad_kl, args.partial, block);
 }
 
 template <class T>
-const T* prior_logits(const BernoulliArgs& args, Input<T>& in, const T* constant, int64_t i, int64_t n) {
-  return args.prior ? in.load(args.prior, args.shape, i, n) : constant;
+const T* prior_logits(const BernoulliArgs& args, Input<T>& in, const T* constant, const Span& span) {
+  return args.prior ? in.load(args.prior, span) : constant;
 }
 
 template <class T>
@@ -146,15 +162,16 @@ void bernoulli_forward(const BernoulliArgs& args, int64_t begin, int64_t end) {
   T constant[kBlock<T>];
   for (T& c : constant) c = static_cast<T>(args.prior_logit);
   auto block = [&](int64_t i, int64_t n) -> const T* {
-    const T* logits = logits_in.load(args.logits, shape, i, n);
-    const T* prior = prior_logits(args, prior_in, constant, i, n);
-    T* kl = kl_out.open(args.kl, shape, i, n);
+    const Span span{shape, i, n};
+    const T* logits = logits_in.load(args.logits, span);
+    const T* prior = prior_logits(args, prior_in, constant, span);
+    T* kl = kl_out.open(args.kl, span);
     FGBG_SIMD
     for (int64_t k = 0; k < n; ++k) kl[k] = math::bernoulli_kl(logits[k], prior[k]).value;
-    kl_out.close(args.kl, shape, i, n);
+    kl_out.close(args.kl, span);
     return kl;
   };
-  for (int64_t task = begin; task < end; ++task) rows.run(task, kBlock<T>, args.partial, block);
+  rows.run_all<T>(begin, end, {}, args.partial, block);
 }
 
 template <class T>
@@ -163,25 +180,27 @@ void bernoulli_backward(const BernoulliArgs& args, int64_t begin, int64_t end) {
   const Rows rows(shape);
   Input<T> logits_in, prior_in, grad_in;
   Output<T> logits_out, prior_out;
-  T constant[kBlock<T>], scaled[kBlock<T>];
+  T constant[kBlock<T>], scaled[kBlock<T>], kl[kBlock<T>];
   for (T& c : constant) c = static_cast<T>(args.prior_logit);
   auto block = [&](int64_t i, int64_t n) -> const T* {
-    const T* logits = logits_in.load(args.logits, shape, i, n);
-    const T* prior = prior_logits(args, prior_in, constant, i, n);
-    const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, shape, grad_in, scaled, i, n);
-    T* d_logits = logits_out.open(args.grad_logits, shape, i, n);
-    T* d_prior = prior_out.open(args.grad_prior, shape, i, n);
+    const Span span{shape, i, n};
+    const T* logits = logits_in.load(args.logits, span);
+    const T* prior = prior_logits(args, prior_in, constant, span);
+    const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, grad_in, scaled, span);
+    T* d_logits = logits_out.open(args.grad_logits, span);
+    T* d_prior = prior_out.open(args.grad_prior, span);
     FGBG_SIMD
     for (int64_t k = 0; k < n; ++k) {
-      const auto kl = math::bernoulli_kl(logits[k], prior[k]);
-      d_logits[k] = grad[k] * kl.d_logit;
-      d_prior[k] = grad[k] * kl.d_prior;
+      const auto to = math::bernoulli_kl(logits[k], prior[k]);
+      kl[k] = to.value;
+      d_logits[k] = grad[k] * to.d_logit;
+      d_prior[k] = grad[k] * to.d_prior;
     }
-    logits_out.close(args.grad_logits, shape, i, n);
-    prior_out.close(args.grad_prior, shape, i, n);
-    return nullptr;
+    logits_out.close(args.grad_logits, span);
+    prior_out.close(args.grad_prior, span);
+    return kl;
   };
-  for (int64_t task = begin; task < end; ++task) rows.run(task, kBlock<T>, nullptr, block);
+  rows.run_all<T>(begin, end, args.grad_kl, args.partial, block);
 }
 
 template <class Args>

@@ -3,6 +3,9 @@
 // that the arithmetic never sees layouts or storage types.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "../storage.h"
 
 // Blocks in different buffers never overlap, which the compiler cannot see.
@@ -43,43 +46,46 @@ inline void for_pieces(const View& v, const Shape& s, int64_t i, int64_t n, Visi
   }
 }
 
-template <class T, class Storage>
-inline void gather(const View& v, const Shape& s, int64_t i, int64_t n, T* out) {
-  const Storage* data = static_cast<const Storage*>(v.data);
-  for_pieces(v, s, i, n, [&](int64_t k, int64_t offset, int64_t stride, int64_t count) {
-    const Storage* from = data + offset;
-    T* to = out + k;
-    if (stride == 1) {
-      FGBG_SIMD
-      for (int64_t j = 0; j < count; ++j) to[j] = widen<T>(from[j]);
-    } else {
-      FGBG_SIMD
-      for (int64_t j = 0; j < count; ++j) to[j] = widen<T>(from[j * stride]);
-    }
-  });
+// Calls with_type(Storage{}) for the storage type of an operand.
+template <class Visit>
+inline void with_storage(DType dtype, Visit with_type) {
+  switch (dtype) {
+    case DType::f64: return with_type(double{});
+    case DType::f32: return with_type(float{});
+    case DType::bf16: return with_type(math::bf16{});
+    case DType::f16: return with_type(math::f16{});
+    case DType::u8: return with_type(uint8_t{});
+  }
 }
 
 template <class T, class Storage>
-inline void scatter(const View& v, const Shape& s, int64_t i, int64_t n, const T* in) {
-  Storage* data = static_cast<Storage*>(v.data);
-  for_pieces(v, s, i, n, [&](int64_t k, int64_t offset, int64_t stride, int64_t count) {
-    Storage* to = data + offset;
-    const T* from = in + k;
-    if (stride == 1) {
-      FGBG_SIMD
-      for (int64_t j = 0; j < count; ++j) narrow(from[j], to[j]);
-    } else {
-      FGBG_SIMD
-      for (int64_t j = 0; j < count; ++j) narrow(from[j], to[j * stride]);
-    }
-  });
+inline void widen_all(const Storage* from, int64_t stride, int64_t n, T* to) {
+  if (stride == 1) {
+    FGBG_SIMD
+    for (int64_t j = 0; j < n; ++j) to[j] = widen<T>(from[j]);
+  } else {
+    FGBG_SIMD
+    for (int64_t j = 0; j < n; ++j) to[j] = widen<T>(from[j * stride]);
+  }
 }
 
-template <class T>
-inline T* in_place(const View& v, int64_t i, int64_t n) {
-  const bool direct = v.dtype == dtype_of<T>() && i % v.run + n <= v.run;
-  return direct ? static_cast<T*>(v.data) : nullptr;
+template <class T, class Storage>
+inline void narrow_all(const T* from, int64_t stride, int64_t n, Storage* to) {
+  if (stride == 1) {
+    FGBG_SIMD
+    for (int64_t j = 0; j < n; ++j) narrow(from[j], to[j]);
+  } else {
+    FGBG_SIMD
+    for (int64_t j = 0; j < n; ++j) narrow(from[j], to[j * stride]);
+  }
 }
+
+// The elements [index, index + n) of operands of one shape. Where they are consecutive in memory, `offset`
+// tells where they begin, else it is -1.
+struct Span {
+  const Shape& shape;
+  int64_t index, n;
+};
 
 inline int64_t offset_of(const View& v, const Shape& s, int64_t i) {
   int64_t offset = 0;
@@ -90,20 +96,26 @@ inline int64_t offset_of(const View& v, const Shape& s, int64_t i) {
   return offset;
 }
 
+inline int64_t consecutive(const View& v, const Span& span) {
+  if (v.run >= span.shape.numel) return span.index;
+  return span.index % v.run + span.n <= v.run ? offset_of(v, span.shape, span.index) : -1;
+}
+
 template <class T>
 class Input {
  public:
-  const T* load(const View& v, const Shape& s, int64_t i, int64_t n) {
-    if (const T* base = in_place<T>(v, i, n)) return base + offset_of(v, s, i);
-    switch (v.dtype) {
-      case DType::f64: gather<T, double>(v, s, i, n, buffer_); break;
-      case DType::f32: gather<T, float>(v, s, i, n, buffer_); break;
-      case DType::bf16: gather<T, math::bf16>(v, s, i, n, buffer_); break;
-      case DType::f16: gather<T, math::f16>(v, s, i, n, buffer_); break;
-      case DType::u8: gather<T, uint8_t>(v, s, i, n, buffer_); break;
-    }
+  const T* load(const View& v, const Span& span, int64_t offset) {
+    if (offset >= 0 && v.dtype == dtype_of<T>()) return static_cast<const T*>(v.data) + offset;
+    with_storage(v.dtype, [&](auto storage) {
+      const auto* data = static_cast<const decltype(storage)*>(v.data);
+      if (offset >= 0) return widen_all<T>(data + offset, 1, span.n, buffer_);
+      for_pieces(v, span.shape, span.index, span.n, [&](int64_t k, int64_t at, int64_t stride, int64_t n) {
+        widen_all<T>(data + at, stride, n, buffer_ + k);
+      });
+    });
     return buffer_;
   }
+  const T* load(const View& v, const Span& span) { return load(v, span, consecutive(v, span)); }
 
  private:
   alignas(64) T buffer_[kBlock<T>];
@@ -113,49 +125,82 @@ class Input {
 template <class T>
 class Output {
  public:
-  T* open(const View& v, const Shape& s, int64_t i, int64_t n) {
-    T* base = v ? in_place<T>(v, i, n) : nullptr;
-    staged_ = v && base == nullptr;
-    return base ? base + offset_of(v, s, i) : buffer_;
+  T* open(const View& v, int64_t offset) {
+    offset_ = offset;
+    staged_ = v && !(offset >= 0 && v.dtype == dtype_of<T>());
+    return v && !staged_ ? static_cast<T*>(v.data) + offset : buffer_;
   }
-  void close(const View& v, const Shape& s, int64_t i, int64_t n) {
+  T* open(const View& v, const Span& span) { return open(v, v ? consecutive(v, span) : -1); }
+
+  void close(const View& v, const Span& span) {
     if (!staged_) return;
-    switch (v.dtype) {
-      case DType::f64: scatter<T, double>(v, s, i, n, buffer_); break;
-      case DType::f32: scatter<T, float>(v, s, i, n, buffer_); break;
-      case DType::bf16: scatter<T, math::bf16>(v, s, i, n, buffer_); break;
-      case DType::f16: scatter<T, math::f16>(v, s, i, n, buffer_); break;
-      case DType::u8: break;
-    }
+    with_storage(v.dtype, [&](auto storage) {
+      if constexpr (sizeof(storage) > 1) {
+        auto* data = static_cast<decltype(storage)*>(v.data);
+        if (offset_ >= 0) return narrow_all(buffer_, 1, span.n, data + offset_);
+        for_pieces(v, span.shape, span.index, span.n, [&](int64_t k, int64_t at, int64_t stride, int64_t n) {
+          narrow_all(buffer_ + k, stride, n, data + at);
+        });
+      }
+    });
   }
 
  private:
   alignas(64) T buffer_[kBlock<T>];
+  int64_t offset_ = -1;
   bool staged_ = false;
 };
 
-// Sum in 16 interleaved lanes: vectorises at every width, and in the same order at every width.
+// 64 bytes of numbers that are added lane by lane, whatever registers there are.
+typedef float PackOfFloat __attribute__((vector_size(64)));
+typedef double PackOfDouble __attribute__((vector_size(64)));
 template <class T>
-inline T sum(const T* x, int64_t n) {
-  constexpr int kLanes = 16;
-  T lane[kLanes] = {};
+using Pack = std::conditional_t<sizeof(T) == 8, PackOfDouble, PackOfFloat>;
+
+// The sum of what accumulate(to, x, y) adds to lanes. Lane by lane in four packs, which hides the latency of
+// an addition, and in an order that depends on n alone.
+template <class T, class Accumulate>
+inline T sum_of(const T* x, const T* y, int64_t n, Accumulate accumulate) {
+  constexpr int64_t kLanes = 64 / sizeof(T), kPacks = 4;
+  Pack<T> total[kPacks] = {};
+  const auto add = [&](Pack<T>& to, const T* from_x, const T* from_y, size_t bytes) {
+    Pack<T> a{}, b{};
+    std::memcpy(&a, from_x, bytes);
+    std::memcpy(&b, from_y, bytes);
+    accumulate(to, a, b);
+  };
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) lane[l] += x[i + l];
-  for (int l = 0; i < n; ++i, ++l) lane[l] += x[i];
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
+  for (; i + kPacks * kLanes <= n; i += kPacks * kLanes)
+    for (int64_t p = 0; p < kPacks; ++p) add(total[p], x + i + p * kLanes, y + i + p * kLanes, 64);
+  for (; i + kLanes <= n; i += kLanes) add(total[0], x + i, y + i, 64);
+  if (i < n) add(total[1], x + i, y + i, static_cast<size_t>(n - i) * sizeof(T));
+  const Pack<T> all = (total[0] + total[1]) + (total[2] + total[3]);
+  T lane[kLanes];
+  std::memcpy(lane, &all, 64);
+  for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (int64_t l = 0; l < width; ++l) lane[l] += lane[l + width];
   return lane[0];
 }
 
-// Gradient reaching each of the elements [i, i + n): read from `elements` (reduction "none") or spread by
-// row.
 template <class T>
-inline const T* upstream_block(const View& elements, const Upstream& u, const Shape& s, Input<T>& in,
-                               T* buffer, int64_t i, int64_t n) {
-  if (elements) return in.load(elements, s, i, n);
-  for (int64_t k = 0; k < n;) {
-    const int64_t b = (i + k) / s.row, last = min(n, (b + 1) * s.row - i);
+inline double sum(const T* x, int64_t n) {
+  return static_cast<double>(sum_of(x, x, n, [](Pack<T>& to, const Pack<T>& a, const Pack<T>&) { to += a; }));
+}
+
+template <class T>
+inline double dot(const T* x, const T* y, int64_t n) {
+  return static_cast<double>(
+      sum_of(x, y, n, [](Pack<T>& to, const Pack<T>& a, const Pack<T>& b) { to += a * b; }));
+}
+
+// Gradient reaching each of the elements of a span: read from `elements` (reduction "none") or spread by row.
+template <class T>
+inline const T* upstream_block(const View& elements, const Upstream& u, Input<T>& in, T* buffer,
+                               const Span& span) {
+  if (elements) return in.load(elements, span);
+  const int64_t row = span.shape.row;
+  for (int64_t k = 0; k < span.n;) {
+    const int64_t b = (span.index + k) / row, last = min(span.n, (b + 1) * row - span.index);
     const T value = upstream<T>(u, b);
     for (; k < last; ++k) buffer[k] = value;
   }
@@ -174,32 +219,43 @@ struct Rows {
     return segments <= 1 ? segments_of(rows, rows_per_task) * segments : rows * segments;
   }
 
-  // body(i, n) handles elements [i, i + n), n <= block, and returns their losses, which are summed by
-  // row into partial[b * segments + segment] (null: not summed).
-  template <class Body>
-  void run(int64_t task, int64_t block, double* partial, Body body) const {
+  // The tasks [first, last). body(i, n) handles elements [i, i + n), n <= block, and returns their losses,
+  // which are summed by row into partial[b * segments + segment] (null: not summed). A task is left out
+  // if all its results are stored.
+  template <class T, class Body>
+  void run_all(int64_t first, int64_t last, const Upstream& upstream, double* partial, Body body) const {
+    for (int64_t task = first; task < last; ++task) run<T>(task, upstream, partial, body);
+  }
+
+  int64_t row, rows, segments, rows_per_task;
+
+ private:
+  template <class T, class Body>
+  void run(int64_t task, const Upstream& upstream, double* partial, Body body) const {
+    const int64_t block = kBlock<T>;
     const int64_t first_row = segments == 1 ? task * rows_per_task : task / segments;
     const int64_t last_row = segments == 1 ? min(first_row + rows_per_task, rows) : first_row + 1;
     const int64_t segment = segments == 1 ? 0 : task % segments;
     const int64_t begin = first_row * row + segment * kSegment;
     const int64_t end = segments == 1 ? last_row * row : min(begin + kSegment, last_row * row);
+    int64_t done = first_row;
+    while (done < last_row && stored<T>(upstream, done)) ++done;
+    if (done == last_row) return;
     if (partial)
       for (int64_t b = first_row; b < last_row; ++b) partial[b * segments + segment] = 0.0;
     for (int64_t i = begin; i < end;) {
       const int64_t in_row = i % row;
       const bool whole_rows = in_row == 0 && row <= block;
       const int64_t n = whole_rows ? min(block / row * row, end - i) : min(min(block, row - in_row), end - i);
-      const auto* values = body(i, n);
+      const T* values = body(i, n);
       if (partial) {
         const int64_t piece = whole_rows ? row : n;
         for (int64_t k = 0; k < n; k += piece)
-          partial[(i + k) / row * segments + segment] += static_cast<double>(sum(values + k, piece));
+          partial[(i + k) / row * segments + segment] += sum(values + k, piece);
       }
       i += n;
     }
   }
-
-  int64_t row, rows, segments, rows_per_task;
 };
 
 }  // namespace FGBG_ISA

@@ -1,5 +1,6 @@
-// Blocks of Philox normals. g++ does not vectorise the 32 x 32 -> 64 bit products, so they are given as
-// SIMD words to the formula in math/philox.h; Box-Muller vectorises by itself.
+// Blocks of Philox normals. g++ vectorises neither the 32 x 32 -> 64 bit products nor the last step, which
+// interleaves the four numbers of each Philox block, so both are written with intrinsics; Box-Muller, in
+// between, vectorises by itself.
 #pragma once
 
 #if defined(__AVX2__)
@@ -12,11 +13,13 @@
 namespace fgbg::cpu {
 inline namespace FGBG_ISA {
 
+// Lanes::kBlocks Philox blocks at a time. Words holds half of them, as 32-bit words in the low halves of
+// 64-bit lanes, where the widening multiply reads them; what stands in the high halves is ignored. A second
+// Words is packed into those. Which block goes to which lane is chosen such that unpacking within 128-bit
+// parts, the one interleaving that is cheap, brings the results into order: part p of the registers that
+// interleave() makes has the blocks p, p + kParts, p + 2 kParts, p + 3 kParts.
 #if defined(__AVX512F__)
-// 32-bit words in the low halves of 64-bit lanes, where the widening multiply reads them. What stands
-// in the high halves is ignored.
 struct Words {
-  static constexpr int kLanes = 8;
   __m512i v;
 };
 inline void multiply_high_low(Words a, uint32_t m, Words& high, Words& low) {
@@ -25,15 +28,32 @@ inline void multiply_high_low(Words a, uint32_t m, Words& high, Words& low) {
 }
 inline Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.v, b.v)}; }
 inline Words operator^(Words a, uint32_t b) { return {_mm512_xor_si512(a.v, _mm512_set1_epi64(b))}; }
-inline math::Philox4<Words> counters(uint64_t block) {
-  const __m512i b = _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(block)),
-                                     _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
-  return {{b}, {_mm512_srli_epi64(b, 32)}, {_mm512_setzero_si512()}, {_mm512_setzero_si512()}};
-}
-inline void store(Words w, uint64_t* to) { _mm512_storeu_si512(to, w.v); }
+
+struct Lanes {
+  static constexpr int kBlocks = 16, kParts = 4;
+  static math::Philox4<Words> counters(uint64_t first) {
+    const __m512i b = _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(first)),
+                                       _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11));
+    return {{b}, {_mm512_srli_epi64(b, 32)}, {_mm512_setzero_si512()}, {_mm512_setzero_si512()}};
+  }
+  static void pack(Words even, Words odd, uint32_t* to) {
+    _mm512_store_si512(to, _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32)));
+  }
+  static void interleave(const float* a, const float* b, const float* c, const float* d, float* out) {
+    const __m512 n0 = _mm512_load_ps(a), n1 = _mm512_load_ps(b), n2 = _mm512_load_ps(c),
+                 n3 = _mm512_load_ps(d);
+    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(n0, n1));
+    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(n2, n3));
+    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(n0, n1));
+    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(n2, n3));
+    _mm512_storeu_pd(out, _mm512_unpacklo_pd(low01, low23));
+    _mm512_storeu_pd(out + 16, _mm512_unpackhi_pd(low01, low23));
+    _mm512_storeu_pd(out + 32, _mm512_unpacklo_pd(high01, high23));
+    _mm512_storeu_pd(out + 48, _mm512_unpackhi_pd(high01, high23));
+  }
+};
 #elif defined(__AVX2__)
 struct Words {
-  static constexpr int kLanes = 4;
   __m256i v;
 };
 inline void multiply_high_low(Words a, uint32_t m, Words& high, Words& low) {
@@ -42,26 +62,52 @@ inline void multiply_high_low(Words a, uint32_t m, Words& high, Words& low) {
 }
 inline Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
 inline Words operator^(Words a, uint32_t b) { return {_mm256_xor_si256(a.v, _mm256_set1_epi64x(b))}; }
-inline math::Philox4<Words> counters(uint64_t block) {
-  const __m256i b =
-      _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(block)), _mm256_set_epi64x(3, 2, 1, 0));
-  return {{b}, {_mm256_srli_epi64(b, 32)}, {_mm256_setzero_si256()}, {_mm256_setzero_si256()}};
-}
-inline void store(Words w, uint64_t* to) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), w.v); }
-#else
-struct Words {
-  static constexpr int kLanes = 1;
-  uint32_t v;
+
+struct Lanes {
+  static constexpr int kBlocks = 8, kParts = 2;
+  static math::Philox4<Words> counters(uint64_t first) {
+    const __m256i b =
+        _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(first)), _mm256_setr_epi64x(0, 4, 1, 5));
+    return {{b}, {_mm256_srli_epi64(b, 32)}, {_mm256_setzero_si256()}, {_mm256_setzero_si256()}};
+  }
+  static void pack(Words even, Words odd, uint32_t* to) {
+    const __m256i packed = _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to), packed);
+  }
+  static void interleave(const float* a, const float* b, const float* c, const float* d, float* out) {
+    const __m256 n0 = _mm256_load_ps(a), n1 = _mm256_load_ps(b), n2 = _mm256_load_ps(c),
+                 n3 = _mm256_load_ps(d);
+    const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(n0, n1));
+    const __m256d low23 = _mm256_castps_pd(_mm256_unpacklo_ps(n2, n3));
+    const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(n0, n1));
+    const __m256d high23 = _mm256_castps_pd(_mm256_unpackhi_ps(n2, n3));
+    _mm256_storeu_ps(out, _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23)));
+    _mm256_storeu_ps(out + 8, _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23)));
+    _mm256_storeu_ps(out + 16, _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23)));
+    _mm256_storeu_ps(out + 24, _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23)));
+  }
 };
-inline void multiply_high_low(Words a, uint32_t m, Words& high, Words& low) {
-  math::multiply_high_low(a.v, m, high.v, low.v);
-}
-inline Words operator^(Words a, Words b) { return {a.v ^ b.v}; }
-inline Words operator^(Words a, uint32_t b) { return {a.v ^ b}; }
-inline math::Philox4<Words> counters(uint64_t block) {
-  return {{static_cast<uint32_t>(block)}, {static_cast<uint32_t>(block >> 32)}, {0u}, {0u}};
-}
-inline void store(Words w, uint64_t* to) { *to = w.v; }
+#else
+using Words = uint32_t;
+
+struct Lanes {
+  static constexpr int kBlocks = 2, kParts = 1;
+  static math::Philox4<Words> counters(uint64_t first) {
+    return {static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32), 0u, 0u};
+  }
+  static void pack(Words even, Words odd, uint32_t* to) {
+    to[0] = even;
+    to[1] = odd;
+  }
+  static void interleave(const float* a, const float* b, const float* c, const float* d, float* out) {
+    for (int q = 0; q < kBlocks; ++q, out += 4) {
+      out[0] = a[q];
+      out[1] = b[q];
+      out[2] = c[q];
+      out[3] = d[q];
+    }
+  }
+};
 #endif
 
 class Normals {
@@ -74,38 +120,40 @@ class Normals {
     const uint64_t start = offset_ + static_cast<uint64_t>(i);
     const uint64_t first = start / 4;
     const int64_t skip = static_cast<int64_t>(start % 4), quads = (skip + n + 3) / 4;
-    // Whole groups only: every number comes out of the same vector code wherever a block begins.
-    for (int64_t q = 0; q < quads; q += kGroup) group(first + static_cast<uint64_t>(q), buffer_ + 4 * q);
+    const uint32_t key0 = static_cast<uint32_t>(seed_), key1 = static_cast<uint32_t>(seed_ >> 32);
+    // Whole groups only: every number comes out of the same vector code wherever a block begins. Three
+    // loops rather than one, so that the processor finds independent work: each step is a long chain.
+    int64_t end = 0;
+    for (; end < quads; end += kGroup) {
+      const uint64_t block = first + static_cast<uint64_t>(end);
+      const auto even = math::philox4x32_10<Words>(Lanes::counters(block), key0, key1);
+      const auto odd = math::philox4x32_10<Words>(Lanes::counters(block + Lanes::kParts), key0, key1);
+      Lanes::pack(even.x0, odd.x0, bits_[0] + end);
+      Lanes::pack(even.x1, odd.x1, bits_[1] + end);
+      Lanes::pack(even.x2, odd.x2, bits_[2] + end);
+      Lanes::pack(even.x3, odd.x3, bits_[3] + end);
+    }
+    for (int pair = 0; pair < 4; pair += 2) {
+      FGBG_SIMD
+      for (int64_t q = 0; q < end; ++q) {
+        const math::NormalPair z = math::box_muller(bits_[pair][q], bits_[pair + 1][q]);
+        normals_[pair][q] = z.first;
+        normals_[pair + 1][q] = z.second;
+      }
+    }
+    for (int64_t q = 0; q < end; q += kGroup)
+      Lanes::interleave(normals_[0] + q, normals_[1] + q, normals_[2] + q, normals_[3] + q, buffer_ + 4 * q);
     return buffer_ + skip;
   }
 
  private:
-  static constexpr int kGroup = 16;
-
-  void group(uint64_t block, float* out) {
-    alignas(64) uint64_t x[4][kGroup];
-    const uint32_t key0 = static_cast<uint32_t>(seed_), key1 = static_cast<uint32_t>(seed_ >> 32);
-    for (int q = 0; q < kGroup; q += Words::kLanes) {
-      const auto w = math::philox4x32_10<Words>(counters(block + static_cast<uint64_t>(q)), key0, key1);
-      store(w.x0, x[0] + q);
-      store(w.x1, x[1] + q);
-      store(w.x2, x[2] + q);
-      store(w.x3, x[3] + q);
-    }
-    alignas(64) float normal[4][kGroup];
-    for (int pair = 0; pair < 4; pair += 2)
-      for (int q = 0; q < kGroup; ++q) {
-        const math::NormalPair z =
-            math::box_muller(static_cast<uint32_t>(x[pair][q]), static_cast<uint32_t>(x[pair + 1][q]));
-        normal[pair][q] = z.first;
-        normal[pair + 1][q] = z.second;
-      }
-    for (int q = 0; q < kGroup; ++q)
-      for (int k = 0; k < 4; ++k) out[4 * q + k] = normal[k][q];
-  }
+  static constexpr int64_t kGroup = Lanes::kBlocks;
+  // Numbers that are asked for, and those that share a group with the first or the last of them.
+  static constexpr int64_t kQuads = kBlock<float> / 4 + 2 * kGroup;
 
   uint64_t seed_, offset_;
-  alignas(64) float buffer_[kBlock<float> + 8 * kGroup];
+  alignas(64) uint32_t bits_[4][kQuads];
+  alignas(64) float normals_[4][kQuads], buffer_[4 * kQuads];
 };
 
 }  // namespace FGBG_ISA

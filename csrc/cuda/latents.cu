@@ -1,7 +1,8 @@
 // Latent ops on CUDA: noise, reparameterised samples, and the Gaussian and Bernoulli KL.
 //
 // One pass over memory: forward reads mu and logvar (and priors) once and writes z, the KL being summed in
-// registers; backward reads them again with the gradients and makes eps again from the seed.
+// registers; backward reads them again with the gradients and makes eps again from the seed, and sums the KL
+// where that and its gradients are made in one go.
 // A warp takes a segment of kSegment elements of one sample. Each warp writes its own partial sum, so
 // there are no atomics and no barriers.
 #include <initializer_list>
@@ -42,15 +43,21 @@ struct Group {
   }
 };
 
-// body(group) for the groups of this warp's segments; after(item, lane) once per segment.
-template <class T, int V, class Body, class After>
-__device__ __forceinline__ void for_row_groups(const Shape& shape, Body body, After after) {
+// body(group) for the groups of this warp's segments whose results are not stored; after them the sum of a KL
+// that body has added to, if it is wanted.
+template <class T, int V, class Args, class Body>
+__device__ __forceinline__ void for_row_groups(const Args& args, T& sum, Body body) {
+  const Shape& shape = args.shape;
   const int64_t segments = segments_of(shape.row, kSegment);
   for_warp_items(shape.size[0] * segments, [&](int64_t item, int lane) {
     const int64_t b = item / segments, begin = item % segments * kSegment;
     const int64_t end = begin + kSegment < shape.row ? begin + kSegment : shape.row;
+    if (stored<T>(args.grad_kl, b)) return;
     for (int64_t e = begin + lane * V; e < end; e += kWarp * V) body(Group<T, V>{shape, b, e});
-    after(item, lane);
+    if (!args.partial) return;
+    const T total = warp_sum(sum);
+    if (lane == 0) args.partial[item] = static_cast<double>(total);
+    sum = T(0);
   });
 }
 
@@ -92,42 +99,34 @@ __global__ void __launch_bounds__(kThreads, 1) gaussian_forward_kernel(GaussianA
   const bool wants_kl = args.kl || args.partial;
   const uint64_t seed = args.z ? static_cast<uint64_t>(*args.noise.seed) : 0;
   T sum = T(0);
-  for_row_groups<T, V>(
-      shape,
-      [&](const Group<T, V>& g) {
-        T mu[V], logvar[V];
-        g.load(args.mu, mu);
-        g.load(args.logvar, logvar);
-        if (args.z) {
-          T deviation[V];
+  for_row_groups<T, V>(args, sum, [&](const Group<T, V>& g) {
+    T mu[V], logvar[V];
+    g.load(args.mu, mu);
+    g.load(args.logvar, logvar);
+    if (args.z) {
+      T deviation[V];
 #pragma unroll
-          for (int j = 0; j < V; ++j) deviation[j] = math::std_from_logvar(logvar[j]);
-          for (int64_t s = 0; s < args.samples; ++s) {
-            float eps[V];
-            normals(seed, args.noise.offset + static_cast<uint64_t>(s * shape.numel + g.index()), eps);
-            T z[V];
+      for (int j = 0; j < V; ++j) deviation[j] = math::std_from_logvar(logvar[j]);
+      for (int64_t s = 0; s < args.samples; ++s) {
+        float eps[V];
+        normals(seed, args.noise.offset + static_cast<uint64_t>(s * shape.numel + g.index()), eps);
+        T z[V];
 #pragma unroll
-            for (int j = 0; j < V; ++j) z[j] = mu[j] + deviation[j] * static_cast<T>(eps[j]);
-            g.store(args.z, z, s);
-          }
-        }
-        if (!wants_kl) return;
-        T prior_mu[V] = {}, prior_logvar[V] = {}, kl[V];
-        if (args.prior_mu) g.load(args.prior_mu, prior_mu);
-        if (args.prior_logvar) g.load(args.prior_logvar, prior_logvar);
+        for (int j = 0; j < V; ++j) z[j] = mu[j] + deviation[j] * static_cast<T>(eps[j]);
+        g.store(args.z, z, s);
+      }
+    }
+    if (!wants_kl) return;
+    T prior_mu[V] = {}, prior_logvar[V] = {}, kl[V];
+    if (args.prior_mu) g.load(args.prior_mu, prior_mu);
+    if (args.prior_logvar) g.load(args.prior_logvar, prior_logvar);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          kl[j] = math::gaussian_kl(mu[j], logvar[j], prior_mu[j], prior_logvar[j]).value;
-          sum += kl[j];
-        }
-        g.store(args.kl, kl);
-      },
-      [&](int64_t item, int lane) {
-        if (!args.partial) return;
-        const T total = warp_sum(sum);
-        if (lane == 0) args.partial[item] = static_cast<double>(total);
-        sum = T(0);
-      });
+    for (int j = 0; j < V; ++j) {
+      kl[j] = math::gaussian_kl(mu[j], logvar[j], prior_mu[j], prior_logvar[j]).value;
+      sum += kl[j];
+    }
+    g.store(args.kl, kl);
+  });
 }
 
 // What reaches each element of a KL.
@@ -143,49 +142,48 @@ __device__ __forceinline__ void load_upstream(const Args& args, const Group<T, V
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 1) gaussian_backward_kernel(GaussianArgs args) {
   const Shape& shape = args.shape;
-  const bool has_kl = args.grad_kl.grad || args.grad_kl_elements;
+  const bool has_kl = args.grad_kl || args.grad_kl_elements;
   const uint64_t seed = args.grad_z ? static_cast<uint64_t>(*args.noise.seed) : 0;
-  for_row_groups<T, V>(
-      shape,
-      [&](const Group<T, V>& g) {
-        T logvar[V], d_mu[V] = {}, d_logvar[V] = {}, d_prior_mu[V] = {}, d_prior_logvar[V] = {};
-        g.load(args.logvar, logvar);
-        if (args.grad_z) {
-          for (int64_t s = 0; s < args.samples; ++s) {
-            T grad[V];
-            g.load(args.grad_z, grad, s);
-            float eps[V];
-            normals(seed, args.noise.offset + static_cast<uint64_t>(s * shape.numel + g.index()), eps);
+  T sum = T(0);
+  for_row_groups<T, V>(args, sum, [&](const Group<T, V>& g) {
+    T logvar[V], d_mu[V] = {}, d_logvar[V] = {}, d_prior_mu[V] = {}, d_prior_logvar[V] = {};
+    g.load(args.logvar, logvar);
+    if (args.grad_z) {
+      for (int64_t s = 0; s < args.samples; ++s) {
+        T grad[V];
+        g.load(args.grad_z, grad, s);
+        float eps[V];
+        normals(seed, args.noise.offset + static_cast<uint64_t>(s * shape.numel + g.index()), eps);
 #pragma unroll
-            for (int j = 0; j < V; ++j) {
-              d_mu[j] += grad[j];
-              d_logvar[j] += grad[j] * static_cast<T>(eps[j]);
-            }
-          }
-#pragma unroll
-          for (int j = 0; j < V; ++j) d_logvar[j] *= T(0.5) * math::std_from_logvar(logvar[j]);
+        for (int j = 0; j < V; ++j) {
+          d_mu[j] += grad[j];
+          d_logvar[j] += grad[j] * static_cast<T>(eps[j]);
         }
-        if (has_kl) {
-          T mu[V], prior_mu[V] = {}, prior_logvar[V] = {}, u[V];
-          g.load(args.mu, mu);
-          if (args.prior_mu) g.load(args.prior_mu, prior_mu);
-          if (args.prior_logvar) g.load(args.prior_logvar, prior_logvar);
-          load_upstream(args, g, u);
+      }
 #pragma unroll
-          for (int j = 0; j < V; ++j) {
-            const auto kl = math::gaussian_kl(mu[j], logvar[j], prior_mu[j], prior_logvar[j]);
-            d_mu[j] += u[j] * kl.d_mu;
-            d_logvar[j] += u[j] * kl.d_logvar;
-            d_prior_mu[j] = -u[j] * kl.d_mu;
-            d_prior_logvar[j] = u[j] * kl.d_prior_logvar;
-          }
-        }
-        g.store(args.grad_mu, d_mu);
-        g.store(args.grad_logvar, d_logvar);
-        g.store(args.grad_prior_mu, d_prior_mu);
-        g.store(args.grad_prior_logvar, d_prior_logvar);
-      },
-      [](int64_t, int) {});
+      for (int j = 0; j < V; ++j) d_logvar[j] *= T(0.5) * math::std_from_logvar(logvar[j]);
+    }
+    if (has_kl) {
+      T mu[V], prior_mu[V] = {}, prior_logvar[V] = {}, u[V];
+      g.load(args.mu, mu);
+      if (args.prior_mu) g.load(args.prior_mu, prior_mu);
+      if (args.prior_logvar) g.load(args.prior_logvar, prior_logvar);
+      load_upstream(args, g, u);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const auto kl = math::gaussian_kl(mu[j], logvar[j], prior_mu[j], prior_logvar[j]);
+        sum += kl.value;
+        d_mu[j] += u[j] * kl.d_mu;
+        d_logvar[j] += u[j] * kl.d_logvar;
+        d_prior_mu[j] = -u[j] * kl.d_mu;
+        d_prior_logvar[j] = u[j] * kl.d_prior_logvar;
+      }
+    }
+    g.store(args.grad_mu, d_mu);
+    g.store(args.grad_logvar, d_logvar);
+    g.store(args.grad_prior_mu, d_prior_mu);
+    g.store(args.grad_prior_logvar, d_prior_logvar);
+  });
 }
 
 template <class T, int V>
@@ -198,46 +196,37 @@ __device__ __forceinline__ void load_prior(const BernoulliArgs& args, const Grou
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 1) bernoulli_forward_kernel(BernoulliArgs args) {
   T sum = T(0);
-  for_row_groups<T, V>(
-      args.shape,
-      [&](const Group<T, V>& g) {
-        T logits[V], prior[V], kl[V];
-        g.load(args.logits, logits);
-        load_prior(args, g, prior);
+  for_row_groups<T, V>(args, sum, [&](const Group<T, V>& g) {
+    T logits[V], prior[V], kl[V];
+    g.load(args.logits, logits);
+    load_prior(args, g, prior);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          kl[j] = math::bernoulli_kl(logits[j], prior[j]).value;
-          sum += kl[j];
-        }
-        g.store(args.kl, kl);
-      },
-      [&](int64_t item, int lane) {
-        if (!args.partial) return;
-        const T total = warp_sum(sum);
-        if (lane == 0) args.partial[item] = static_cast<double>(total);
-        sum = T(0);
-      });
+    for (int j = 0; j < V; ++j) {
+      kl[j] = math::bernoulli_kl(logits[j], prior[j]).value;
+      sum += kl[j];
+    }
+    g.store(args.kl, kl);
+  });
 }
 
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 1) bernoulli_backward_kernel(BernoulliArgs args) {
-  for_row_groups<T, V>(
-      args.shape,
-      [&](const Group<T, V>& g) {
-        T logits[V], prior[V], u[V], d_logits[V], d_prior[V];
-        g.load(args.logits, logits);
-        load_prior(args, g, prior);
-        load_upstream(args, g, u);
+  T sum = T(0);
+  for_row_groups<T, V>(args, sum, [&](const Group<T, V>& g) {
+    T logits[V], prior[V], u[V], d_logits[V], d_prior[V];
+    g.load(args.logits, logits);
+    load_prior(args, g, prior);
+    load_upstream(args, g, u);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const auto kl = math::bernoulli_kl(logits[j], prior[j]);
-          d_logits[j] = u[j] * kl.d_logit;
-          d_prior[j] = u[j] * kl.d_prior;
-        }
-        g.store(args.grad_logits, d_logits);
-        g.store(args.grad_prior, d_prior);
-      },
-      [](int64_t, int) {});
+    for (int j = 0; j < V; ++j) {
+      const auto kl = math::bernoulli_kl(logits[j], prior[j]);
+      sum += kl.value;
+      d_logits[j] = u[j] * kl.d_logit;
+      d_prior[j] = u[j] * kl.d_prior;
+    }
+    g.store(args.grad_logits, d_logits);
+    g.store(args.grad_prior, d_prior);
+  });
 }
 
 // Whether 8 elements at a time are 8 consecutive, aligned numbers in every operand that is present.

@@ -1,9 +1,9 @@
 // Masked, blended and mixture reconstruction losses on CUDA.
 //
 // One pass over memory: forward reads fg, bg and target once and the mask once (per channel, if it has
-// channels); backward reads the same and writes the gradients. (A joint mixture of several channels reads
-// the images twice in backward: the responsibilities need all channels first. The second read of a
-// group's pixels comes from cache.)
+// channels); backward reads the same and writes the gradients, and the sums of the loss as well where
+// both are made in one go. (A joint mixture of several channels reads the images twice in backward: the
+// responsibilities need all channels first. The second read of a group's pixels comes from cache.)
 // A warp takes a segment of kSegment pixels of one sample, all channels; a lane V consecutive pixels at a
 // time, so that the mask, its sigmoid and its gradient stay in registers across channels. Each warp
 // writes its own partial sums: no atomics, no barriers, and an order fixed by the sizes.
@@ -79,19 +79,29 @@ __device__ __forceinline__ T term(const ReconstructionArgs& args, const void* te
   return terms ? static_cast<const T*>(terms)[t * args.shape.size[0] + b] : T(0);
 }
 
-// body(pixels, item) for the groups of this warp's segments; after(item, lane) once per segment.
-template <class T, int V, class Body, class After>
-__device__ __forceinline__ void for_pixel_groups(const Shape& shape, Body body, After after) {
-  const int64_t segments = segments_of(shape.plane, kSegment);
-  for_warp_items(shape.size[0] * segments, [&](int64_t item, int lane) {
+// body(pixels, item) for the groups of this warp's segments whose results are not stored; after them the sums
+// that body has added to, if they are wanted.
+template <class T, int V, class Body>
+__device__ __forceinline__ void for_pixel_groups(const ReconstructionArgs& args, T (&sums)[kTerms],
+                                                 Body body) {
+  const Shape& shape = args.shape;
+  const int64_t segments = segments_of(shape.plane, kSegment), items = shape.size[0] * segments;
+  for_warp_items(items, [&](int64_t item, int lane) {
     const int64_t b = item / segments, begin = item % segments * kSegment;
     const int64_t end = begin + kSegment < shape.plane ? begin + kSegment : shape.plane;
+    if (stored<T>(args.grad_loss, b)) return;
     // All lanes stay for every round, since warps sum inside.
     for (int64_t round = begin; round < end; round += kWarp * V) {
       const int64_t p = round + lane * V;
       body(Pixels<T, V>{shape, b, p, p < end}, item, lane);
     }
-    after(item, lane);
+    if (!args.partial) return;
+#pragma unroll
+    for (int t = 0; t < kTerms; ++t) {
+      const T total = warp_sum(sums[t]);
+      if (lane == 0) args.partial[t * items + item] = static_cast<double>(total);
+      sums[t] = T(0);
+    }
   });
 }
 

@@ -6,77 +6,64 @@ namespace {
 
 template <class T, int V, class L, Composition kind>
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(ReconstructionArgs args) {
-  const Shape& shape = args.shape;
-  const int64_t channels = shape.size[1];
+  const int64_t channels = args.shape.size[1];
   T sums[kTerms] = {};
-  for_pixel_groups<T, V>(
-      shape,
-      [&](const Pixels<T, V>& px, int64_t, int) {
-        Images<T, V, L> in;
-        if constexpr (kind == Composition::masked || kind == Composition::blended) {
-          math::Mask<T> m[V];
-          T area_on = T(0), area_off = T(0);
-          for (int64_t c = 0; c < channels; ++c) {
-            in.load(args, px, c);
-            if (c == 0 || args.mask_per_channel) load_mask(args, px, c, m);
-            T loss[V];
+  for_pixel_groups<T, V>(args, sums, [&](const Pixels<T, V>& px, int64_t, int) {
+    Images<T, V, L> in;
+    if constexpr (kind == Composition::masked || kind == Composition::blended) {
+      math::Mask<T> m[V];
+      T area_on = T(0), area_off = T(0);
+      for (int64_t c = 0; c < channels; ++c) {
+        in.load(args, px, c);
+        if (c == 0 || args.mask_per_channel) load_mask(args, px, c, m);
+        T loss[V];
 #pragma unroll
-            for (int j = 0; j < V; ++j) {
-              if constexpr (kind == Composition::masked) {
-                const T fg = m[j].on * L::eval(in.fg[j], in.target[j], in.fg_scale).value;
-                const T bg = m[j].off * L::eval(in.bg[j], in.target[j], in.bg_scale).value;
-                loss[j] = static_cast<T>(args.fg_weight) * fg + static_cast<T>(args.bg_weight) * bg;
-                if (px.live) {
-                  sums[0] += fg;
-                  sums[1] += bg;
-                  if (c == 0 || args.mask_per_channel) {
-                    area_on += m[j].on;
-                    area_off += m[j].off;
-                  }
-                }
-              } else {
-                const T blend = m[j].on * in.fg[j] + m[j].off * in.bg[j];
-                loss[j] = L::eval(blend, in.target[j], in.fg_scale).value;
-                if (px.live) sums[0] += loss[j];
+        for (int j = 0; j < V; ++j) {
+          if constexpr (kind == Composition::masked) {
+            const T fg = m[j].on * L::eval(in.fg[j], in.target[j], in.fg_scale).value;
+            const T bg = m[j].off * L::eval(in.bg[j], in.target[j], in.bg_scale).value;
+            loss[j] = static_cast<T>(args.fg_weight) * fg + static_cast<T>(args.bg_weight) * bg;
+            if (px.live) {
+              sums[0] += fg;
+              sums[1] += bg;
+              if (c == 0 || args.mask_per_channel) {
+                area_on += m[j].on;
+                area_off += m[j].off;
               }
             }
-            px.store(args.loss, c, loss);
-          }
-          const T share = args.mask_per_channel ? T(1) / static_cast<T>(channels) : T(1);
-          sums[2] += share * area_on;
-          sums[3] += share * area_off;
-        } else {
-          const bool joint = args.composition == Composition::mixture_joint;
-          T logit[V], fg[V] = {}, bg[V] = {};
-          for (int64_t c = 0; c < channels; ++c) {
-            in.load(args, px, c);
-            if (c == 0 || args.mask_per_channel) px.load(args.mask, c, logit);
-            T loss[V];
-#pragma unroll
-            for (int j = 0; j < V; ++j) {
-              fg[j] = (joint ? fg[j] : T(0)) + L::eval(in.fg[j], in.target[j], in.fg_scale).value;
-              bg[j] = (joint ? bg[j] : T(0)) + L::eval(in.bg[j], in.target[j], in.bg_scale).value;
-            }
-            if (joint && c + 1 < channels) continue;
-#pragma unroll
-            for (int j = 0; j < V; ++j) {
-              loss[j] = math::mixture(logit[j], fg[j], bg[j]).value;
-              if (px.live) sums[0] += loss[j];
-            }
-            px.store(args.loss, joint ? 0 : c, loss);
+          } else {
+            const T blend = m[j].on * in.fg[j] + m[j].off * in.bg[j];
+            loss[j] = L::eval(blend, in.target[j], in.fg_scale).value;
+            if (px.live) sums[0] += loss[j];
           }
         }
-      },
-      [&](int64_t item, int lane) {
-        if (!args.partial) return;
-        const int64_t items = shape.size[0] * segments_of(shape.plane, kSegment);
+        px.store(args.loss, c, loss);
+      }
+      const T share = args.mask_per_channel ? T(1) / static_cast<T>(channels) : T(1);
+      sums[2] += share * area_on;
+      sums[3] += share * area_off;
+    } else {
+      const bool joint = args.composition == Composition::mixture_joint;
+      T logit[V], fg[V] = {}, bg[V] = {};
+      for (int64_t c = 0; c < channels; ++c) {
+        in.load(args, px, c);
+        if (c == 0 || args.mask_per_channel) px.load(args.mask, c, logit);
+        T loss[V];
 #pragma unroll
-        for (int t = 0; t < kTerms; ++t) {
-          const T total = warp_sum(sums[t]);
-          if (lane == 0) args.partial[t * items + item] = static_cast<double>(total);
-          sums[t] = T(0);
+        for (int j = 0; j < V; ++j) {
+          fg[j] = (joint ? fg[j] : T(0)) + L::eval(in.fg[j], in.target[j], in.fg_scale).value;
+          bg[j] = (joint ? bg[j] : T(0)) + L::eval(in.bg[j], in.target[j], in.bg_scale).value;
         }
-      });
+        if (joint && c + 1 < channels) continue;
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          loss[j] = math::mixture(logit[j], fg[j], bg[j]).value;
+          if (px.live) sums[0] += loss[j];
+        }
+        px.store(args.loss, joint ? 0 : c, loss);
+      }
+    }
+  });
 }
 
 struct Kernels {

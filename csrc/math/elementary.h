@@ -82,18 +82,16 @@ FGBG_FN float expm1(float x) {
 }
 FGBG_FN double expm1(double x) { return ::expm1(x); }
 
-FGBG_FN float log(float x) {
+// log(x) for positive x that is finite and not subnormal.
+FGBG_FN float log_normal(float x) {
 #if defined(__CUDA_ARCH__)
   return ::logf(x);
 #else
-  constexpr float kInf = std::numeric_limits<float>::infinity();
-  const bool tiny = x < 1.17549435e-38f;
-  const float scaled = tiny ? x * 8388608.0f : x;
-  const int32_t bits = bits_as<int32_t>(scaled);
+  const int32_t bits = bits_as<int32_t>(x);
   // Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
   const int32_t e = (bits - 0x3f3504f3) >> 23;
   const float f = bits_as<float>(bits - (e << 23)) - 1.0f;
-  const float n = static_cast<float>(e) - (tiny ? 23.0f : 0.0f);
+  const float n = static_cast<float>(e);
   float p = -0.0782330509f;
   p = p * f + 0.1300480763f;
   p = p * f - 0.1320881224f;
@@ -103,7 +101,18 @@ FGBG_FN float log(float x) {
   p = p * f - 0.250015221f;
   p = p * f + 0.3333330829f;
   p = p * f - 0.4999998916f;
-  float y = (f + (f * f) * p + n * -2.12194440e-4f) + n * 0.693359375f;
+  return (f + (f * f) * p + n * -2.12194440e-4f) + n * 0.693359375f;
+#endif
+}
+
+FGBG_FN float log(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::logf(x);
+#else
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const bool tiny = x < 1.17549435e-38f;
+  const float large = log_normal(tiny ? x * 8388608.0f : x);
+  float y = tiny ? large - 15.9423847f : large;  // 23 ln 2
   y = x == 0.0f ? -kInf : y;
   y = x < 0.0f ? std::numeric_limits<float>::quiet_NaN() : y;
   return x < kInf ? y : x;  // +inf and NaN come back as they are; negatives are below inf
@@ -111,18 +120,24 @@ FGBG_FN float log(float x) {
 }
 FGBG_FN double log(double x) { return ::log(x); }
 
-FGBG_FN float log1p(float x) {
+// log(1 + x) for x in [0, 1].
+FGBG_FN float log1p_unit(float x) {
 #if defined(__CUDA_ARCH__)
   return ::log1pf(x);
 #else
-  // log(1 + x) with the rounding error of 1 + x put back to first order.
-  const float u = 1.0f + x;
-  const float lost = x - (u - 1.0f);
-  const float y = log(u) + lost / u;
-  return u > 0.0f && u < std::numeric_limits<float>::infinity() ? y : log(u);
+  float p = 0.005232692678f;
+  p = p * x - 0.02950523242f;
+  p = p * x + 0.07822594151f;
+  p = p * x - 0.1366324491f;
+  p = p * x + 0.1910600635f;
+  p = p * x - 0.2484298211f;
+  p = p * x + 0.3331909679f;
+  p = p * x - 0.4999949314f;
+  p = p * x + 1.0f;
+  return p * x;
 #endif
 }
-FGBG_FN double log1p(double x) { return ::log1p(x); }
+FGBG_FN double log1p_unit(double x) { return ::log1p(x); }
 
 FGBG_FN float sqrt(float x) { return ::sqrtf(x); }
 FGBG_FN double sqrt(double x) { return ::sqrt(x); }

@@ -64,7 +64,7 @@ struct Bernoulli : Unscaled {
     const bool positive = x > T(0);
     // max(x, 0) - target x first: for a confident right answer it is exactly 0.
     const T linear = positive ? (T(1) - target) * x : -target * x;
-    return {linear + log1p(e), (positive ? large : e * large) - target, -x, T(0)};
+    return {linear + log1p_unit(e), (positive ? large : e * large) - target, -x, T(0)};
   }
 };
 

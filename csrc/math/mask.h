@@ -9,7 +9,7 @@ inline namespace FGBG_ISA {
 // log(1 + e^x), from an exponential that cannot overflow.
 template <class T>
 FGBG_FN T softplus(T x) {
-  return (x > T(0) ? x : T(0)) + log1p(exp(-abs(x)));
+  return (x > T(0) ? x : T(0)) + log1p_unit(exp(-abs(x)));
 }
 
 template <class T>
@@ -75,7 +75,7 @@ FGBG_FN Mixture<T> mixture(T logit, T fg, T bg) {
   const T best = joint_fg < joint_bg ? joint_fg : joint_bg;
   // Equal terms apart: where both are infinite the posterior is inf - inf.
   const T value =
-      joint_fg == joint_bg ? joint_fg - T(0.693147180559945309) : best - log1p(exp(-abs(posterior)));
+      joint_fg == joint_bg ? joint_fg - T(0.693147180559945309) : best - log1p_unit(exp(-abs(posterior)));
   return {value, r.on, r.off, sigmoid_difference(logit, posterior, fg - bg)};
 }
 

@@ -1,9 +1,16 @@
 // First derivatives: each op on the Autograd key saves its inputs and calls its _backward op. The
 // _backward ops get their own derivatives in _ops.py, from the executable specification in reference.py,
 // so the second-order formulas are not written again here.
+//
+// Reduced losses have a faster way, which the eager entries take: their forward pass writes the gradients for
+// an upstream gradient of one, and these are saved too. A backward pass that frees the graph hands them over,
+// after bringing them up to the gradient that arrived if that is not one. One that keeps the graph, for more
+// passes to come or for second derivatives, computes its own, as the saved ones can be given away only once.
 #include "autograd.h"
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 namespace fgbg::ops {
@@ -30,11 +37,38 @@ auto call_backward(const Op& op, Args&&... args) {
   return op.call(std::forward<Args>(args)...);
 }
 
+// Whether the fused forward pass may be used: not under tracing, which records the ops, nor for subclasses.
+bool plain(std::initializer_list<OptionalTensor> tensors) {
+  return !c10::impl::dispatch_mode_enabled() &&
+         std::none_of(tensors.begin(), tensors.end(),
+                      [](const auto& t) { return t.has_value() && at::isTensorSubclassLike(*t); });
+}
+
+// The gradients of the forward pass, those needed, behind `inputs` other saved tensors; none if they must
+// not be used.
+variable_list saved_gradients(const variable_list& saved, size_t inputs) {
+  if (saved.size() == inputs || at::GradMode::is_enabled() ||
+      torch::autograd::get_current_graph_task_keep_graph())
+    return {};
+  return {saved.begin() + static_cast<std::ptrdiff_t>(inputs), saved.end()};
+}
+
 template <size_t N>
 std::array<bool, N> needs_of(const OptionalTensor (&tensors)[N]) {
   std::array<bool, N> needs;
   std::transform(std::begin(tensors), std::end(tensors), needs.begin(), wants_grad);
   return needs;
+}
+
+// What backward returns, one entry for each argument of forward, from gradients of which only those needed
+// count, or which only they are in.
+template <size_t N>
+variable_list for_arguments(const variable_list& gradients, const std::array<bool, N>& needs,
+                            size_t arguments) {
+  variable_list out(arguments);
+  for (size_t i = 0, next = 0; i < N; ++i)
+    if (needs[i]) out[i] = gradients[gradients.size() == N ? i : next++];
+  return out;
 }
 
 template <size_t N>
@@ -90,31 +124,47 @@ Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Tensor& seed
 struct GaussianKl : Function<GaussianKl> {
   static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
                         const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
-                        const std::string& reduction) {
+                        const std::string& reduction, bool fused) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor())});
+    variable_list saved{mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor())};
+    const auto needs = needs_of<4>({mu, logvar, prior_mu, prior_logvar});
     ctx->saved_data["reduction"] = reduction;
-    save_needs(ctx, needs_of<4>({mu, logvar, prior_mu, prior_logvar}));
-    return gaussian_kl_op().call(mu, logvar, prior_mu, prior_logvar, reduction);
+    save_needs(ctx, needs);
+    Tensor kl;
+    if (fused) {
+      variable_list gradients;
+      std::tie(kl, gradients) =
+          gaussian_kl_with_gradients_op().call(mu, logvar, prior_mu, prior_logvar, reduction, needs);
+      saved.insert(saved.end(), gradients.begin(), gradients.end());
+    } else {
+      kl = gaussian_kl_op().call(mu, logvar, prior_mu, prior_logvar, reduction);
+    }
+    ctx->save_for_backward(std::move(saved));
+    return kl;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto needs = saved_needs<4>(ctx);
-    const auto [d_mu, d_logvar, d_prior_mu, d_prior_logvar] =
-        call_backward(gaussian_kl_backward_op(), grads[0], saved[0], saved[1], optional(saved[2]),
-                      optional(saved[3]), ctx->saved_data["reduction"].toStringView(), needs);
-    return {undefined_unless(needs[0], d_mu),
-            undefined_unless(needs[1], d_logvar),
-            undefined_unless(needs[2], d_prior_mu),
-            undefined_unless(needs[3], d_prior_logvar),
-            {}};
+    const auto reduction = ctx->saved_data["reduction"].toStringView();
+    variable_list out = saved_gradients(saved, 4);
+    if (!out.empty()) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      gaussian_kl_backward__op().call(out, grads[0], saved[0], saved[1], optional(saved[2]),
+                                      optional(saved[3]), reduction, needs);
+    } else {
+      const auto [d_mu, d_logvar, d_prior_mu, d_prior_logvar] =
+          call_backward(gaussian_kl_backward_op(), grads[0], saved[0], saved[1], optional(saved[2]),
+                        optional(saved[3]), reduction, needs);
+      out = {d_mu, d_logvar, d_prior_mu, d_prior_logvar};
+    }
+    return for_arguments(out, needs, 6);
   }
 };
 
 Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
                    const OptionalTensor& prior_logvar, string_view reduction) {
   if (any_wants_grad({mu, logvar, prior_mu, prior_logvar}))
-    return GaussianKl::apply(mu, logvar, prior_mu, prior_logvar, std::string(reduction));
+    return GaussianKl::apply(mu, logvar, prior_mu, prior_logvar, std::string(reduction), false);
   at::AutoDispatchBelowADInplaceOrView guard;
   return gaussian_kl_op().call(mu, logvar, prior_mu, prior_logvar, reduction);
 }
@@ -167,79 +217,118 @@ std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logva
 
 struct BernoulliKl : Function<BernoulliKl> {
   static Tensor forward(AutogradContext* ctx, const Tensor& logits, const OptionalTensor& prior,
-                        double prior_logit, const std::string& reduction) {
+                        double prior_logit, const std::string& reduction, bool fused) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({logits, prior.value_or(Tensor())});
+    variable_list saved{logits, prior.value_or(Tensor())};
+    const auto needs = needs_of<2>({logits, prior});
     ctx->saved_data["prior_logit"] = prior_logit;
     ctx->saved_data["reduction"] = reduction;
-    save_needs(ctx, needs_of<2>({logits, prior}));
-    return bernoulli_kl_op().call(logits, prior, prior_logit, reduction);
+    save_needs(ctx, needs);
+    Tensor kl;
+    if (fused) {
+      variable_list gradients;
+      std::tie(kl, gradients) =
+          bernoulli_kl_with_gradients_op().call(logits, prior, prior_logit, reduction, needs);
+      saved.insert(saved.end(), gradients.begin(), gradients.end());
+    } else {
+      kl = bernoulli_kl_op().call(logits, prior, prior_logit, reduction);
+    }
+    ctx->save_for_backward(std::move(saved));
+    return kl;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto needs = saved_needs<2>(ctx);
-    const auto [d_logits, d_prior] = call_backward(
-        bernoulli_kl_backward_op(), grads[0], saved[0], optional(saved[1]),
-        ctx->saved_data["prior_logit"].toDouble(), ctx->saved_data["reduction"].toStringView(), needs);
-    return {undefined_unless(needs[0], d_logits), undefined_unless(needs[1], d_prior), {}, {}};
+    const double prior_logit = ctx->saved_data["prior_logit"].toDouble();
+    const auto reduction = ctx->saved_data["reduction"].toStringView();
+    variable_list out = saved_gradients(saved, 2);
+    if (!out.empty()) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      bernoulli_kl_backward__op().call(out, grads[0], saved[0], optional(saved[1]), prior_logit, reduction,
+                                       needs);
+    } else {
+      const auto [d_logits, d_prior] = call_backward(bernoulli_kl_backward_op(), grads[0], saved[0],
+                                                     optional(saved[1]), prior_logit, reduction, needs);
+      out = {d_logits, d_prior};
+    }
+    return for_arguments(out, needs, 5);
   }
 };
 
 Tensor bernoulli_kl(const Tensor& logits, const OptionalTensor& prior, double prior_logit,
                     string_view reduction) {
   if (any_wants_grad({logits, prior}))
-    return BernoulliKl::apply(logits, prior, prior_logit, std::string(reduction));
+    return BernoulliKl::apply(logits, prior, prior_logit, std::string(reduction), false);
   at::AutoDispatchBelowADInplaceOrView guard;
   return bernoulli_kl_op().call(logits, prior, prior_logit, reduction);
 }
 
 struct ReconstructionLoss : Function<ReconstructionLoss> {
+  // Outputs: the loss and, unless it is fused and has none, the terms.
   static variable_list forward(AutogradContext* ctx, const Tensor& fg, const OptionalTensor& bg,
                                const Tensor& target, const Tensor& mask, const OptionalTensor& fg_scale,
                                const OptionalTensor& bg_scale, double fg_scale_value, double bg_scale_value,
                                const std::string& composition, bool mask_is_logits,
                                const std::string& likelihood, double fg_weight, double bg_weight,
-                               bool normalize_area, const std::string& reduction, bool return_terms) {
+                               bool normalize_area, const std::string& reduction, bool return_terms,
+                               bool fused) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [loss, terms] = reconstruction_loss_op().call(
-        fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value, composition, mask_is_logits,
-        likelihood, fg_weight, bg_weight, normalize_area, reduction, return_terms);
-    ctx->save_for_backward({fg, bg.value_or(Tensor()), target, mask, fg_scale.value_or(Tensor()),
-                            bg_scale.value_or(Tensor()), normalize_area ? terms : Tensor()});
+    const auto needs = needs_of<6>({fg, bg, target, mask, fg_scale, bg_scale});
+    Tensor loss, terms;
+    variable_list gradients;
+    const auto call = [&](const auto& run) {
+      return run(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value, composition,
+                 mask_is_logits, likelihood, fg_weight, bg_weight, normalize_area, reduction, return_terms);
+    };
+    if (fused)
+      std::tie(loss, terms, gradients) = call(
+          [&](const auto&... args) { return reconstruction_loss_with_gradients_op().call(args..., needs); });
+    else
+      std::tie(loss, terms) =
+          call([](const auto&... args) { return reconstruction_loss_op().call(args...); });
+    variable_list saved{fg,
+                        bg.value_or(Tensor()),
+                        target,
+                        mask,
+                        fg_scale.value_or(Tensor()),
+                        bg_scale.value_or(Tensor()),
+                        normalize_area ? terms : Tensor()};
+    saved.insert(saved.end(), gradients.begin(), gradients.end());
+    ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
+    c10::impl::GenericList options(c10::AnyType::get());
+    for (const c10::IValue& option :
+         std::array<c10::IValue, 9>{fg_scale_value, bg_scale_value, composition, mask_is_logits, likelihood,
+                                    fg_weight, bg_weight, normalize_area, reduction})
+      options.push_back(option);
+    ctx->saved_data["options"] = options;
+    save_needs(ctx, needs);
+    if (fused && !return_terms) return {loss};
     if (!return_terms) ctx->mark_non_differentiable({terms});
-    auto& data = ctx->saved_data;
-    data["fg_scale_value"] = fg_scale_value;
-    data["bg_scale_value"] = bg_scale_value;
-    data["composition"] = composition;
-    data["mask_is_logits"] = mask_is_logits;
-    data["likelihood"] = likelihood;
-    data["fg_weight"] = fg_weight;
-    data["bg_weight"] = bg_weight;
-    data["normalize_area"] = normalize_area;
-    data["reduction"] = reduction;
-    save_needs(ctx, needs_of<6>({fg, bg, target, mask, fg_scale, bg_scale}));
     return {loss, terms};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto s = ctx->get_saved_variables();
     const auto needs = saved_needs<6>(ctx);
-    auto& data = ctx->saved_data;
-    const auto [d_fg, d_bg, d_target, d_mask, d_fg_scale, d_bg_scale] = call_backward(
-        reconstruction_loss_backward_op(), optional(grads[0]), optional(grads[1]), optional(s[6]), s[0],
-        optional(s[1]), s[2], s[3], optional(s[4]), optional(s[5]), data["fg_scale_value"].toDouble(),
-        data["bg_scale_value"].toDouble(), data["composition"].toStringView(),
-        data["mask_is_logits"].toBool(), data["likelihood"].toStringView(), data["fg_weight"].toDouble(),
-        data["bg_weight"].toDouble(), data["normalize_area"].toBool(), data["reduction"].toStringView(),
-        needs);
-    variable_list out(16);
-    out[0] = undefined_unless(needs[0], d_fg);
-    out[1] = undefined_unless(needs[1], d_bg);
-    out[2] = undefined_unless(needs[2], d_target);
-    out[3] = undefined_unless(needs[3], d_mask);
-    out[4] = undefined_unless(needs[4], d_fg_scale);
-    out[5] = undefined_unless(needs[5], d_bg_scale);
-    return out;
+    const Tensor grad_terms = grads.size() > 1 ? grads[1] : Tensor();
+    const auto o = ctx->saved_data["options"].toListRef();
+    const auto call = [&](const auto& run) {
+      return run(s[0], optional(s[1]), s[2], s[3], optional(s[4]), optional(s[5]), o[0].toDouble(),
+                 o[1].toDouble(), o[2].toStringView(), o[3].toBool(), o[4].toStringView(), o[5].toDouble(),
+                 o[6].toDouble(), o[7].toBool(), o[8].toStringView(), needs);
+    };
+    variable_list out = saved_gradients(s, 7);
+    if (!out.empty() && grads[0].defined() && !grad_terms.defined()) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      call([&](const auto&... args) { reconstruction_loss_backward__op().call(out, grads[0], args...); });
+    } else {
+      const auto [d_fg, d_bg, d_target, d_mask, d_fg_scale, d_bg_scale] = call([&](const auto&... args) {
+        return call_backward(reconstruction_loss_backward_op(), optional(grads[0]), optional(grad_terms),
+                             optional(s[6]), args...);
+      });
+      out = {d_fg, d_bg, d_target, d_mask, d_fg_scale, d_bg_scale};
+    }
+    return for_arguments(out, needs, 17);
   }
 };
 
@@ -249,10 +338,10 @@ std::tuple<Tensor, Tensor> reconstruction_loss(
     double bg_scale_value, string_view composition, bool mask_is_logits, string_view likelihood,
     double fg_weight, double bg_weight, bool normalize_area, string_view reduction, bool return_terms) {
   if (any_wants_grad({fg, bg, target, mask, fg_scale, bg_scale})) {
-    const auto out =
-        ReconstructionLoss::apply(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value,
-                                  std::string(composition), mask_is_logits, std::string(likelihood),
-                                  fg_weight, bg_weight, normalize_area, std::string(reduction), return_terms);
+    const auto out = ReconstructionLoss::apply(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value,
+                                               bg_scale_value, std::string(composition), mask_is_logits,
+                                               std::string(likelihood), fg_weight, bg_weight, normalize_area,
+                                               std::string(reduction), return_terms, false);
     return {out[0], out[1]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -262,6 +351,44 @@ std::tuple<Tensor, Tensor> reconstruction_loss(
 }
 
 }  // namespace
+
+Tensor gaussian_kl_eager(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                         const OptionalTensor& prior_logvar, string_view reduction) {
+  if (reduction != "none" && any_wants_grad({mu, logvar, prior_mu, prior_logvar}) &&
+      plain({mu, logvar, prior_mu, prior_logvar}))
+    return GaussianKl::apply(mu, logvar, prior_mu, prior_logvar, std::string(reduction), true);
+  return gaussian_kl_op().call(mu, logvar, prior_mu, prior_logvar, reduction);
+}
+
+Tensor bernoulli_kl_eager(const Tensor& logits, const OptionalTensor& prior, double prior_logit,
+                          string_view reduction) {
+  if (reduction != "none" && any_wants_grad({logits, prior}) && plain({logits, prior}))
+    return BernoulliKl::apply(logits, prior, prior_logit, std::string(reduction), true);
+  return bernoulli_kl_op().call(logits, prior, prior_logit, reduction);
+}
+
+std::tuple<Tensor, Tensor> reconstruction_loss_eager(
+    const Tensor& fg, const OptionalTensor& bg, const Tensor& target, const Tensor& mask,
+    const OptionalTensor& fg_scale, const OptionalTensor& bg_scale, double fg_scale_value,
+    double bg_scale_value, string_view composition, bool mask_is_logits, string_view likelihood,
+    double fg_weight, double bg_weight, bool normalize_area, string_view reduction, bool return_terms) {
+  // The gradient of a scale is a sum over samples, and on a GPU the kernels cannot tell beforehand whether
+  // it has to be formed anew.
+  const bool fusable =
+      reduction != "none" && !normalize_area &&
+      (!(wants_grad(fg_scale) || wants_grad(bg_scale)) || (reduction != "sample" && !fg.is_cuda()));
+  if (fusable && any_wants_grad({fg, bg, target, mask, fg_scale, bg_scale}) &&
+      plain({fg, bg, target, mask, fg_scale, bg_scale})) {
+    const auto out = ReconstructionLoss::apply(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value,
+                                               bg_scale_value, std::string(composition), mask_is_logits,
+                                               std::string(likelihood), fg_weight, bg_weight, normalize_area,
+                                               std::string(reduction), return_terms, true);
+    return {out[0], return_terms ? out[1] : Tensor()};
+  }
+  return reconstruction_loss_op().call(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value,
+                                       bg_scale_value, composition, mask_is_logits, likelihood, fg_weight,
+                                       bg_weight, normalize_area, reduction, return_terms);
+}
 
 TORCH_LIBRARY_IMPL(fgbg, Autograd, m) {
   m.impl("reparameterize", reparameterize);

@@ -31,6 +31,12 @@ FGBG_OP(gaussian_kl_backward,
         std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
                                                    const OptionalTensor&, const OptionalTensor&, string_view,
                                                    std::array<bool, 4>))
+FGBG_OP(gaussian_kl_with_gradients,
+        std::tuple<Tensor, std::vector<Tensor>>(const Tensor&, const Tensor&, const OptionalTensor&,
+                                                const OptionalTensor&, string_view, std::array<bool, 4>))
+FGBG_OP(gaussian_kl_backward_,
+        void(at::TensorList, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+             const OptionalTensor&, string_view, std::array<bool, 4>))
 FGBG_OP(sample_gaussian,
         std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                                    const Tensor&, c10::SymInt, OptionalSymInt, string_view))
@@ -42,6 +48,11 @@ FGBG_OP(sample_gaussian_backward,
 FGBG_OP(bernoulli_kl, Tensor(const Tensor&, const OptionalTensor&, double, string_view))
 FGBG_OP(bernoulli_kl_backward, std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
                                                           double, string_view, std::array<bool, 2>))
+FGBG_OP(bernoulli_kl_with_gradients,
+        std::tuple<Tensor, std::vector<Tensor>>(const Tensor&, const OptionalTensor&, double, string_view,
+                                                std::array<bool, 2>))
+FGBG_OP(bernoulli_kl_backward_, void(at::TensorList, const Tensor&, const Tensor&, const OptionalTensor&,
+                                     double, string_view, std::array<bool, 2>))
 FGBG_OP(reconstruction_loss,
         std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&,
                                    const OptionalTensor&, const OptionalTensor&, double, double, string_view,
@@ -52,7 +63,28 @@ FGBG_OP(reconstruction_loss_backward,
             const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
             double, double, string_view, bool, string_view, double, double, bool, string_view,
             std::array<bool, 6>))
+FGBG_OP(reconstruction_loss_with_gradients,
+        std::tuple<Tensor, Tensor, std::vector<Tensor>>(const Tensor&, const OptionalTensor&, const Tensor&,
+                                                        const Tensor&, const OptionalTensor&,
+                                                        const OptionalTensor&, double, double, string_view,
+                                                        bool, string_view, double, double, bool, string_view,
+                                                        bool, std::array<bool, 6>))
+FGBG_OP(reconstruction_loss_backward_,
+        void(at::TensorList, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
+             const Tensor&, const OptionalTensor&, const OptionalTensor&, double, double, string_view, bool,
+             string_view, double, double, bool, string_view, std::array<bool, 6>))
 
 #undef FGBG_OP
+
+// The eager entries of the ops with a reduced loss: through these the forward pass writes the gradients too.
+Tensor gaussian_kl_eager(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                         const OptionalTensor& prior_logvar, string_view reduction);
+Tensor bernoulli_kl_eager(const Tensor& logits, const OptionalTensor& prior, double prior_logit,
+                          string_view reduction);
+std::tuple<Tensor, Tensor> reconstruction_loss_eager(
+    const Tensor& fg, const OptionalTensor& bg, const Tensor& target, const Tensor& mask,
+    const OptionalTensor& fg_scale, const OptionalTensor& bg_scale, double fg_scale_value,
+    double bg_scale_value, string_view composition, bool mask_is_logits, string_view likelihood,
+    double fg_weight, double bg_weight, bool normalize_area, string_view reduction, bool return_terms);
 
 }  // namespace fgbg::ops

@@ -38,15 +38,64 @@ at::ScalarType compute_dtype(std::initializer_list<OptionalTensor> operands);
 // What multiplies the sum over the batch; `elements` is what a mean divides by.
 double reduction_factor(Reduction reduction, int64_t batch, int64_t elements);
 inline Upstream upstream_of(const Tensor& grad, Reduction reduction, double factor) {
-  return {grad.const_data_ptr(), reduction == Reduction::sample ? grad.stride(0) : 0, factor};
+  return {grad.const_data_ptr(), reduction == Reduction::sample ? grad.stride(0) : 0, factor, false};
 }
 
 // A loss tensor for a reduction other than none.
 Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype);
 
-// Dense like `like`, or of no elements where the caller needs no gradient.
-inline Tensor empty_gradient(const OptionalTensor& like, bool needed, const Tensor& reference) {
-  return needed && like.has_value() ? at::empty_like(*like) : at::empty({0}, reference.options());
+// `result`, which a kernel is about to fill. The system hands over large blocks page by page as they are
+// first touched, which takes longer than to fill them; huge pages, where it has them to give, are 512 times
+// fewer.
+Tensor fresh(Tensor result);
+
+// The gradients of operands: dense like them, undefined where the caller needs none.
+template <size_t N>
+using Gradients = std::array<Tensor, N>;
+
+template <size_t N>
+Gradients<N> empty_gradients(const OptionalTensor (&operands)[N], const std::array<bool, N>& needs) {
+  Gradients<N> out;
+  for (size_t i = 0; i < N; ++i)
+    if (needs[i] && operands[i]) out[i] = fresh(at::empty_like(*operands[i]));
+  return out;
+}
+
+// As results of an op: those that nobody needs have no elements, or are left out of a list.
+template <size_t N>
+auto returned(const Gradients<N>& gradients, const Tensor& like) {
+  return std::apply(
+      [&](const auto&... g) { return std::tuple((g.defined() ? g : at::empty({0}, like.options()))...); },
+      gradients);
+}
+template <size_t N>
+std::vector<Tensor> listed(const Gradients<N>& gradients) {
+  std::vector<Tensor> out;
+  for (const Tensor& g : gradients)
+    if (g.defined()) out.push_back(g);
+  return out;
+}
+template <size_t N>
+Gradients<N> from_list(at::TensorList list, const std::array<bool, N>& needs) {
+  Gradients<N> out;
+  for (size_t i = 0, next = 0; i < N; ++i)
+    if (needs[i]) out[i] = list[next++];
+  return out;
+}
+
+// Whether gradients that hold the results for an upstream gradient of one need nothing more. A GPU's numbers
+// cannot be looked at from here without waiting for them: there the kernels look.
+template <class T>
+bool all_one(const Tensor& grad) {
+  const T* values = grad.const_data_ptr<T>();
+  const int64_t count = grad.dim() == 0 ? 1 : grad.size(0), stride = grad.dim() == 0 ? 0 : grad.stride(0);
+  for (int64_t b = 0; b < count; ++b)
+    if (values[b * stride] != T(1)) return false;
+  return true;
+}
+inline bool nothing_to_update(const Tensor& grad) {
+  if (grad.is_cuda()) return false;
+  return grad.scalar_type() == at::kDouble ? all_one<double>(grad) : all_one<float>(grad);
 }
 
 // Direct callers of torch.ops get these; fgbg_cuda's Python functions check first and say more.

@@ -1,5 +1,9 @@
 // philox_normal, reparameterize, gaussian_kl, sample_gaussian, bernoulli_kl: tensors to kernels.
 // One implementation serves the three Gaussian ops: each asks it for z, for the KL, or for both.
+//
+// A reduced loss is linear in the gradient that arrives at it, mostly one. _with_gradients writes, with the
+// loss, the gradients for one while the operands are at hand; _backward_ brings those up to the gradient
+// that arrived, which is no work where that is one.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
@@ -38,10 +42,10 @@ void set_noise(GaussianArgs& args, const Tensor& seed, int64_t offset, std::opti
 Tensor empty_draws(const Gaussian& g, std::optional<int64_t> samples) {
   const auto dtype = at::promote_types(g.mu.scalar_type(), g.logvar.scalar_type());
   const auto options = g.mu.options().dtype(dtype);
-  if (!samples) return at::empty_like(g.mu, options);
+  if (!samples) return fresh(at::empty_like(g.mu, options));
   auto sizes = g.mu.sizes().vec();
   sizes.insert(sizes.begin(), *samples);
-  return at::empty(sizes, options);
+  return fresh(at::empty(sizes, options));
 }
 
 // Where draws are stacked, the view of one of them; they are dense and follow each other.
@@ -57,7 +61,7 @@ struct Kl {
   template <class Args>
   Kl(Args& args, const Tensor& like, Reduction reduction, at::ScalarType dtype) {
     if (reduction == Reduction::none) {
-      out = at::empty_like(like, like.options().dtype(dtype));
+      out = fresh(at::empty_like(like, like.options().dtype(dtype)));
       args.kl = view_of(out, like, false);
     } else {
       out = empty_loss(like, reduction, dtype);
@@ -92,7 +96,7 @@ void set_kl_gradient(Args& args, const Tensor& grad, const Tensor& like, Reducti
 
 Tensor philox_normal(const Tensor& seed, at::IntArrayRef size, int64_t offset, at::ScalarType dtype) {
   check_seed(seed);
-  Tensor out = at::empty(size, seed.options().dtype(dtype));
+  Tensor out = fresh(at::empty(size, seed.options().dtype(dtype)));
   if (out.numel() == 0) return out;
   const Tensor flat = out.view({1, -1});
   NormalArgs args{};
@@ -141,7 +145,7 @@ std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logva
   return {z, kl.out};
 }
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 struct Draw {
   Tensor seed;
@@ -149,8 +153,23 @@ struct Draw {
   std::optional<int64_t> samples;
 };
 
-Gradients gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Gaussian& g,
-                            const std::optional<Draw>& draw, Reduction reduction, std::array<bool, 4> needs) {
+Gradients<4> empty_gradients(const Gaussian& g, std::array<bool, 4> needs) {
+  return ops::empty_gradients<4>({g.mu, g.logvar, g.prior_mu, g.prior_logvar}, needs);
+}
+
+// Sets where the gradients go and runs the kernel that writes them.
+void run_gradients(GaussianArgs& args, const Gaussian& g, const Gradients<4>& to) {
+  if (g.mu.numel() == 0) return;
+  args.grad_mu = view_of(to[0], g.mu, false);
+  args.grad_logvar = view_of(to[1], g.mu, false);
+  args.grad_prior_mu = view_of(to[2], g.mu, false);
+  args.grad_prior_logvar = view_of(to[3], g.mu, false);
+  FGBG_RUN(gaussian_backward, args, g.dtype() == at::kDouble, g.mu);
+}
+
+FourTensors gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Gaussian& g,
+                              const std::optional<Draw>& draw, Reduction reduction,
+                              std::array<bool, 4> needs) {
   GaussianArgs args = g.args();
   Tensor z_gradient;
   if (grad_z) {
@@ -159,15 +178,9 @@ Gradients gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& 
     args.grad_z = draws_view(z_gradient, g, draw->samples);
   }
   if (grad_kl) set_kl_gradient(args, *grad_kl, g.mu, reduction);
-  Gradients out{empty_gradient(g.mu, needs[0], g.mu), empty_gradient(g.logvar, needs[1], g.mu),
-                empty_gradient(g.prior_mu, needs[2], g.mu), empty_gradient(g.prior_logvar, needs[3], g.mu)};
-  if (g.mu.numel() == 0) return out;
-  if (needs[0]) args.grad_mu = view_of(std::get<0>(out), g.mu, false);
-  if (needs[1]) args.grad_logvar = view_of(std::get<1>(out), g.mu, false);
-  if (needs[2] && g.prior_mu) args.grad_prior_mu = view_of(std::get<2>(out), g.mu, false);
-  if (needs[3] && g.prior_logvar) args.grad_prior_logvar = view_of(std::get<3>(out), g.mu, false);
-  FGBG_RUN(gaussian_backward, args, g.dtype() == at::kDouble, g.mu);
-  return out;
+  const Gradients<4> out = empty_gradients(g, needs);
+  run_gradients(args, g, out);
+  return returned(out, g.mu);
 }
 
 std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const Tensor& mu,
@@ -179,20 +192,48 @@ std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const T
   return {std::get<0>(grads), std::get<1>(grads)};
 }
 
-Gradients gaussian_kl_backward(const Tensor& grad_kl, const Tensor& mu, const Tensor& logvar,
-                               const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
-                               string_view reduction, std::array<bool, 4> needs) {
+FourTensors gaussian_kl_backward(const Tensor& grad_kl, const Tensor& mu, const Tensor& logvar,
+                                 const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                                 string_view reduction, std::array<bool, 4> needs) {
   return gaussian_backward({}, grad_kl, {mu, logvar, prior_mu, prior_logvar}, {}, parse_reduction(reduction),
                            needs);
 }
 
-Gradients sample_gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_kl,
-                                   const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
-                                   const OptionalTensor& prior_logvar, const Tensor& seed, int64_t offset,
-                                   std::optional<int64_t> samples, string_view reduction,
-                                   std::array<bool, 4> needs) {
+FourTensors sample_gaussian_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_kl,
+                                     const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                                     const OptionalTensor& prior_logvar, const Tensor& seed, int64_t offset,
+                                     std::optional<int64_t> samples, string_view reduction,
+                                     std::array<bool, 4> needs) {
   return gaussian_backward(grad_z, grad_kl, {mu, logvar, prior_mu, prior_logvar}, Draw{seed, offset, samples},
                            parse_reduction(reduction), needs);
+}
+
+std::tuple<Tensor, std::vector<Tensor>> gaussian_kl_with_gradients(const Tensor& mu, const Tensor& logvar,
+                                                                   const OptionalTensor& prior_mu,
+                                                                   const OptionalTensor& prior_logvar,
+                                                                   string_view reduction_name,
+                                                                   std::array<bool, 4> needs) {
+  const Gaussian g{mu, logvar, prior_mu, prior_logvar};
+  const Reduction reduction = parse_reduction(reduction_name);
+  GaussianArgs args = g.args();
+  Kl kl(args, mu, reduction, g.dtype());
+  args.grad_kl.factor = reduction_factor(reduction, mu.size(0), mu.numel());
+  const Gradients<4> out = empty_gradients(g, needs);
+  run_gradients(args, g, out);
+  kl.finish(mu, reduction);
+  return {kl.out, listed(out)};
+}
+
+void gaussian_kl_backward_(at::TensorList gradients, const Tensor& grad_kl, const Tensor& mu,
+                           const Tensor& logvar, const OptionalTensor& prior_mu,
+                           const OptionalTensor& prior_logvar, string_view reduction,
+                           std::array<bool, 4> needs) {
+  if (nothing_to_update(grad_kl)) return;
+  const Gaussian g{mu, logvar, prior_mu, prior_logvar};
+  GaussianArgs args = g.args();
+  set_kl_gradient(args, grad_kl, mu, parse_reduction(reduction));
+  args.grad_kl.stored = true;
+  run_gradients(args, g, from_list<4>(gradients, needs));
 }
 
 BernoulliArgs bernoulli_args(const Tensor& logits, const OptionalTensor& prior, double prior_logit) {
@@ -216,18 +257,47 @@ Tensor bernoulli_kl(const Tensor& logits, const OptionalTensor& prior, double pr
   return kl.out;
 }
 
+void run_gradients(BernoulliArgs& args, const Tensor& logits, bool f64, const Gradients<2>& to) {
+  if (logits.numel() == 0) return;
+  args.grad_logits = view_of(to[0], logits, false);
+  args.grad_prior = view_of(to[1], logits, false);
+  FGBG_RUN(bernoulli_backward, args, f64, logits);
+}
+
 std::tuple<Tensor, Tensor> bernoulli_kl_backward(const Tensor& grad_kl, const Tensor& logits,
                                                  const OptionalTensor& prior, double prior_logit,
                                                  string_view reduction, std::array<bool, 2> needs) {
   BernoulliArgs args = bernoulli_args(logits, prior, prior_logit);
   set_kl_gradient(args, grad_kl, logits, parse_reduction(reduction));
-  std::tuple<Tensor, Tensor> out{empty_gradient(logits, needs[0], logits),
-                                 empty_gradient(prior, needs[1], logits)};
-  if (logits.numel() == 0) return out;
-  if (needs[0]) args.grad_logits = view_of(std::get<0>(out), logits, false);
-  if (needs[1] && prior) args.grad_prior = view_of(std::get<1>(out), logits, false);
-  FGBG_RUN(bernoulli_backward, args, compute_dtype({logits, prior}) == at::kDouble, logits);
-  return out;
+  const Gradients<2> out = ops::empty_gradients<2>({logits, prior}, needs);
+  run_gradients(args, logits, compute_dtype({logits, prior}) == at::kDouble, out);
+  return returned(out, logits);
+}
+
+std::tuple<Tensor, std::vector<Tensor>> bernoulli_kl_with_gradients(const Tensor& logits,
+                                                                    const OptionalTensor& prior,
+                                                                    double prior_logit,
+                                                                    string_view reduction_name,
+                                                                    std::array<bool, 2> needs) {
+  const Reduction reduction = parse_reduction(reduction_name);
+  BernoulliArgs args = bernoulli_args(logits, prior, prior_logit);
+  const auto dtype = compute_dtype({logits, prior});
+  Kl kl(args, logits, reduction, dtype);
+  args.grad_kl.factor = reduction_factor(reduction, logits.size(0), logits.numel());
+  const Gradients<2> out = ops::empty_gradients<2>({logits, prior}, needs);
+  run_gradients(args, logits, dtype == at::kDouble, out);
+  kl.finish(logits, reduction);
+  return {kl.out, listed(out)};
+}
+
+void bernoulli_kl_backward_(at::TensorList gradients, const Tensor& grad_kl, const Tensor& logits,
+                            const OptionalTensor& prior, double prior_logit, string_view reduction,
+                            std::array<bool, 2> needs) {
+  if (nothing_to_update(grad_kl)) return;
+  BernoulliArgs args = bernoulli_args(logits, prior, prior_logit);
+  set_kl_gradient(args, grad_kl, logits, parse_reduction(reduction));
+  args.grad_kl.stored = true;
+  run_gradients(args, logits, compute_dtype({logits, prior}) == at::kDouble, from_list<2>(gradients, needs));
 }
 
 void register_kernels(torch::Library& m) {
@@ -236,10 +306,14 @@ void register_kernels(torch::Library& m) {
   m.impl("reparameterize_backward", reparameterize_backward);
   m.impl("gaussian_kl", gaussian_kl);
   m.impl("gaussian_kl_backward", gaussian_kl_backward);
+  m.impl("gaussian_kl_with_gradients", gaussian_kl_with_gradients);
+  m.impl("gaussian_kl_backward_", gaussian_kl_backward_);
   m.impl("sample_gaussian", sample_gaussian);
   m.impl("sample_gaussian_backward", sample_gaussian_backward);
   m.impl("bernoulli_kl", bernoulli_kl);
   m.impl("bernoulli_kl_backward", bernoulli_kl_backward);
+  m.impl("bernoulli_kl_with_gradients", bernoulli_kl_with_gradients);
+  m.impl("bernoulli_kl_backward_", bernoulli_kl_backward_);
 }
 
 }  // namespace
@@ -259,6 +333,12 @@ TORCH_LIBRARY_FRAGMENT(fgbg, m) {
       "prior_logvar, "
       "str reduction, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "gaussian_kl_with_gradients(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+      "str reduction, bool[4] needs) -> (Tensor, Tensor[])");
+  m.def(
+      "gaussian_kl_backward_(Tensor(a!)[] gradients, Tensor grad_kl, Tensor mu, Tensor logvar, "
+      "Tensor? prior_mu, Tensor? prior_logvar, str reduction, bool[4] needs) -> ()");
+  m.def(
       "sample_gaussian(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, "
       "SymInt offset, SymInt? num_samples, str reduction) -> (Tensor, Tensor)");
   m.def(
@@ -270,6 +350,12 @@ TORCH_LIBRARY_FRAGMENT(fgbg, m) {
   m.def(
       "bernoulli_kl_backward(Tensor grad_kl, Tensor logits, Tensor? prior_logits, float prior_logit, "
       "str reduction, bool[2] needs) -> (Tensor, Tensor)");
+  m.def(
+      "bernoulli_kl_with_gradients(Tensor logits, Tensor? prior_logits, float prior_logit, str reduction, "
+      "bool[2] needs) -> (Tensor, Tensor[])");
+  m.def(
+      "bernoulli_kl_backward_(Tensor(a!)[] gradients, Tensor grad_kl, Tensor logits, Tensor? prior_logits, "
+      "float prior_logit, str reduction, bool[2] needs) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(fgbg, CPU, m) { register_kernels(m); }

@@ -1,4 +1,5 @@
-// Masked, blended and mixture reconstruction losses: tensors to kernels.
+// Masked, blended and mixture reconstruction losses: tensors to kernels. For _with_gradients and _backward_
+// see latents.cpp.
 #include <torch/library.h>
 
 #include "common.h"
@@ -68,117 +69,138 @@ struct Loss {
   int64_t elements() const { return joint() ? fg.numel() / fg.size(1) : fg.numel(); }
 };
 
-std::tuple<Tensor, Tensor> reconstruction_loss(
-    const Tensor& fg, const OptionalTensor& bg, const Tensor& target, const Tensor& mask,
-    const OptionalTensor& fg_scale, const OptionalTensor& bg_scale, double fg_scale_value,
-    double bg_scale_value, string_view composition, bool mask_is_logits, string_view likelihood,
-    double fg_weight, double bg_weight, bool normalize_area, string_view reduction_name, bool return_terms) {
-  const Loss loss{fg,
-                  bg,
-                  target,
-                  mask,
-                  fg_scale,
-                  bg_scale,
-                  fg_scale_value,
-                  bg_scale_value,
-                  composition,
-                  mask_is_logits,
-                  likelihood,
-                  fg_weight,
-                  bg_weight,
-                  normalize_area,
-                  reduction_name};
-  ReconstructionArgs args = loss.args();
-  const Reduction reduction = parse_reduction(reduction_name);
-  TORCH_CHECK_VALUE(!(args.normalize_area && reduction == Reduction::none),
-                    "fgbg: normalize_area has no unreduced kernel");
-  const auto dtype = loss.dtype();
-  const auto options = fg.options().dtype(dtype);
-  const bool masked = args.composition == Composition::masked;
-  const bool wants_terms = masked && (return_terms || args.normalize_area);
+// What a forward kernel writes: the loss per element, or the sums that it and the terms are made of.
+struct Results {
+  Tensor loss, terms, partial;
 
-  Tensor out, partial;
-  Tensor terms =
-      at::empty(wants_terms ? at::IntArrayRef({kTerms, fg.size(0)}) : at::IntArrayRef({0}), options);
-  if (reduction == Reduction::none) {
-    out = loss.joint() ? at::empty(mask.sizes(), options) : at::empty_like(fg, options);
-    args.loss = view_of(out, fg, true);
-  } else {
-    out = empty_loss(fg, reduction, dtype);
+  Results(ReconstructionArgs& args, const Loss& call, Reduction reduction, bool return_terms) {
+    const Tensor& fg = call.fg;
+    const auto options = fg.options().dtype(call.dtype());
+    const bool masked = args.composition == Composition::masked;
+    const bool wants_terms = masked && (return_terms || args.normalize_area);
+    terms = at::empty(wants_terms ? at::IntArrayRef({kTerms, fg.size(0)}) : at::IntArrayRef({0}), options);
+    if (reduction == Reduction::none) {
+      loss = call.joint() ? at::empty(call.mask.sizes(), options) : fresh(at::empty_like(fg, options));
+      args.loss = view_of(loss, fg, true);
+    } else {
+      loss = empty_loss(fg, reduction, call.dtype());
+    }
+    if (reduction != Reduction::none || wants_terms) {
+      const int64_t segments = FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
+      partial = at::empty({kTerms, fg.size(0), fg.numel() > 0 ? segments : 0}, options.dtype(at::kDouble));
+      args.partial = partial.mutable_data_ptr<double>();
+    }
   }
-  if (reduction != Reduction::none || wants_terms) {
-    const int64_t segments = FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
-    partial = at::empty({kTerms, fg.size(0), fg.numel() > 0 ? segments : 0}, options.dtype(at::kDouble));
-    args.partial = partial.mutable_data_ptr<double>();
-  }
-  if (fg.numel() > 0) FGBG_RUN(reconstruction_forward, args, dtype == at::kDouble, fg);
-  if (partial.defined()) {
+
+  void finish(const ReconstructionArgs& args, const Loss& call, Reduction reduction) {
+    if (!partial.defined()) return;
     FinishArgs f{};
     f.partial = partial.const_data_ptr<double>();
     f.terms = kTerms;
     f.batch = partial.size(1);
     f.segments = partial.size(2);
     f.reduction = reduction;
-    f.factor = reduction_factor(reduction, f.batch, loss.elements());
+    f.factor = reduction_factor(reduction, f.batch, call.elements());
     f.fg_weight = args.fg_weight;
     f.bg_weight = args.bg_weight;
     f.normalize_area = args.normalize_area;
-    f.channels = static_cast<double>(fg.size(1));
-    f.dtype = kernel_dtype(dtype);
-    f.loss = reduction == Reduction::none ? nullptr : out.mutable_data_ptr();
-    f.out_terms = wants_terms ? terms.mutable_data_ptr() : nullptr;
-    finish(f, fg);
+    f.channels = static_cast<double>(call.fg.size(1));
+    f.dtype = kernel_dtype(loss.scalar_type());
+    f.loss = reduction == Reduction::none ? nullptr : loss.mutable_data_ptr();
+    f.out_terms = terms.numel() > 0 ? terms.mutable_data_ptr() : nullptr;
+    ops::finish(f, call.fg);
   }
-  return {out, terms};
+};
+
+using Needs = std::array<bool, 6>;  // of fg, bg, target, mask, fg_scale, bg_scale
+
+Gradients<6> empty_gradients(const Loss& call, Needs needs) {
+  const auto out = ops::empty_gradients<6>(
+      {call.fg, call.bg, call.target, call.mask, call.fg_scale, call.bg_scale}, needs);
+  // Of images without pixels, what is summed over them.
+  if (call.fg.numel() == 0)
+    for (size_t i = 3; i < 6; ++i)
+      if (out[i].defined()) out[i].zero_();
+  return out;
 }
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Gradients reconstruction_loss_backward(const OptionalTensor& grad_loss, const OptionalTensor& grad_terms,
-                                       const OptionalTensor& terms, const Tensor& fg,
-                                       const OptionalTensor& bg, const Tensor& target, const Tensor& mask,
-                                       const OptionalTensor& fg_scale, const OptionalTensor& bg_scale,
-                                       double fg_scale_value, double bg_scale_value, string_view composition,
-                                       bool mask_is_logits, string_view likelihood, double fg_weight,
-                                       double bg_weight, bool normalize_area, string_view reduction_name,
-                                       std::array<bool, 6> needs) {
-  const Loss loss{fg,
-                  bg,
-                  target,
-                  mask,
-                  fg_scale,
-                  bg_scale,
-                  fg_scale_value,
-                  bg_scale_value,
-                  composition,
-                  mask_is_logits,
-                  likelihood,
-                  fg_weight,
-                  bg_weight,
-                  normalize_area,
-                  reduction_name};
-  ReconstructionArgs args = loss.args();
-  const Reduction reduction = parse_reduction(reduction_name);
-  const auto dtype = loss.dtype();
-  Gradients out{empty_gradient(fg, needs[0], fg),       empty_gradient(bg, needs[1], fg),
-                empty_gradient(target, needs[2], fg),   empty_gradient(mask, needs[3], fg),
-                empty_gradient(fg_scale, needs[4], fg), empty_gradient(bg_scale, needs[5], fg)};
-  auto& [d_fg, d_bg, d_target, d_mask, d_fg_scale, d_bg_scale] = out;
-  if (fg.numel() == 0) {
-    for (Tensor* t : {&d_mask, &d_fg_scale, &d_bg_scale}) t->zero_();
-    return out;
+// Runs the backward kernel, and the second stage of the sums that the gradients of the scales are.
+void run_gradients(ReconstructionArgs& args, const Loss& call, const Gradients<6>& to) {
+  const Tensor& fg = call.fg;
+  if (fg.numel() == 0) return;
+  const bool f64 = call.dtype() == at::kDouble;
+  args.grad_fg = view_of(to[0], fg, true);
+  args.grad_bg = view_of(to[1], fg, true);
+  args.grad_target = view_of(to[2], fg, true);
+  args.grad_mask = view_of(to[3], fg, true);
+  if (!to[4].defined() && !to[5].defined()) {
+    FGBG_RUN(reconstruction_backward, args, f64, fg);
+    return;
   }
-  Tensor upstream = grad_loss.value_or(Tensor());
-  // A gradient that reaches the terms alone.
-  if (!upstream.defined())
-    upstream =
-        reduction == Reduction::none ? at::zeros({}, fg.options().dtype(dtype)).expand_as(fg) : Tensor();
+  const int64_t channels = fg.size(1), tasks = fg.size(0) * FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
+  const Tensor partial = at::empty({2, channels, tasks}, fg.options().dtype(at::kDouble));
+  args.scale_partial = partial.mutable_data_ptr<double>();
+  FGBG_RUN(reconstruction_backward, args, f64, fg);
+  const auto finish_scale = [&](Tensor gradient, int which) {
+    const bool shared = gradient.numel() == 1;
+    const Tensor sums = at::empty({shared ? 1 : channels}, fg.options().dtype(call.dtype()));
+    FinishArgs f{};
+    f.partial = partial.const_data_ptr<double>() + which * channels * tasks;
+    f.terms = 1;
+    f.batch = sums.numel();
+    f.segments = shared ? channels * tasks : tasks;
+    f.reduction = Reduction::sample;
+    f.dtype = kernel_dtype(call.dtype());
+    f.loss = sums.mutable_data_ptr();
+    finish(f, fg);
+    gradient.copy_(sums.view_as(gradient));
+  };
+  if (to[4].defined()) finish_scale(to[4], 0);
+  if (to[5].defined()) finish_scale(to[5], 1);
+}
+
+void set_upstream(ReconstructionArgs& args, const Loss& call, const Tensor& grad, Reduction reduction) {
   if (reduction == Reduction::none)
-    args.grad_loss_elements = view_of(upstream, fg, true);
-  else if (upstream.defined())
+    args.grad_loss_elements = view_of(grad, call.fg, true);
+  else
     args.grad_loss =
-        upstream_of(upstream, reduction, reduction_factor(reduction, fg.size(0), loss.elements()));
-  Tensor term_gradient;
+        upstream_of(grad, reduction, reduction_factor(reduction, call.fg.size(0), call.elements()));
+}
+
+#define FGBG_LOSS_PARAMETERS                                                                       \
+  const Tensor &fg, const OptionalTensor &bg, const Tensor &target, const Tensor &mask,            \
+      const OptionalTensor &fg_scale, const OptionalTensor &bg_scale, double fg_scale_value,       \
+      double bg_scale_value, string_view composition, bool mask_is_logits, string_view likelihood, \
+      double fg_weight, double bg_weight, bool normalize_area, string_view reduction_name
+#define FGBG_LOSS                                                                                          \
+  Loss {                                                                                                   \
+    fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value, composition, mask_is_logits, \
+        likelihood, fg_weight, bg_weight, normalize_area, reduction_name                                   \
+  }
+
+std::tuple<Tensor, Tensor> reconstruction_loss(FGBG_LOSS_PARAMETERS, bool return_terms) {
+  const Loss call = FGBG_LOSS;
+  ReconstructionArgs args = call.args();
+  const Reduction reduction = parse_reduction(reduction_name);
+  TORCH_CHECK_VALUE(!(args.normalize_area && reduction == Reduction::none),
+                    "fgbg: normalize_area has no unreduced kernel");
+  Results results(args, call, reduction, return_terms);
+  if (fg.numel() > 0) FGBG_RUN(reconstruction_forward, args, call.dtype() == at::kDouble, fg);
+  results.finish(args, call, reduction);
+  return {results.loss, results.terms};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> reconstruction_loss_backward(
+    const OptionalTensor& grad_loss, const OptionalTensor& grad_terms, const OptionalTensor& terms,
+    FGBG_LOSS_PARAMETERS, Needs needs) {
+  const Loss call = FGBG_LOSS;
+  ReconstructionArgs args = call.args();
+  const Reduction reduction = parse_reduction(reduction_name);
+  const Gradients<6> out = empty_gradients(call, needs);
+  Tensor upstream = grad_loss.value_or(Tensor()), term_gradient;
+  if (!grad_loss && reduction == Reduction::none)  // a gradient that reaches the terms alone
+    upstream = at::zeros({}, fg.options().dtype(call.dtype())).expand_as(fg);
+  if (upstream.defined()) set_upstream(args, call, upstream, reduction);
   if (grad_terms) {
     term_gradient = grad_terms->contiguous();
     args.grad_terms = term_gradient.const_data_ptr();
@@ -187,61 +209,68 @@ Gradients reconstruction_loss_backward(const OptionalTensor& grad_loss, const Op
     TORCH_CHECK_VALUE(terms.has_value(), "fgbg: normalize_area needs the terms of the forward pass");
     args.terms = terms->const_data_ptr();
   }
-  if (needs[0]) args.grad_fg = view_of(d_fg, fg, true);
-  if (needs[1] && bg) args.grad_bg = view_of(d_bg, fg, true);
-  if (needs[2]) args.grad_target = view_of(d_target, fg, true);
-  if (needs[3]) args.grad_mask = view_of(d_mask, fg, true);
-  Tensor scale_partial;
-  const bool wants_scale = (needs[4] && fg_scale) || (needs[5] && bg_scale);
-  if (wants_scale) {
-    const int64_t segments = FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
-    scale_partial = at::empty({2, fg.size(1), fg.size(0) * segments}, fg.options().dtype(at::kDouble));
-    args.scale_partial = scale_partial.mutable_data_ptr<double>();
-  }
-  FGBG_RUN(reconstruction_backward, args, dtype == at::kDouble, fg);
-  if (wants_scale) {
-    const int64_t tasks = scale_partial.size(2), channels = fg.size(1);
-    const auto finish_scale = [&](Tensor& gradient, int which) {
-      const bool shared = gradient.numel() == 1;
-      const Tensor sums = at::empty({shared ? 1 : channels}, fg.options().dtype(dtype));
-      FinishArgs f{};
-      f.partial = scale_partial.const_data_ptr<double>() + which * channels * tasks;
-      f.terms = 1;
-      f.batch = sums.numel();
-      f.segments = shared ? channels * tasks : tasks;
-      f.reduction = Reduction::sample;
-      f.dtype = kernel_dtype(dtype);
-      f.loss = sums.mutable_data_ptr();
-      finish(f, fg);
-      gradient.copy_(sums.view_as(gradient));
-    };
-    if (needs[4] && fg_scale) finish_scale(d_fg_scale, 0);
-    if (needs[5] && bg_scale) finish_scale(d_bg_scale, 1);
-  }
-  return out;
+  run_gradients(args, call, out);
+  return returned(out, fg);
+}
+
+// The gradients that the fused forward pass cannot write, since it does not know yet what they depend on:
+// the areas; or, where a scale's gradient sums over samples, what arrives at each of them.
+void check_fusable(const ReconstructionArgs& args, Reduction reduction, Needs needs) {
+  TORCH_CHECK_VALUE(reduction != Reduction::none && !args.normalize_area &&
+                        !(reduction == Reduction::sample && (needs[4] || needs[5])),
+                    "fgbg: these gradients cannot be written by the forward pass");
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> reconstruction_loss_with_gradients(FGBG_LOSS_PARAMETERS,
+                                                                                   bool return_terms,
+                                                                                   Needs needs) {
+  const Loss call = FGBG_LOSS;
+  ReconstructionArgs args = call.args();
+  const Reduction reduction = parse_reduction(reduction_name);
+  check_fusable(args, reduction, needs);
+  Results results(args, call, reduction, return_terms);
+  const Gradients<6> out = empty_gradients(call, needs);
+  args.grad_loss.factor = reduction_factor(reduction, fg.size(0), call.elements());
+  run_gradients(args, call, out);
+  results.finish(args, call, reduction);
+  return {results.loss, results.terms, listed(out)};
+}
+
+void reconstruction_loss_backward_(at::TensorList gradients, const Tensor& grad_loss, FGBG_LOSS_PARAMETERS,
+                                   Needs needs) {
+  if (nothing_to_update(grad_loss)) return;
+  const Loss call = FGBG_LOSS;
+  ReconstructionArgs args = call.args();
+  const Reduction reduction = parse_reduction(reduction_name);
+  check_fusable(args, reduction, needs);
+  set_upstream(args, call, grad_loss, reduction);
+  // The sums that a scale's gradient consists of need the part of every sample.
+  args.grad_loss.stored = !(needs[4] || needs[5]);
+  run_gradients(args, call, from_list<6>(gradients, needs));
 }
 
 void register_kernels(torch::Library& m) {
   m.impl("reconstruction_loss", reconstruction_loss);
   m.impl("reconstruction_loss_backward", reconstruction_loss_backward);
+  m.impl("reconstruction_loss_with_gradients", reconstruction_loss_with_gradients);
+  m.impl("reconstruction_loss_backward_", reconstruction_loss_backward_);
 }
 
 }  // namespace
 
+#define FGBG_LOSS_SCHEMA                                                                               \
+  "Tensor fg, Tensor? bg, Tensor target, Tensor mask, Tensor? fg_scale, Tensor? bg_scale, "            \
+  "float fg_scale_value, float bg_scale_value, str composition, bool mask_is_logits, str likelihood, " \
+  "float fg_weight, float bg_weight, bool normalize_area, str reduction"
+
 TORCH_LIBRARY_FRAGMENT(fgbg, m) {
-  m.def(
-      "reconstruction_loss(Tensor fg, Tensor? bg, Tensor target, Tensor mask, Tensor? fg_scale, Tensor? "
-      "bg_scale, "
-      "float fg_scale_value, float bg_scale_value, str composition, bool mask_is_logits, str likelihood, "
-      "float fg_weight, float bg_weight, bool normalize_area, str reduction, bool return_terms) -> "
-      "(Tensor, Tensor)");
-  m.def(
-      "reconstruction_loss_backward(Tensor? grad_loss, Tensor? grad_terms, Tensor? terms, Tensor fg, Tensor? "
-      "bg, "
-      "Tensor target, Tensor mask, Tensor? fg_scale, Tensor? bg_scale, float fg_scale_value, "
-      "float bg_scale_value, str composition, bool mask_is_logits, str likelihood, float fg_weight, "
-      "float bg_weight, bool normalize_area, str reduction, bool[6] needs) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("reconstruction_loss(" FGBG_LOSS_SCHEMA ", bool return_terms) -> (Tensor, Tensor)");
+  m.def("reconstruction_loss_backward(Tensor? grad_loss, Tensor? grad_terms, Tensor? terms, " FGBG_LOSS_SCHEMA
+        ", bool[6] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("reconstruction_loss_with_gradients(" FGBG_LOSS_SCHEMA
+        ", bool return_terms, bool[6] needs) -> (Tensor, Tensor, Tensor[])");
+  m.def("reconstruction_loss_backward_(Tensor(a!)[] gradients, Tensor grad_loss, " FGBG_LOSS_SCHEMA
+        ", bool[6] needs) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(fgbg, CPU, m) { register_kernels(m); }

@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 
 from . import reference
+from ._ops import _C
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MASKS = (*FLOATS, torch.bool, torch.uint8)
 REDUCTIONS = ("none", "sample", "batchmean", "sum", "mean")
+LIKELIHOODS = tuple(reference.LIKELIHOODS)
 
 
 def _names(choices: Sequence) -> str:
     return ", ".join(repr(c) if isinstance(c, str) else str(c) for c in choices)
+
+
+def _alike(*tensors: object) -> bool:
+    """Whether these are plain float tensors of one shape on one device, found out the quick way."""
+    return not torch.compiler.is_compiling() and _C.alike(*tensors)
 
 
 def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
@@ -65,6 +72,8 @@ def flag(name: str, value: object) -> None:
 
 def number(name: str, value: object, *, minimum: float = -math.inf, above: float = -math.inf) -> None:
     """A finite Python number, at least ``minimum`` and greater than ``above``."""
+    if type(value) is float and minimum <= value < math.inf and value > above:
+        return
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not -math.inf < value < math.inf:
@@ -121,14 +130,13 @@ def seed(value: object, generator: object, device: torch.device | None) -> None:
 
 
 def latents(mu: object, logvar: object, prior_mu: object = None, prior_logvar: object = None) -> None:
-    tensor("mu", mu)
+    priors = {n: t for n, t in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)) if t is not None}
+    if not _alike(mu, logvar, *priors.values()):
+        tensor("mu", mu)
+        for name, value in {"logvar": logvar, **priors}.items():
+            like(name, value, "mu", mu)
     if mu.dim() < 1:
         raise ValueError("mu has shape [], expected [B, *D]")
-    like("logvar", logvar, "mu", mu)
-    if prior_mu is not None:
-        like("prior_mu", prior_mu, "mu", mu)
-    if prior_logvar is not None:
-        like("prior_logvar", prior_logvar, "mu", mu)
 
 
 def draws(seed_: object, generator: object, offset: object, num_samples: object, mu: Tensor) -> None:
@@ -149,12 +157,16 @@ def kl(reduction: object, free_bits: object) -> None:
 
 
 def images(fg: object, bg: object, target: object, *, single: bool) -> None:
-    tensor("fg", fg)
+    alike = _alike(fg, fg if bg is None and single else bg, target)
+    if not alike:
+        tensor("fg", fg)
     if not 3 <= fg.dim() <= 5 or fg.shape[1] == 0:
         raise ValueError(
             f"fg has shape {list(fg.shape)}, expected [B, C, *spatial] with at least one "
             "channel and 1 to 3 spatial dimensions"
         )
+    if alike:
+        return
     if bg is not None or not single:
         like("bg", bg, "fg", fg)
     like("target", target, "fg", fg)
@@ -168,9 +180,11 @@ def one_mask(mask: object, mask_logits: object) -> None:
 
 def mask(name: str, value: object, fg: Tensor, *, logits: bool, per_channel: bool = True) -> None:
     tensor(name, value, FLOATS if logits else MASKS)
-    one = [fg.shape[0], 1, *fg.shape[2:]]
-    accepted = [one, list(fg.shape)] if per_channel and fg.shape[1] > 1 else [one]
-    if list(value.shape) not in accepted:
+    came, image = value.shape, fg.shape
+    channels_fit = len(came) > 1 and (came[1] == 1 or (per_channel and came[1] == image[1]))
+    if not (channels_fit and came[0] == image[0] and came[2:] == image[2:]):
+        one = [image[0], 1, *image[2:]]
+        accepted = [one, list(image)] if per_channel and image[1] > 1 else [one]
         raise ValueError(
             f"{name} has shape {list(value.shape)}, expected "
             f"{' or '.join(map(str, accepted))} for fg of shape {list(fg.shape)}"

@@ -578,7 +578,7 @@ def _check_mask_and_likelihood(
         _checks.mask("mask", mask, fg, logits=False)
     else:
         _checks.mask("mask_logits", mask_logits, fg, logits=True, per_channel=per_channel)
-    _checks.choice("likelihood", likelihood, tuple(reference.LIKELIHOODS))
+    _checks.choice("likelihood", likelihood, _checks.LIKELIHOODS)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
 
 

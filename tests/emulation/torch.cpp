@@ -9,8 +9,7 @@
 // One translation unit: the headers of torch take most of the time.
 #include "ops/common.cpp"
 #include "ops/latents.cpp"
-// Names that both files have to themselves.
-#define Gradients ReconstructionGradients
+// A name that both files have to themselves.
 #define register_kernels register_reconstruction_kernels
 #include "ops/reconstruction.cpp"
 
