@@ -8,43 +8,44 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from .plots import plot_path, write_plots
-from .tables import Cells, header, markdown, ops_cells, step_cells, table
+from .tables import hardware, header, markdown, step_cells, summary_cells, table
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 
 
-def _without(cells: Cells, columns: set[str]) -> Cells:
-    keep = [i for i, name in enumerate(cells[0]) if name not in columns]
-    return [[row[i] for i in keep] for row in cells]
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False)
 
 
 def readme_section(result: dict, path: str) -> str:
-    """The README's words about a result: what was measured and where, the plot, and the float32 tables."""
+    """The README's words about a result: what was measured and where, the plot, and a line for each op."""
     info, speed = result["machine"], result["copy"]["bytes_per_second"]
-    where = info["processor"]
-    if info["device"] == "cpu":
-        where = f"{info['threads']} threads of an {where} ({info['build']['cpu_capability']} kernels)"
-    rows = [row for row in result["sections"]["ops"] if row["dtype"] == "float32"]
-    cells = _without(ops_cells(rows, speed), {"dtype", "perfect MB", "GB/s"})
     parts = [
-        f"Forward + backward in float32 on {where}, torch {info['torch']}, {info['date'][:10]}: medians ± "
-        "half the range of the rounds, which are interleaved in one run. Above 1, ours is faster. *Of copy* is "
-        "the speed in bytes that a perfect kernel would move, relative to a large copy in the same run "
-        f"({speed / 1e9:.0f} GB/s, read and written); small operands stay in the cache and can pass 100 %. "
-        f"Every number, other dtypes and the remaining sections: [{Path(path).name}]({path}), from which "
-        f"`python -m benchmarks.report {path} --readme README.md` writes these lines.",
+        _paragraph(
+            f"Forward + backward in float32 on {hardware(info)}, torch {info['torch']}, {info['date'][:10]}; "
+            "medians of rounds that are interleaved in one run, after checking every peer's results and gradients. "
+            "Ratios above 1: ours is faster; the range is over sizes. The last columns are for the largest size; "
+            "*of copy* is the speed in bytes that a perfect kernel would move, relative to a large copy in the "
+            f"same run ({speed / 1e9:.0f} GB/s, read and written)."
+        ),
+        markdown(summary_cells(result["sections"]["ops"], speed)),
         f"![time against size, by op and peer]({plot_path(Path(path), 'time').as_posix()})",
-        markdown(cells),
     ]
-    if result["sections"].get("step"):
-        parts += [
-            "A whole training step of a small VAE with Adam:",
-            markdown(step_cells(result["sections"]["step"])),
-        ]
+    steps = result["sections"].get("step")
+    if steps:
+        parts += ["A whole training step of a small VAE with Adam:", markdown(step_cells(steps))]
+    parts.append(
+        _paragraph(
+            f"Measured by `python -m benchmarks` into [{Path(path).name}]({path}), and written here by "
+            f"`python -m benchmarks.report {path} --readme README.md`, which prints every size and the other "
+            "sections too."
+        )
+    )
     return "\n\n".join(parts)
 
 

@@ -32,12 +32,18 @@ def _is_number(cell: str) -> bool:
 
 def header(result: dict) -> str:
     info = result["machine"]
-    where = f"{info['threads']} threads of " if info["device"] == "cpu" else ""
     copy = result["copy"]
     return (
-        f"{where}{info['processor']}, torch {info['torch']}, {info['date']}, load {info['load']}\n"
+        f"{hardware(info)}, torch {info['torch']}, {info['date']}, load {info['load']}\n"
         f"copy of {copy['bytes'] / 2**21:.0f} MiB: {copy['bytes_per_second'] / 1e9:.1f} GB/s read and written"
     )
+
+
+def hardware(info: dict) -> str:
+    if info["device"] != "cpu":
+        return info["processor"]
+    number = "1 thread" if info["threads"] == 1 else f"{info['threads']} threads"
+    return f"{number} of {info['processor']} ({info['build']['cpu_capability']} kernels)"
 
 
 def size_of(row: dict) -> str:
@@ -107,6 +113,35 @@ def ops_cells(rows: list[dict], bytes_per_second: float) -> Cells:
         cell += [_number(row["perfect_bytes"] / 1e6), _number(share * bytes_per_second / 1e9), f"{share:.0%}"]
         cells.append(cell + [_peak(row, p) for p in measured])
     return cells
+
+
+def summary_cells(rows: list[dict], bytes_per_second: float) -> Cells:
+    """A line for each op, from the smallest size to the largest: times, the range of each peer's ratio, and
+    at the largest size how near the copy's speed, how much faster in bfloat16, and the peak memory."""
+    full = [row for row in ordered(rows) if row["dtype"] == "float32"]
+    halves = {(row["op"], size_of(row)): row for row in rows if row["dtype"] == "bfloat16"}
+    others = [p for p in peers_of(full) if p != "ours" and p not in GRAPHS]
+    measured = [p for p in ("ours", *others) if any(_peak(row, p) for row in full)]
+    head = ["op", "sizes", "ours, µs", *(f"{p} / ours" for p in others), "of copy", "bfloat16 speed-up"]
+    cells = [head + [f"peak MiB {p}" for p in measured]]
+    for op in dict.fromkeys(row["op"] for row in full):
+        found = [row for row in full if row["op"] == op]
+        last = found[-1]
+        half = halves.get((op, size_of(last)))
+        times = [_number(row["peers"]["ours"]["median"] * 1e6) for row in found]
+        cell = [op, _span([size_of(row) for row in found], " to "), _span(times, " to ")]
+        for peer in others:
+            ratios = sorted(r for row in found if (r := ratio(row, peer)) is not None)
+            cell.append(_span([f"{r:.1f}" for r in ratios], " to "))
+        cell.append(f"{share_of_copy(last, 'ours', bytes_per_second):.0%}")
+        gain = half and last["peers"]["ours"]["median"] / half["peers"]["ours"]["median"]
+        cells.append([*cell, f"{gain:.1f}" if gain else "", *(_peak(last, p) for p in measured)])
+    return cells
+
+
+def _span(words: list[str], between: str) -> str:
+    """First and last, or the one there is."""
+    return between.join(dict.fromkeys((words[0], words[-1]))) if words else ""
 
 
 def step_cells(rows: list[dict]) -> Cells:
