@@ -30,7 +30,7 @@ from .tables import header, table
 from .timing import Deadline, copy_speed
 
 RESULTS = Path(__file__).parent / "results"
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -18,7 +18,7 @@ COLORS = dict(
         strict=True,
     )
 )
-STYLES = {"float32": "-", "bfloat16": "--", "float16": ":", "float64": "-."}
+STYLES = {"float32": "-", "bfloat16": "--", "float16": ":"}
 
 
 def plot_path(result_path: Path, kind: str) -> Path:

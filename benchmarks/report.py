@@ -27,11 +27,11 @@ def readme_section(result: dict, path: str) -> str:
     info, speed = result["machine"], result["copy"]["bytes_per_second"]
     parts = [
         _paragraph(
-            f"Forward + backward in float32 on {hardware(info)}, torch {info['torch']}, {info['date'][:10]}; "
-            "medians of rounds that are interleaved in one run, after checking every peer's results and gradients. "
-            "Ratios above 1: ours is faster; the range is over sizes. The last columns are for the largest size; "
-            "*of copy* is the speed in bytes that a perfect kernel would move, relative to a large copy in the "
-            f"same run ({speed / 1e9:.0f} GB/s, read and written)."
+            f"Forward + backward in float32 on {hardware(info)}, torch {info['torch']}, "
+            f"{info['date'][:10]}; medians of rounds that are interleaved in one run, after checking every "
+            "peer's results and gradients. Ratios above 1: ours is faster; the range is over sizes. The last "
+            "columns are for the largest size; *of copy* is the speed in bytes that a perfect kernel would "
+            f"move, relative to a large copy in the same run ({speed / 1e9:.0f} GB/s, read and written)."
         ),
         markdown(summary_cells(result["sections"]["ops"], speed)),
         f"![time against size, by op and peer]({plot_path(Path(path), 'time').as_posix()})",
