@@ -43,6 +43,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--only", metavar="TEXT", default="", help="cases named so: 'masked gaussian 64x3'")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one compilation: a function check")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing new after this time")
     parser.add_argument("--out", type=Path, help="the JSON file (default: under benchmarks/results/)")
@@ -77,11 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in args.sections or SECTIONS:
         rows = []
         # Stays on one line of the terminal, and is gone when the table is printed.
-        for job in tqdm(SECTIONS[name](options), desc=name, unit="case", leave=False, dynamic_ncols=True):
-            if deadline.passed():
-                result["skipped"] += 1
-            else:
-                rows.append(job())
+        jobs = [job for job in SECTIONS[name](options) if args.only in job.label]
+        with tqdm(jobs, unit="case", leave=False, dynamic_ncols=True) as progress:
+            for job in progress:
+                progress.set_description(f"{name}: {job.label}")
+                if deadline.passed():
+                    result["skipped"] += 1
+                else:
+                    rows.append(job.run())
         result["sections"][name] = rows
         out.write_text(json.dumps(result, indent=1) + "\n")
         if rows:

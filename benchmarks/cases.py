@@ -120,31 +120,27 @@ def _image_functions(composition: str, likelihood: str) -> tuple[Callable, Calla
     }[composition]
 
 
-def image_case(
-    composition: str,
-    likelihood: str,
-    size: tuple[int, ...],
-    dtype: torch.dtype,
-    device: str,
-    backward: bool = True,
-) -> Case:
-    """A reconstruction loss with a mask from logits; gradients for all but the target."""
+def image_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """``COMPOSITION LIKELIHOOD``, with a mask from logits and gradients for all but the target;
+    ``..., forward``: without."""
+    name, _, forward = op.partition(", ")
+    composition, likelihood = name.rsplit(" ", 1)
     make = torch.randn if "bernoulli" in likelihood else torch.rand
     options = {"dtype": dtype, "device": device}
     fg, bg = make(size, **options), make(size, **options)
     target = torch.rand(size, **options)
     logits = torch.randn(size[0], 1, *size[2:], **options)
     perfect = _bytes(fg, bg, logits, target)
-    if backward:
+    if not forward:
         for t in (fg, bg, logits):
             t.requires_grad_()
         perfect += _bytes(fg, bg, logits)
-    op = f"{composition} {likelihood}" + ("" if backward else ", forward")
     ours, plain = _image_functions(composition, likelihood)
-    return Case(op, size, dtype, device, (fg, bg, logits, target), ours, plain, perfect, backward=backward)
+    inputs = (fg, bg, logits, target)
+    return Case(op, size, dtype, device, inputs, ours, plain, perfect, backward=not forward)
 
 
-def mask_kl_case(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+def mask_kl_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
     """KL of a mask's Bernoulli posterior to a prior of one probability."""
     logits = torch.randn(size, dtype=dtype, device=device, requires_grad=True)
 
@@ -158,7 +154,7 @@ def mask_kl_case(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case
         kl = m * (F.logsigmoid(logits) - log_p) + (1 - m) * (F.logsigmoid(-logits) - log_not_p)
         return kl.sum() / logits.shape[0]
 
-    return Case("bernoulli_kl", size, dtype, device, (logits,), ours, plain, 2 * _bytes(logits))
+    return Case(op, size, dtype, device, (logits,), ours, plain, 2 * _bytes(logits))
 
 
 # --- latents --------------------------------------------------------------------------------------
@@ -194,7 +190,7 @@ def latent_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str)
     return Case(op, size, dtype, device, (mu, logvar), ours, plain, perfect, upstream, noise)
 
 
-def noise_case(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+def noise_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
     """``philox_normal`` against ``torch.randn``: no gradient, every number written once."""
 
     def ours() -> Tensor:
@@ -204,7 +200,7 @@ def noise_case(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
         return torch.randn(size, dtype=dtype, device=device) if eps is None else eps
 
     perfect = math.prod(size) * dtype.itemsize
-    return Case("philox_normal", size, dtype, device, (), ours, plain, perfect, noise=True, backward=False)
+    return Case(op, size, dtype, device, (), ours, plain, perfect, noise=True, backward=False)
 
 
 # --- the list -------------------------------------------------------------------------------------
@@ -212,51 +208,64 @@ def noise_case(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
 IMAGE_SIZES = ((64, 1, 28, 28), (64, 1, 64, 64), (64, 3, 64, 64), (16, 3, 256, 256), (64, 3, 256, 256))
 MASK_SIZES = ((64, 1, 28, 28), (64, 1, 64, 64), (64, 1, 256, 256))
 LATENT_SIZES = ((64, 16), (128, 32), (512, 128), (2048, 512), (4096, 1024))
-LIMIT_SIZE = (102, 3, 256, 256)  # 255 MiB of inputs in float32
 IMAGE_OPS = (
-    ("masked", "squared_error"),
-    ("masked", "gaussian"),
-    ("masked", "laplace"),
-    ("masked", "bernoulli"),
-    ("masked", "continuous_bernoulli"),
-    ("half of masked", "gaussian"),
-    ("blended", "squared_error"),
-    ("mixture", "gaussian"),
+    "masked squared_error",
+    "masked gaussian",
+    "masked laplace",
+    "masked bernoulli",
+    "masked continuous_bernoulli",
+    "half of masked gaussian",
+    "blended squared_error",
+    "mixture gaussian",
 )
-LATENT_OPS = ("gaussian_kl", "reparameterize", "sample_gaussian")
+LATENT_OPS = ("gaussian_kl", "reparameterize", "sample_gaussian", "philox_normal")
+FORWARD_OP, FORWARD_SIZE = "masked squared_error, forward", (102, 3, 256, 256)  # 255 MiB of inputs in float32
 
-Maker = Callable[[], Case]  # inputs are made when their turn comes: all at once would not fit
-
-
-def _cases(dtype: torch.dtype, device: str, sizes: slice) -> list[Maker]:
-    makers: list[Maker] = []
-    for size in IMAGE_SIZES[sizes]:
-        makers += [lambda o=o, s=size: image_case(*o, s, dtype, device) for o in IMAGE_OPS]
-    makers += [lambda s=s: mask_kl_case(s, dtype, device) for s in MASK_SIZES[sizes]]
-    for size in LATENT_SIZES[sizes]:
-        makers += [lambda o=o, s=size: latent_case(o, s, dtype, device) for o in LATENT_OPS]
-        makers.append(lambda s=size: noise_case(s, dtype, device))
-    return makers
+_MAKERS = {
+    "bernoulli_kl": mask_kl_case,
+    "gaussian_kl": latent_case,
+    "reparameterize": latent_case,
+    "sample_gaussian": latent_case,
+    "philox_normal": noise_case,
+}
 
 
-def all_cases(dtypes: list[torch.dtype], device: str) -> list[Maker]:
+@dataclass(frozen=True)
+class Plan:
+    """A case that is made when its turn comes: the inputs of all at once would not fit into memory."""
+
+    op: str
+    size: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.op} {'x'.join(map(str, self.size))} {str(self.dtype).removeprefix('torch.')}"
+
+    def make(self) -> Case:
+        return _MAKERS.get(self.op, image_case)(self.op, self.size, self.dtype, self.device)
+
+
+def _plans(dtype: torch.dtype, device: str, sizes: slice) -> list[Plan]:
+    plans = [Plan(op, size, dtype, device) for size in IMAGE_SIZES[sizes] for op in IMAGE_OPS]
+    plans += [Plan("bernoulli_kl", size, dtype, device) for size in MASK_SIZES[sizes]]
+    return plans + [Plan(op, size, dtype, device) for size in LATENT_SIZES[sizes] for op in LATENT_OPS]
+
+
+def all_plans(dtypes: list[torch.dtype], device: str) -> list[Plan]:
     """Every other size in every dtype first, then the sizes between in the first dtype: what a time budget
     cuts off is what matters least."""
-    makers = [lambda: image_case(*IMAGE_OPS[0], LIMIT_SIZE, dtypes[0], device, backward=False)]
+    plans = [Plan(FORWARD_OP, FORWARD_SIZE, dtypes[0], device)]
     for dtype in dtypes:
-        makers += _cases(dtype, device, slice(0, None, 2))
-    return makers + _cases(dtypes[0], device, slice(1, None, 2))
+        plans += _plans(dtype, device, slice(0, None, 2))
+    return plans + _plans(dtypes[0], device, slice(1, None, 2))
 
 
-def quick_cases(dtypes: list[torch.dtype], device: str) -> list[Maker]:
+def quick_plans(dtypes: list[torch.dtype], device: str) -> list[Plan]:
     """One small case of every kind."""
-    makers: list[Maker] = []
+    plans = []
     for dtype in dtypes:
-        makers += [lambda o=o, d=dtype: image_case(*o, (4, 3, 8, 8), d, device) for o in IMAGE_OPS]
-        makers.append(
-            lambda d=dtype: image_case("masked", "squared_error", (4, 3, 8, 8), d, device, backward=False)
-        )
-        makers.append(lambda d=dtype: mask_kl_case((4, 1, 8, 8), d, device))
-        makers += [lambda o=o, d=dtype: latent_case(o, (8, 4), d, device) for o in LATENT_OPS]
-        makers.append(lambda d=dtype: noise_case((8, 4), d, device))
-    return makers
+        plans += [Plan(op, (4, 3, 8, 8), dtype, device) for op in (*IMAGE_OPS, FORWARD_OP)]
+        plans.append(Plan("bernoulli_kl", (4, 1, 8, 8), dtype, device))
+        plans += [Plan(op, (8, 4), dtype, device) for op in LATENT_OPS]
+    return plans

@@ -15,7 +15,7 @@ import pytest
 import torch
 from benchmarks import __main__ as benchmarks
 from benchmarks import report
-from benchmarks.cases import IMAGE_OPS, LATENT_OPS, image_case, latent_case, mask_kl_case, noise_case
+from benchmarks.cases import FORWARD_OP, IMAGE_OPS, Case, Plan, all_plans, quick_plans
 from benchmarks.checking import Disagreement, checker
 from benchmarks.comparison import compare
 from benchmarks.determinism import fingerprint, in_deterministic_mode
@@ -29,12 +29,8 @@ ROOT = Path(__file__).parent.parent
 IMAGES, LATENTS = (4, 3, 8, 8), (8, 4)
 
 
-def cases(dtype: torch.dtype = torch.float32):
-    yield from (image_case(*op, IMAGES, dtype, "cpu") for op in IMAGE_OPS)
-    yield image_case(*IMAGE_OPS[0], IMAGES, dtype, "cpu", backward=False)
-    yield mask_kl_case(IMAGES, dtype, "cpu")
-    yield from (latent_case(op, LATENTS, dtype, "cpu") for op in LATENT_OPS)
-    yield noise_case(LATENTS, dtype, "cpu")
+def case_of(op: str, size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Case:
+    return Plan(op, size, dtype, "cpu").make()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +62,7 @@ def test_a_run_records_where_it_ran_and_every_figure(quick: Path):
                 assert figures["rounds"] == QUICK.rounds
                 assert name == "determinism" or figures["peak_bytes"] >= 0
     ops = result["sections"]["ops"]
-    assert {row["op"] for row in ops} == {case.op for case in cases()}
+    assert {row["op"] for row in ops} == {plan.op for plan in all_plans([torch.float32], "cpu")}
     assert {row["dtype"] for row in ops} == {"float32", "bfloat16"}
     assert any("compile" in row["peers"] for row in ops)
 
@@ -128,7 +124,8 @@ def test_unknown_sections_and_peers_without_ours_are_refused(capsys: pytest.Capt
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_ours_and_eager_agree_on_every_case(dtype: torch.dtype):
-    for case in cases(dtype):
+    for plan in quick_plans([dtype], "cpu"):
+        case = plan.make()
         for name in ("ours", "eager"):
             checker(case)(name, PEERS[name](case))
 
@@ -149,15 +146,16 @@ def wrong_gradient(function):
 @pytest.mark.parametrize("spoil", [wrong_result, wrong_gradient])
 def test_a_peer_that_computes_something_else_is_refused(spoil):
     for case in (
-        *(image_case(*op, IMAGES, torch.float32, "cpu") for op in IMAGE_OPS),
-        latent_case("gaussian_kl", LATENTS, torch.float32, "cpu"),
+        *(case_of(op, IMAGES) for op in IMAGE_OPS),
+        case_of("bernoulli_kl", IMAGES),
+        case_of("gaussian_kl", LATENTS),
     ):
         with pytest.raises(Disagreement, match=f"an impostor does not compute {case.op} at"):
             checker(case)("an impostor", step_of(case, spoil(case.plain)))
 
 
 def test_a_wrong_sample_is_refused():
-    case = latent_case("reparameterize", (64, 64), torch.float32, "cpu")
+    case = case_of("reparameterize", (64, 64))
     spoiled = {
         "too wide": lambda mu, logvar: mu + torch.exp(logvar) * torch.randn_like(mu),
         "no noise": lambda mu, logvar: mu + 0 * logvar,
@@ -171,7 +169,7 @@ def test_a_wrong_sample_is_refused():
 
 def test_a_wrong_peer_is_never_timed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(PEERS, "impostor", lambda case: step_of(case, wrong_result(case.plain)))
-    case = image_case("masked", "gaussian", IMAGES, torch.float32, "cpu")
+    case = case_of("masked gaussian", IMAGES)
     with pytest.raises(Disagreement, match="impostor"):
         compare(case, ("ours", "impostor"), QUICK)
 
@@ -181,7 +179,7 @@ def test_a_compiled_peer_is_compiled_in_one_piece():
         torch._dynamo.graph_break()
         return inputs[0].sum()
 
-    case = image_case("masked", "gaussian", IMAGES, torch.float32, "cpu")
+    case = case_of("masked gaussian", IMAGES)
     case.plain = broken
     with pytest.raises(torch._dynamo.exc.Unsupported):
         PEERS["compile"](case)()
@@ -193,18 +191,15 @@ def test_the_triton_peer_computes_what_it_claims(tmp_path: Path):
     code = """
         import torch
         from benchmarks import triton_peer
-        from benchmarks.cases import image_case, latent_case
+        from benchmarks.cases import Plan
         from benchmarks.checking import checker
         from benchmarks.peers import step_of
 
         for table in (triton_peer.FUNCTIONS, triton_peer.ATOMIC_FUNCTIONS):
             for op, function in table.items():
                 for dtype in (torch.float32, torch.bfloat16):
-                    if op.startswith("masked"):
-                        likelihood, backward = op.split()[1].strip(","), not op.endswith("forward")
-                        case = image_case("masked", likelihood, (3, 3, 31, 29), dtype, "cpu", backward)
-                    else:
-                        case = latent_case(op, (33, 77), dtype, "cpu")
+                    size = (3, 3, 31, 29) if op.startswith("masked") else (33, 77)
+                    case = Plan(op, size, dtype, "cpu").make()
                     checker(case)("triton", step_of(case, function))
     """
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -237,7 +232,7 @@ def test_peak_memory_counts_what_is_alive_at_once():
 
 
 def test_peak_memory_of_a_step_is_that_of_its_worst_moment():
-    case = image_case("masked", "squared_error", (8, 1, 32, 32), torch.float32, "cpu")
+    case = case_of("masked squared_error", (8, 1, 32, 32))
     fg, *_, target = case.inputs
     case.inputs = (fg, target)
     image, scalars = fg.numel() * fg.element_size(), 64
@@ -255,16 +250,15 @@ def test_perfect_bytes_are_the_operands_and_the_gradients():
     b, c, h, w = IMAGES
     image, mask = b * c * h * w, b * h * w
     for dtype, bytes_each in ((torch.float32, 4), (torch.bfloat16, 2)):
-        both = image_case("masked", "gaussian", IMAGES, dtype, "cpu")
+        both = case_of("masked gaussian", IMAGES, dtype)
         assert both.perfect_bytes == bytes_each * ((3 * image + mask) + (2 * image + mask))
-        forward = image_case("masked", "gaussian", IMAGES, dtype, "cpu", backward=False)
+        forward = case_of(FORWARD_OP, IMAGES, dtype)
         assert forward.perfect_bytes == bytes_each * (3 * image + mask)
         n = math.prod(LATENTS)
         counts = {"gaussian_kl": 2 + 2, "reparameterize": 2 + 1 + 2 + 1, "sample_gaussian": 2 + 1 + 3 + 2}
+        counts |= {"bernoulli_kl": 1 + 1, "philox_normal": 1}
         for op, count in counts.items():
-            assert latent_case(op, LATENTS, dtype, "cpu").perfect_bytes == bytes_each * count * n
-        assert noise_case(LATENTS, dtype, "cpu").perfect_bytes == bytes_each * n
-        assert mask_kl_case(LATENTS, dtype, "cpu").perfect_bytes == bytes_each * 2 * n
+            assert case_of(op, LATENTS, dtype).perfect_bytes == bytes_each * count * n
 
 
 def test_timing_runs_on_the_threads_of_the_process(threads):
