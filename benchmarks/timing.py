@@ -47,8 +47,8 @@ def measure(functions: dict[str, Callable[[], Any]], device: str, effort: Effort
     numbers = {}
     for name, function in functions.items():
         timer = _timer(function, device)
-        timer.timeit(2)  # warm-up: compilation, first touch
-        once = timer.timeit(3).mean
+        timer.timeit(1)  # warm-up: first touch, or another mode's or thread count's compilation
+        once = timer.timeit(2).mean
         numbers[name] = max(1, int(effort.seconds / effort.rounds / once))
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(effort.rounds):
