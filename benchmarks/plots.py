@@ -44,16 +44,14 @@ def write_plots(result: dict, result_path: Path) -> list[Path]:
 
 
 def _figure(rows: list[dict], value: Callable[[dict, str], float], unit: str, kind: str) -> Figure:
-    """One panel for each op that was measured at several sizes; if none was, for each op."""
+    """One panel for each op."""
     panels: dict[str, list[dict]] = {}
     for row in ordered(rows):
         panels.setdefault(row["op"], []).append(row)
-    several = {op: found for op, found in panels.items() if len({tuple(r["size"]) for r in found}) > 1}
-    panels = several or panels
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.2 * columns, 2.6 * lines + 0.5), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flat
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axis, (op, found) in zip(axes, panels.items(), strict=False):
         _panel(axis, found, value)
         axis.set_title(op, fontsize=9)
@@ -61,7 +59,7 @@ def _figure(rows: list[dict], value: Callable[[dict, str], float], unit: str, ki
             axis.set_yscale("linear")
             axis.set_ylim(bottom=0)
             axis.axhline(100, color="black", linewidth=0.6)
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
     figure.supxlabel("elements", fontsize=9)
     figure.supylabel(unit, fontsize=9)
@@ -89,4 +87,4 @@ def _panel(axis: Axes, rows: list[dict], value: Callable[[dict, str], float]) ->
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.grid(alpha=0.3)
-    axis.tick_params(labelsize=7)
+    axis.tick_params(which="both", labelsize=7)
