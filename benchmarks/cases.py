@@ -80,7 +80,8 @@ def _scales(likelihood: str, *names: str) -> dict[str, float]:
     return dict.fromkeys(names, SCALE) if likelihood in ("gaussian", "laplace") else {}
 
 
-def _image_functions(composition: str, likelihood: str) -> tuple[Callable, Callable]:
+def image_functions(composition: str, likelihood: str) -> tuple[Callable, Callable]:
+    """Our loss and the plain one, each of (fg, bg, mask_logits, target)."""
     nll = PLAIN_NLL[likelihood]
     two, one = _scales(likelihood, "fg_scale", "bg_scale"), _scales(likelihood, "scale")
 
@@ -135,7 +136,7 @@ def image_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) 
         for t in (fg, bg, logits):
             t.requires_grad_()
         perfect += _bytes(fg, bg, logits)
-    ours, plain = _image_functions(composition, likelihood)
+    ours, plain = image_functions(composition, likelihood)
     inputs = (fg, bg, logits, target)
     return Case(op, size, dtype, device, inputs, ours, plain, perfect, backward=not forward)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .cases import Case
+from .checking import checker
 from .comparison import checked_steps, describe
 from .peers import Step, step_of
 from .timing import Effort, measure
@@ -79,7 +80,9 @@ def determinism(case: Case, names: Iterable[str], effort: Effort) -> dict:
     if case.device == "cuda":
         from . import triton_peer
 
-        steps["triton, atomics"] = step_of(case, triton_peer.ATOMIC_FUNCTIONS[case.op])
+        atomics = step_of(case, triton_peer.ATOMIC_FUNCTIONS[case.op])
+        checker(case)("triton, atomics", atomics)
+        steps["triton, atomics"] = atomics
     strict = {f"{name} (strict)": in_deterministic_mode(step) for name, step in steps.items()}
     times = measure(steps | strict, case.device, effort)
     peers = {

@@ -7,12 +7,11 @@ import copy
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fgbg_cuda
 
-from .cases import PLAIN_NLL, SCALE, plain_sample_and_kl
+from .cases import image_functions, plain_sample_and_kl
 from .checking import OPERATIONS, Disagreement, assert_near
 from .memory import peak_bytes
 from .timing import Effort, measure
@@ -54,20 +53,17 @@ class SmallVAE(nn.Module):
         return fg, bg, logits
 
 
+OUR_NLL, PLAIN_NLL = image_functions("mixture", "gaussian")
+
+
 def our_loss(model: SmallVAE, x: Tensor) -> Tensor:
     z, kl = fgbg_cuda.sample_gaussian(*model.posterior(x))
-    fg, bg, logits = model.layers(z)
-    nll = fgbg_cuda.mixture_reconstruction_loss(fg, bg, x, mask_logits=logits, fg_scale=SCALE, bg_scale=SCALE)
-    return nll + kl
+    return OUR_NLL(*model.layers(z), x) + kl
 
 
 def plain_loss(model: SmallVAE, x: Tensor) -> Tensor:
     z, kl = plain_sample_and_kl(*model.posterior(x))
-    fg, bg, logits = model.layers(z)
-    nll = PLAIN_NLL["gaussian"]
-    a = F.logsigmoid(logits) - nll(fg, x).sum(1, keepdim=True)
-    b = F.logsigmoid(-logits) - nll(bg, x).sum(1, keepdim=True)
-    return -torch.logaddexp(a, b).sum() / x.shape[0] + kl
+    return PLAIN_NLL(*model.layers(z), x) + kl
 
 
 Loss = Callable[[SmallVAE, Tensor], Tensor]

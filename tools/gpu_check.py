@@ -1,5 +1,6 @@
 """The verdict on a machine with an NVIDIA GPU: the tests on CUDA, compute-sanitizer over a short run of every
-kernel, the benchmark; one JSON with the machine and every result. Exits with 0 only if all passed.
+kernel, the benchmark; one JSON with the machine and every result, and the benchmark's own beside it. Exits
+with 0 only if all passed.
 
     python tools/gpu_check.py [OUT.json]        (`make gpu-check` builds first)
 """
@@ -43,8 +44,10 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     steps = []
     started = time.monotonic()
+    bench = out.with_name(f"{out.stem}-benchmark.json")  # kept beside, with its plots
+    bench.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        junit, bench = Path(scratch, "junit.xml"), Path(scratch, "bench.json")
+        junit = Path(scratch, "junit.xml")
         python = [sys.executable, "-m"]
         # The tests of the training package and of the emulation say nothing about a GPU.
         skip = ["--ignore=tests/test_vae.py", "--ignore=tests/test_training_survives.py"]
