@@ -61,8 +61,12 @@ asan: build
 demo: build
 	$(run) -m fgbg_cuda.vae.demo
 
+# Everything on this machine (about a quarter of an hour), into benchmarks/results/. For parts of it:
+#   make bench BENCH="ops step --dtypes float32"
+BENCH ?=
+
 bench: build
-	$(run) -m benchmarks
+	$(run) -m benchmarks $(BENCH)
 
 lint: build
 	$(run) -m ruff check .

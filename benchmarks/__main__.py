@@ -1,131 +1,99 @@
-"""Times forward + backward of every case for every peer, interleaved in one run, and prints medians.
+"""Measures, prints tables, and writes the figures as JSON with plots beside it.
 
-    python -m benchmarks [--device cpu|cuda] [--dtype float32] [--quick] [--out results.json]
+    python -m benchmarks                       everything, on the GPU if there is one
+    python -m benchmarks ops step              some sections, in this order
+    python -m benchmarks ops --quick           a function check in seconds; its times mean nothing
 
-Peers are plain PyTorch (eager) and torch.compile of the same function. Each peer's result is compared
-with ours before anything is timed. GB/s counts the bytes a perfect fused kernel would move, against the
-copy bandwidth measured in the same run.
+Sections:
+    ops          every op, size and dtype against every peer, with peak memory
+    step         a whole training step of a small VAE
+    determinism  what the same bits every time cost, and who gives them
+    threads      one thread against two (CPU)
+    growth       time over four decades of size
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import statistics
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
+from tqdm import tqdm
 
-import fgbg_cuda
+from .machine import machine
+from .peers import PEERS
+from .plots import write_plots
+from .sections import SECTIONS, Options
+from .tables import header, table
+from .timing import Deadline, copy_speed
 
-from .cases import Case, cases
-
-
-def step(function: Callable, inputs: list[torch.Tensor]) -> Callable[[], Any]:
-    wanted = [t for t in inputs if t.requires_grad]
-    return lambda: torch.autograd.grad(function(*inputs), wanted)
-
-
-def check(case: Case, name: str, function: Callable) -> None:
-    """A peer that computes something else is not a peer."""
-    if not case.comparable:
-        return
-    ours, theirs = case.ours(*case.inputs), function(*case.inputs)
-    eps = torch.finfo(case.inputs[0].dtype).eps
-    # A sum of n rounded values is off by up to eps * sqrt(n) relative, if their signs agree.
-    n = case.inputs[0].numel()
-    if not torch.isclose(ours.float(), theirs.float(), rtol=4 * eps * n**0.5, atol=0):
-        raise AssertionError(f"{case.name} {case.size}: {name} gives {theirs}, ours {ours}")
+RESULTS = Path(__file__).parent / "results"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def measure(functions: dict[str, Callable[[], Any]], seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Seconds per call; one block of every peer in turn, so that drift of the machine meets all."""
-    timers = {name: Timer("f()", globals={"f": f}) for name, f in functions.items()}
-    numbers = {}
-    for name, timer in timers.items():
-        timer.timeit(2)  # warm-up: compilation, first touch
-        once = timer.timeit(3).mean
-        numbers[name] = max(1, int(seconds / rounds / once))
-    times: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(rounds):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(numbers[name]).mean)
-    return times
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--only", metavar="TEXT", default="", help="cases named so: 'masked gaussian 64x3'")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one compilation: a function check")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing new after this time")
+    parser.add_argument("--out", type=Path, help="the JSON file (default: under benchmarks/results/)")
+    args = parser.parse_args(argv)
+    unknown = set(args.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"unknown sections {sorted(unknown)}, expected some of {list(SECTIONS)}")
+    if "ours" not in args.peers:
+        parser.error("the peers are compared with ours: --peers needs it")
+    return args
 
 
-def copy_bandwidth(device: str) -> float:
-    """Bytes per second of a large copy, counting what is read and what is written."""
-    source = torch.rand(64 * 2**20, device=device)
-    target = torch.empty_like(source)
-    times = measure({"copy": lambda: target.copy_(source)}, 1.0, 5)["copy"]
-    return 2 * source.numel() * source.element_size() / statistics.median(times)
+def default_path(info: dict, quick: bool) -> Path:
+    words = [info["processor"].replace(" ", "-").lower()]
+    words += [f"{info['threads']}-threads"] if info["device"] == "cpu" else []
+    words += [info["date"][:10]] + (["quick"] if quick else [])
+    return RESULTS / ("-".join(words) + ".json")
 
 
-def processor(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--quick", action="store_true", help="smallest sizes, short: a function check")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    args = parser.parse_args()
-    seconds, rounds = (0.05, 2) if args.quick else (0.5, 7)
-
-    bandwidth = copy_bandwidth(args.device)
-    machine = {
-        "device": processor(args.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "build": fgbg_cuda.build_info(),
-        "date": datetime.date.today().isoformat(),
-        "dtype": args.dtype,
-        "copy_gb_per_s": bandwidth / 1e9,
-    }
-    print(json.dumps(machine, indent=2))
-    columns = ("ours", "/eager", "/compile", "GB/s", "of copy")
-    print(f"{'forward + backward':24} {'size':18}" + "".join(f"{c:>9}" for c in columns))
-    rows = []
-    for case in cases(getattr(torch, args.dtype), args.device, args.quick):
-        torch._dynamo.reset()
-        peers = {"eager": case.eager, "compile": torch.compile(case.eager)}
-        for name, peer in peers.items():
-            check(case, name, peer)
-        functions = {"ours": step(case.ours, case.inputs)}
-        functions |= {name: step(peer, case.inputs) for name, peer in peers.items()}
-        times = measure(functions, seconds, rounds)
-        median = {name: statistics.median(t) for name, t in times.items()}
-        rate = case.perfect_bytes / median["ours"]
-        rows.append(
-            {
-                "case": case.name,
-                "size": case.size,
-                "seconds": median,
-                "spread": {name: [min(t), max(t)] for name, t in times.items()},
-                "perfect_bytes": case.perfect_bytes,
-            }
-        )
-        print(
-            f"{case.name:24} {'x'.join(map(str, case.size)):18}{median['ours'] * 1e6:7.0f}us"
-            f"{median['eager'] / median['ours']:8.1f}x{median['compile'] / median['ours']:8.1f}x"
-            f"{rate / 1e9:9.1f}{rate / bandwidth:9.0%}",
-            flush=True,
-        )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = Options(device, [getattr(torch, d) for d in args.dtypes], tuple(args.peers), args.quick)
+    deadline = Deadline(args.budget)
+    torch.manual_seed(0)
+    info = machine(device)
+    copy = copy_speed(device, options.effort, 4 if args.quick else 256)
+    result = {"machine": info, "quick": args.quick, "copy": copy, "skipped": 0, "sections": {}}
+    out = args.out or default_path(info, args.quick)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print(header(result), flush=True)
+    for name in args.sections or SECTIONS:
+        rows = []
+        # Stays on one line of the terminal, and is gone when the table is printed.
+        jobs = [job for job in SECTIONS[name](options) if args.only in job.label]
+        with tqdm(jobs, unit="case", leave=False, dynamic_ncols=True) as progress:
+            for job in progress:
+                progress.set_description(f"{name}: {job.label}")
+                if deadline.passed():
+                    result["skipped"] += 1
+                else:
+                    rows.append(job.run())
+        result["sections"][name] = rows
+        out.write_text(json.dumps(result, indent=1) + "\n")
+        if rows:
+            print(table(name, rows, copy["bytes_per_second"]), flush=True)
+    if result["skipped"]:
+        print(f"\n{result['skipped']} cases were not measured: the time budget was over")
+    plots = write_plots(result, out)
+    print("\nwrote " + ", ".join(str(p) for p in (out, *plots)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What is timed: per op the inputs at a size, our call, and the same loss in plain PyTorch as a user
-would write it. Peers other than ours are made from the plain version, so they compute the same thing."""
+"""What is measured: per op the inputs at a size, our call, and the same in plain PyTorch as a careful user
+writes it. Peers other than ours are made from the plain version, so they compute the same thing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,104 +14,259 @@ from torch import Tensor
 
 import fgbg_cuda
 
+SCALE = 0.5  # of Gaussian and Laplace; in the plain version constants are folded by hand
+PRIOR_LOGIT = -2.0
+
 
 @dataclass
 class Case:
-    name: str
+    """One op at one size and dtype.
+
+    ``ours`` and ``plain`` take the inputs and return a tensor or several. Where the op draws noise, the
+    first result is the sample and ``plain`` takes the noise as one more, optional argument, for checking.
+    ``upstream`` holds a gradient for each result: None for a scalar, which gets 1 as from
+    ``loss.backward()``.
+    """
+
+    op: str
     size: tuple[int, ...]
-    inputs: list[Tensor]  # all of them want gradients, but for the last (the target of an image loss)
-    ours: Callable[..., Tensor]
-    eager: Callable[..., Tensor]
-    perfect_bytes: int  # every input read once and every gradient written once, in one fused pass
-    comparable: bool = True  # the same numbers, up to rounding (false where noise enters)
+    dtype: torch.dtype
+    device: str
+    inputs: tuple[Tensor, ...]
+    ours: Callable[..., Any]
+    plain: Callable[..., Any]
+    perfect_bytes: int  # what perfect kernels move: operands read once, results and gradients written once
+    upstream: tuple[Tensor | None, ...] = (None,)
+    noise: bool = False
+    backward: bool = True
+
+    @property
+    def wanted(self) -> list[Tensor]:
+        return [t for t in self.inputs if t.requires_grad]
 
 
-LATENT_SIZES = ((64, 16), (512, 128), (4096, 1024))
-IMAGE_SIZES = ((64, 1, 28, 28), (64, 3, 64, 64), (16, 3, 256, 256))
+def _bytes(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _plain_nll(likelihood: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return {
-        "gaussian": lambda x, t: 0.5 * (x - t) ** 2 + 0.5 * math.log(2 * math.pi),
-        "laplace": lambda x, t: (x - t).abs() + math.log(2),
-        "bernoulli": lambda x, t: F.binary_cross_entropy_with_logits(x, t, reduction="none"),
-        "squared_error": lambda x, t: (x - t) ** 2,
-    }[likelihood]
+# --- losses of images -----------------------------------------------------------------------------
 
 
-def _masked(likelihood: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
-    b, _, *spatial = size
-    fg, bg, target = (torch.rand(size, dtype=dtype, device=device) for _ in range(3))
-    logits = torch.randn(b, 1, *spatial, dtype=dtype, device=device)
-    nll = _plain_nll(likelihood)
+def _log_normalizer(x: Tensor) -> Tensor:
+    """log(x / tanh(x / 2)) of the continuous Bernoulli, by its series near 0, right to 1e-8."""
+    near = x.abs() < 0.3
+    far = torch.where(near, 1.0, x)
+    s = x**2
+    series = math.log(2) + s * (1 / 12 + s * (-7 / 1440 + s * (31 / 90720)))
+    return torch.where(near, series, torch.log(far / torch.tanh(0.5 * far)))
 
-    def ours(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-        return fgbg_cuda.masked_reconstruction_loss(fg, bg, target, mask_logits=logits, likelihood=likelihood)
 
-    def eager(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+def _bernoulli(x: Tensor, t: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(x, t, reduction="none")
+
+
+PLAIN_NLL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared_error": lambda x, t: F.mse_loss(x, t, reduction="none"),
+    "gaussian": lambda x, t: (
+        F.mse_loss(x, t, reduction="none") * (0.5 / SCALE**2) + math.log(SCALE * math.sqrt(2 * math.pi))
+    ),
+    "laplace": lambda x, t: F.l1_loss(x, t, reduction="none") * (1 / SCALE) + math.log(2 * SCALE),
+    "bernoulli": _bernoulli,
+    "continuous_bernoulli": lambda x, t: _bernoulli(x, t) - _log_normalizer(x),
+}
+
+
+def _scales(likelihood: str, *names: str) -> dict[str, float]:
+    return dict.fromkeys(names, SCALE) if likelihood in ("gaussian", "laplace") else {}
+
+
+def image_functions(composition: str, likelihood: str) -> tuple[Callable, Callable]:
+    """Our loss and the plain one, each of (fg, bg, mask_logits, target)."""
+    nll = PLAIN_NLL[likelihood]
+    two, one = _scales(likelihood, "fg_scale", "bg_scale"), _scales(likelihood, "scale")
+
+    def masked(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        return fgbg_cuda.masked_reconstruction_loss(
+            fg, bg, target, mask_logits=logits, likelihood=likelihood, **two
+        )
+
+    def plain_masked(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         mask = torch.sigmoid(logits)
-        return (mask * nll(fg, target) + (1 - mask) * nll(bg, target)).sum() / b
+        return (mask * nll(fg, target) + (1 - mask) * nll(bg, target)).sum() / fg.shape[0]
 
-    inputs = [t.requires_grad_() for t in (fg, bg, logits)] + [target]
-    read = sum(t.numel() for t in inputs)
-    written = read - target.numel()
-    return Case(f"masked {likelihood}", size, inputs, ours, eager, (read + written) * target.element_size())
+    def blended(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        return fgbg_cuda.blended_reconstruction_loss(
+            fg, bg, target, mask_logits=logits, likelihood=likelihood, **one
+        )
 
+    def plain_blended(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        return nll(torch.lerp(bg, fg, torch.sigmoid(logits)), target).sum() / fg.shape[0]
 
-def _mixture(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
-    case = _masked("gaussian", size, dtype, device)
-    nll = _plain_nll("gaussian")
+    def mixture(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        return fgbg_cuda.mixture_reconstruction_loss(
+            fg, bg, target, mask_logits=logits, likelihood=likelihood, **two
+        )
 
-    def ours(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-        return fgbg_cuda.mixture_reconstruction_loss(fg, bg, target, mask_logits=logits)
-
-    def eager(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    def plain_mixture(fg: Tensor, bg: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         a = F.logsigmoid(logits) - nll(fg, target).sum(1, keepdim=True)
         b = F.logsigmoid(-logits) - nll(bg, target).sum(1, keepdim=True)
         return -torch.logaddexp(a, b).sum() / fg.shape[0]
 
-    return Case("mixture gaussian", size, case.inputs, ours, eager, case.perfect_bytes)
+    return {
+        "masked": (masked, plain_masked),
+        "blended": (blended, plain_blended),
+        "mixture": (mixture, plain_mixture),
+        # An upstream gradient other than 1, as from a weight of this term in a sum.
+        "half of masked": (lambda *x: 0.5 * masked(*x), lambda *x: 0.5 * plain_masked(*x)),
+    }[composition]
 
 
-def _plain_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+def image_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """``COMPOSITION LIKELIHOOD``, with a mask from logits and gradients for all but the target;
+    ``..., forward``: without."""
+    name, _, forward = op.partition(", ")
+    composition, likelihood = name.rsplit(" ", 1)
+    make = torch.randn if "bernoulli" in likelihood else torch.rand
+    options = {"dtype": dtype, "device": device}
+    fg, bg = make(size, **options), make(size, **options)
+    target = torch.rand(size, **options)
+    logits = torch.randn(size[0], 1, *size[2:], **options)
+    perfect = _bytes(fg, bg, logits, target)
+    if not forward:
+        for t in (fg, bg, logits):
+            t.requires_grad_()
+        perfect += _bytes(fg, bg, logits)
+    ours, plain = image_functions(composition, likelihood)
+    inputs = (fg, bg, logits, target)
+    return Case(op, size, dtype, device, inputs, ours, plain, perfect, backward=not forward)
+
+
+def mask_kl_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """KL of a mask's Bernoulli posterior to a prior of one probability."""
+    logits = torch.randn(size, dtype=dtype, device=device, requires_grad=True)
+
+    def ours(logits: Tensor) -> Tensor:
+        return fgbg_cuda.bernoulli_kl(logits, PRIOR_LOGIT)
+
+    log_p, log_not_p = -math.log1p(math.exp(-PRIOR_LOGIT)), -math.log1p(math.exp(PRIOR_LOGIT))
+
+    def plain(logits: Tensor) -> Tensor:
+        m = torch.sigmoid(logits)
+        kl = m * (F.logsigmoid(logits) - log_p) + (1 - m) * (F.logsigmoid(-logits) - log_not_p)
+        return kl.sum() / logits.shape[0]
+
+    return Case(op, size, dtype, device, (logits,), ours, plain, 2 * _bytes(logits))
+
+
+# --- latents --------------------------------------------------------------------------------------
+
+
+def plain_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (logvar.exp() - 1 - logvar + mu**2).sum() / mu.shape[0]
 
 
-def _latents(name: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
-    mu, logvar = (torch.randn(size, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
-
-    def plain_sample(mu: Tensor, logvar: Tensor) -> Tensor:
-        return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
-
-    def ours_both(mu: Tensor, logvar: Tensor) -> Tensor:
-        z, kl = fgbg_cuda.sample_gaussian(mu, logvar)
-        return z.sum() + kl
-
-    ours, eager, tensors = {
-        "gaussian_kl": (fgbg_cuda.gaussian_kl, _plain_kl, 4),
-        "reparameterize": (
-            lambda mu, logvar: fgbg_cuda.reparameterize(mu, logvar).sum(),
-            lambda mu, logvar: plain_sample(mu, logvar).sum(),
-            6,
-        ),
-        "sample_gaussian": (
-            ours_both,
-            lambda mu, logvar: plain_sample(mu, logvar).sum() + _plain_kl(mu, logvar),
-            6,
-        ),
-    }[name]
-    perfect = tensors * mu.numel() * mu.element_size()
-    return Case(name, size, [mu, logvar], ours, eager, perfect, comparable=name == "gaussian_kl")
+def plain_sample(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
+    return mu + torch.exp(0.5 * logvar) * (torch.randn_like(mu) if eps is None else eps)
 
 
-def cases(dtype: torch.dtype, device: str, quick: bool) -> list[Case]:
-    pick = slice(0, 1) if quick else slice(None)
-    out = []
-    for size in IMAGE_SIZES[pick]:
-        for likelihood in ("squared_error", "gaussian", "laplace", "bernoulli"):
-            out.append(_masked(likelihood, size, dtype, device))
-        out.append(_mixture(size, dtype, device))
-    for size in LATENT_SIZES[pick]:
-        for name in ("gaussian_kl", "reparameterize", "sample_gaussian"):
-            out.append(_latents(name, size, dtype, device))
-    return out
+def plain_sample_and_kl(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return plain_sample(mu, logvar, eps), plain_kl(mu, logvar)
+
+
+def latent_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """``gaussian_kl``, ``reparameterize`` or ``sample_gaussian``; z gets a gradient as from a decoder."""
+    mu, logvar, dz = (torch.randn(size, dtype=dtype, device=device) for _ in range(3))
+    mu.requires_grad_()
+    logvar.requires_grad_()
+    ours, plain, upstream, tensors = {
+        # Forward reads 2 and with the gradients at hand writes 2.
+        "gaussian_kl": (fgbg_cuda.gaussian_kl, plain_kl, (None,), 4),
+        # Forward reads 2, writes z; backward reads dz and logvar, writes dlogvar (dmu is dz).
+        "reparameterize": (fgbg_cuda.reparameterize, plain_sample, (dz,), 6),
+        # Forward as above; backward reads dz, mu and logvar, writes dmu and dlogvar.
+        "sample_gaussian": (fgbg_cuda.sample_gaussian, plain_sample_and_kl, (dz, None), 8),
+    }[op]
+    noise = op != "gaussian_kl"
+    perfect = tensors * _bytes(mu)
+    return Case(op, size, dtype, device, (mu, logvar), ours, plain, perfect, upstream, noise)
+
+
+def noise_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """``philox_normal`` against ``torch.randn``: no gradient, every number written once."""
+
+    def ours() -> Tensor:
+        return fgbg_cuda.philox_normal(7, size, dtype=dtype, device=device)
+
+    def plain(eps: Tensor | None = None) -> Tensor:
+        return torch.randn(size, dtype=dtype, device=device) if eps is None else eps
+
+    perfect = math.prod(size) * dtype.itemsize
+    return Case(op, size, dtype, device, (), ours, plain, perfect, noise=True, backward=False)
+
+
+# --- the list -------------------------------------------------------------------------------------
+
+IMAGE_SIZES = ((64, 1, 28, 28), (64, 1, 64, 64), (64, 3, 64, 64), (16, 3, 256, 256), (64, 3, 256, 256))
+MASK_SIZES = ((64, 1, 28, 28), (64, 1, 64, 64), (64, 1, 256, 256))
+LATENT_SIZES = ((64, 16), (128, 32), (512, 128), (2048, 512), (4096, 1024))
+IMAGE_OPS = (
+    "masked squared_error",
+    "masked gaussian",
+    "masked laplace",
+    "masked bernoulli",
+    "masked continuous_bernoulli",
+    "half of masked gaussian",
+    "blended squared_error",
+    "mixture gaussian",
+)
+LATENT_OPS = ("gaussian_kl", "reparameterize", "sample_gaussian", "philox_normal")
+FORWARD_OP, FORWARD_SIZE = "masked squared_error, forward", (102, 3, 256, 256)  # 255 MiB of inputs in float32
+
+_MAKERS = {
+    "bernoulli_kl": mask_kl_case,
+    "gaussian_kl": latent_case,
+    "reparameterize": latent_case,
+    "sample_gaussian": latent_case,
+    "philox_normal": noise_case,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A case that is made when its turn comes: the inputs of all at once would not fit into memory."""
+
+    op: str
+    size: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.op} {'x'.join(map(str, self.size))} {str(self.dtype).removeprefix('torch.')}"
+
+    def make(self) -> Case:
+        return _MAKERS.get(self.op, image_case)(self.op, self.size, self.dtype, self.device)
+
+
+def _plans(dtype: torch.dtype, device: str, sizes: slice) -> list[Plan]:
+    plans = [Plan(op, size, dtype, device) for size in IMAGE_SIZES[sizes] for op in IMAGE_OPS]
+    plans += [Plan("bernoulli_kl", size, dtype, device) for size in MASK_SIZES[sizes]]
+    return plans + [Plan(op, size, dtype, device) for size in LATENT_SIZES[sizes] for op in LATENT_OPS]
+
+
+def all_plans(dtypes: list[torch.dtype], device: str) -> list[Plan]:
+    """Every other size in every dtype first, then the sizes between in the first dtype: what a time budget
+    cuts off is what matters least."""
+    plans = [Plan(FORWARD_OP, FORWARD_SIZE, dtypes[0], device)]
+    for dtype in dtypes:
+        plans += _plans(dtype, device, slice(0, None, 2))
+    return plans + _plans(dtypes[0], device, slice(1, None, 2))
+
+
+def quick_plans(dtypes: list[torch.dtype], device: str) -> list[Plan]:
+    """One small case of every kind."""
+    plans = []
+    for dtype in dtypes:
+        plans += [Plan(op, (4, 3, 8, 8), dtype, device) for op in (*IMAGE_OPS, FORWARD_OP)]
+        plans.append(Plan("bernoulli_kl", (4, 1, 8, 8), dtype, device))
+        plans += [Plan(op, (8, 4), dtype, device) for op in LATENT_OPS]
+    return plans
