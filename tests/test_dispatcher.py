@@ -1,6 +1,8 @@
 """torch.library.opcheck (schema, fake kernel, autograd registration, AOT tracing) on the ops behind
 the public functions: on each call that a sample makes, forward and backward."""
 
+import dataclasses
+
 import pytest
 import torch
 from compare import gradients
@@ -74,6 +76,31 @@ def test_each_call_is_one_forward_and_one_backward_op(sample, device):
     assert names[1] == f"{names[0]}_backward"
 
 
+def _fused(func, args, into):
+    """The ops that the eager way takes in the place of a loss and its backward op: their calls, made from a
+    recorded call of the loss."""
+    needs = [torch.is_tensor(a) and a.is_floating_point() for a in args[:into]]
+    if any(a == "sample" for a in args if isinstance(a, str)):
+        needs[4:] = [False] * len(needs[4:])  # not fusable: the gradients of scales sum over samples
+    fused = getattr(torch.ops.fgbg, f"{func.name().split('::')[1]}_with_gradients").default
+    yield fused, [*args, needs]
+    loss, *_, gradients = fused(*args, needs)
+    update = getattr(torch.ops.fgbg, f"{func.name().split('::')[1]}_backward_").default
+    options = args[:-1] if "reconstruction" in func.name() else args
+    yield update, [gradients, torch.full_like(loss, 0.5), *options, needs]
+
+
+@pytest.mark.parametrize("reduction", ["sample", "batchmean"])
+@each([s for s in first_of_each_op() if s.op not in ("reparameterize", "sample_gaussian")])
+def test_opcheck_of_fused_ops(sample, reduction, device):
+    inputs = {"gaussian_kl": 4, "bernoulli_kl": 2}.get(sample.op, 6)
+    reduced = dataclasses.replace(sample, options={**sample.options, "reduction": reduction})
+    func, args = next(_calls(reduced, device))
+    args = [a.detach() if torch.is_tensor(a) else a for a in args]
+    for fused, fused_args in _fused(func, args, inputs):
+        torch.library.opcheck(fused, fused_args, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize("size", [(), (0,), (7,), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck_philox_normal(size, dtype, device):
@@ -84,6 +111,8 @@ def test_opcheck_philox_normal(size, dtype, device):
 def test_every_op_of_the_library_is_checked(device):
     """A new op that no sample reaches would be missed by all generated tests."""
     seen = {f.name() for s in first_of_each_op() for f, _ in _calls(s, device)}
+    for loss in ("gaussian_kl", "bernoulli_kl", "reconstruction_loss"):
+        seen |= {f"fgbg::{loss}_with_gradients", f"fgbg::{loss}_backward_"}
     registered = {
         name
         for name in torch._C._dispatch_get_all_op_names()

@@ -85,7 +85,7 @@ def _(logits, prior_logits, prior_logit, reduction):
 
 
 @_fake("reconstruction_loss")
-def _(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value, composition,
+def _fake_reconstruction(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value, composition,
       mask_is_logits, likelihood, fg_weight, bg_weight, normalize_area, reduction, return_terms):  # fmt: skip
     dtype = reference.compute_dtype(fg, bg, target, mask, fg_scale, bg_scale)
     if reduction == "none" and composition == "mixture_joint":
@@ -122,6 +122,36 @@ def _(grad_loss, grad_terms, terms, fg, bg, target, mask, fg_scale, bg_scale, fg
       bg_scale_value, composition, mask_is_logits, likelihood, fg_weight, bg_weight, normalize_area,
       reduction, needs):  # fmt: skip
     return _gradients((fg, bg, target, mask, fg_scale, bg_scale), needs)
+
+
+# Eager calls alone reach these; under tracing the plain forward and backward ops are recorded.
+
+
+def _needed(tensors: tuple[Tensor | None, ...], needs: list[bool]) -> list[Tensor]:
+    return [torch.empty_like(t) for t, need in zip(tensors, needs, strict=True) if need and t is not None]
+
+
+@_fake("gaussian_kl_with_gradients")
+def _(mu, logvar, prior_mu, prior_logvar, reduction, needs):
+    kl = _fake_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+    return kl, _needed((mu, logvar, prior_mu, prior_logvar), needs)
+
+
+@_fake("bernoulli_kl_with_gradients")
+def _(logits, prior_logits, prior_logit, reduction, needs):
+    kl = _loss_like(logits, reduction, reference.compute_dtype(logits, prior_logits))
+    return kl, _needed((logits, prior_logits), needs)
+
+
+@_fake("reconstruction_loss_with_gradients")
+def _(*args):
+    *loss_args, needs = args
+    fg, bg, target, mask, fg_scale, bg_scale = args[:6]
+    return *_fake_reconstruction(*loss_args), _needed((fg, bg, target, mask, fg_scale, bg_scale), needs)
+
+
+for _name in ("gaussian_kl", "bernoulli_kl", "reconstruction_loss"):
+    _fake(f"{_name}_backward_")(lambda *args: None)
 
 
 # --- derivatives of the backward ops --------------------------------------------------------------
