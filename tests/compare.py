@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+import fgbg_cuda
+
 # A result is a chain of at most so many roundings: a handful of elementary functions of 2 ulp each,
 # products of up to four factors, and sums whose lanes hold at most 512 / 16 terms.
 OPERATIONS = 64
@@ -76,3 +78,12 @@ def gradients(outputs: Sequence[Tensor], inputs: dict[str, Tensor], **options: b
     live, upstream = zip(*pairs, strict=True)
     grads = torch.autograd.grad(live, [inputs[n] for n in names], upstream, **options)
     return dict(zip(names, grads, strict=True))
+
+
+def expect_ones() -> None:
+    """Backward passes with a gradient of one for each kind of loss: after them the next forward passes write
+    their gradients (see Habit in csrc/ops/autograd.cpp)."""
+    x = torch.zeros(1, 1, 1, requires_grad=True)
+    fgbg_cuda.gaussian_kl(x, x).backward()
+    fgbg_cuda.bernoulli_kl(x).backward()
+    fgbg_cuda.masked_reconstruction_loss(x, x, x, mask=x).backward()

@@ -15,7 +15,7 @@ import zlib
 import emulation
 import pytest
 import torch
-from compare import assert_close, assert_rounded, assert_same, cotangents
+from compare import assert_close, assert_rounded, assert_same, cotangents, expect_ones
 from samples import SAMPLES, Make, Sample, covering, each, first_of_each_op
 from test_layouts import LAYOUTS
 
@@ -58,6 +58,7 @@ def _calculate(kernels, sample, inputs, layout=_identity, seed=0, layout_of_upst
 
     Inputs are copied between guard pages; every fourth stays dense under a layout, so that layouts meet.
     """
+    expect_ones()
     with kernels.running(seed):
         copies = {}
         for k, (name, t) in enumerate(inputs.items()):
@@ -66,13 +67,20 @@ def _calculate(kernels, sample, inputs, layout=_identity, seed=0, layout_of_upst
         wide = {n: t.detach().double() if t.is_floating_point() else t for n, t in copies.items()}
         wide = {n: t.requires_grad_(copies[n].requires_grad) for n, t in wide.items()}
         actual, expected = sample(copies), sample.expected(wide)
+        with torch.no_grad():
+            plain = sample(copies)  # a loss that is wanted with its gradients comes from another kernel
         upstream = cotangents(actual)
         live = [k for k, e in enumerate(expected) if e.requires_grad]
         names = [n for n, t in copies.items() if t.requires_grad]
-        found = torch.autograd.grad(
-            [actual[k] for k in live],
-            [copies[n] for n in names],
-            [layout_of_upstream(upstream[k]) for k in live],
+        # The backward ops; then, as the graph goes, the gradients that the forward pass has written.
+        anew, found = (
+            torch.autograd.grad(
+                [actual[k] for k in live],
+                [copies[n] for n in names],
+                [layout_of_upstream(upstream[k]) for k in live],
+                retain_graph=keep,
+            )
+            for keep in (True, False)
         )
         right = torch.autograd.grad(
             [expected[k] for k in live],
@@ -82,7 +90,9 @@ def _calculate(kernels, sample, inputs, layout=_identity, seed=0, layout_of_upst
     for name, t in inputs.items():
         assert_same(copies[name].detach(), t.detach(), f"{name} was changed")
     results = {f"output {k}": pair for k, pair in enumerate(zip(actual, expected, strict=True))}
+    results |= {f"plain output {k}": pair for k, pair in enumerate(zip(plain, expected, strict=True))}
     results |= {n: pair for n, *pair in zip(names, found, right, strict=True)}
+    results |= {f"{n} anew": pair for n, *pair in zip(names, anew, right, strict=True)}
     return results
 
 
@@ -296,7 +306,7 @@ DEFECTS = [
     ),
     (
         "lanes past the end of a segment are summed", "reconstruction_forward.cu",
-        "cuda/reconstruction_forward.cu", "                if (px.live) {\n", "                {\n", _IMAGE,
+        "cuda/reconstruction_forward.cu", "if (px.live) {", "{", _IMAGE,
         "not close",
     ),
     (

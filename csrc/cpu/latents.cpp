@@ -53,7 +53,7 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
         T* z = z_out.open(to, span);
         FGBG_SIMD
         for (int64_t k = 0; k < n; ++k)
-          z[k] = mu[k] + math::std_from_logvar(logvar[k]) * static_cast<T>(eps[k]);
+          z[k] = math::fma(math::std_from_logvar(logvar[k]), static_cast<T>(eps[k]), mu[k]);
         z_out.close(to, span);
       }
     }
@@ -109,16 +109,20 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
     }
     const T* mu = mu_in.load(args.mu, span);
     const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, grad_kl_in, scaled, span);
-    if (standard && has_kl) {
+    if (standard && has_kl && args.partial) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) {
+        const auto to = math::gaussian_kl(mu[k], logvar[k]);
+        kl[k] = to.value;
+        d_mu[k] += grad[k] * to.d_mu;
+        d_logvar[k] += grad[k] * to.d_logvar;
+      }
+    } else if (standard && has_kl) {
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) {
         const auto to = math::gaussian_kl(mu[k], logvar[k]);
         d_mu[k] += grad[k] * to.d_mu;
         d_logvar[k] += grad[k] * to.d_logvar;
-      }
-      if (args.partial) {
-        FGBG_SIMD
-        for (int64_t k = 0; k < n; ++k) kl[k] = math::gaussian_kl(mu[k], logvar[k]).value;
       }
     } else if (!standard) {
       const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, span) : zeros;

@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 1) gaussian_forward_kernel(GaussianA
         normals(seed, args.noise.offset + static_cast<uint64_t>(s * shape.numel + g.index()), eps);
         T z[V];
 #pragma unroll
-        for (int j = 0; j < V; ++j) z[j] = mu[j] + deviation[j] * static_cast<T>(eps[j]);
+        for (int j = 0; j < V; ++j) z[j] = math::fma(deviation[j], static_cast<T>(eps[j]), mu[j]);
         g.store(args.z, z, s);
       }
     }

@@ -21,6 +21,28 @@ FGBG_FN To bits_as(From from) {
   return to;
 }
 
+// a b + c, rounded once where there is an instruction for it. The sources are compiled without contraction:
+// which products and sums become one operation is decided here, not by the optimiser from loop to loop, so
+// that the same formula gives the same bits in every kernel.
+FGBG_FN float fma(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return ::fmaf(a, b, c);
+#elif defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+FGBG_FN double fma(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return ::fma(a, b, c);
+#elif defined(__FMA__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // 1.5 * 2^23: adding it rounds a float of magnitude below 2^22 to an integer, which then stands in the
 // low mantissa bits.
 constexpr float kRoundMagic = 12582912.0f;
@@ -31,18 +53,21 @@ struct Reduced {
 };
 
 FGBG_FN Reduced reduce_by_ln2(float x) {
-  const float shifted = x * 1.44269504f + kRoundMagic;
+  const float shifted = fma(x, 1.44269504f, kRoundMagic);
   const float n = shifted - kRoundMagic;
   // ln 2 in two parts, the first with 9 trailing zero bits so that n times it is exact.
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  const float r = fma(n, 2.12194440e-4f, x - n * 0.693359375f);
   return {r, bits_as<int32_t>(shifted) - bits_as<int32_t>(kRoundMagic)};
 }
 
 // exp(r) - 1 on the reduced interval.
 FGBG_FN float expm1_reduced(float r) {
-  const float p =
-      (((0.0013950539f * r + 0.0083689181f) * r + 0.0416662051f) * r + 0.166665186f) * r + 0.5000000095f;
-  return r + (r * r) * p;
+  float p = 0.0013950539f;
+  p = fma(p, r, 0.0083689181f);
+  p = fma(p, r, 0.0416662051f);
+  p = fma(p, r, 0.166665186f);
+  p = fma(p, r, 0.5000000095f);
+  return fma(r * r, p, r);
 }
 
 FGBG_FN float pow2(int32_t n) {  // n in [-126, 127]
@@ -75,7 +100,7 @@ FGBG_FN float expm1(float x) {
   const int32_t half = red.n >> 1;
   const float p = expm1_reduced(red.r);
   const float a = pow2(half), b = pow2(red.n - half);
-  const float near = a * b * p + (a * b - 1.0f);
+  const float near = fma(a * b, p, fma(a, b, -1.0f));
   const float far = (1.0f + p) * a * b;  // the 1 is below rounding, and a * b may overflow
   return x > 30.0f ? far : near;
 #endif
@@ -93,15 +118,15 @@ FGBG_FN float log_normal(float x) {
   const float f = bits_as<float>(bits - (e << 23)) - 1.0f;
   const float n = static_cast<float>(e);
   float p = -0.0782330509f;
-  p = p * f + 0.1300480763f;
-  p = p * f - 0.1320881224f;
-  p = p * f + 0.141634735f;
-  p = p * f - 0.1661114887f;
-  p = p * f + 0.2000301538f;
-  p = p * f - 0.250015221f;
-  p = p * f + 0.3333330829f;
-  p = p * f - 0.4999998916f;
-  return (f + (f * f) * p + n * -2.12194440e-4f) + n * 0.693359375f;
+  p = fma(p, f, 0.1300480763f);
+  p = fma(p, f, -0.1320881224f);
+  p = fma(p, f, 0.141634735f);
+  p = fma(p, f, -0.1661114887f);
+  p = fma(p, f, 0.2000301538f);
+  p = fma(p, f, -0.250015221f);
+  p = fma(p, f, 0.3333330829f);
+  p = fma(p, f, -0.4999998916f);
+  return fma(n, 0.693359375f, fma(n, -2.12194440e-4f, fma(f * f, p, f)));
 #endif
 }
 
@@ -126,14 +151,14 @@ FGBG_FN float log1p_unit(float x) {
   return ::log1pf(x);
 #else
   float p = 0.005232692678f;
-  p = p * x - 0.02950523242f;
-  p = p * x + 0.07822594151f;
-  p = p * x - 0.1366324491f;
-  p = p * x + 0.1910600635f;
-  p = p * x - 0.2484298211f;
-  p = p * x + 0.3331909679f;
-  p = p * x - 0.4999949314f;
-  p = p * x + 1.0f;
+  p = fma(p, x, -0.02950523242f);
+  p = fma(p, x, 0.07822594151f);
+  p = fma(p, x, -0.1366324491f);
+  p = fma(p, x, 0.1910600635f);
+  p = fma(p, x, -0.2484298211f);
+  p = fma(p, x, 0.3331909679f);
+  p = fma(p, x, -0.4999949314f);
+  p = fma(p, x, 1.0f);
   return p * x;
 #endif
 }
@@ -155,7 +180,7 @@ FGBG_FN T expm1_minus_x(T x) {
   // x^2/2 (1 + x/3 (1 + x/4 (...))); what is left out is below epsilon / 2 for |x| < 1/2.
   constexpr int kLast = sizeof(T) == 8 ? 16 : 9;
   T series = T(1);
-  for (int k = kLast; k >= 3; --k) series = T(1) + series * x * (T(1) / T(k));
+  for (int k = kLast; k >= 3; --k) series = fma(series * x, T(1) / T(k), T(1));
   const T near = T(0.5) * x * x * series;
   return abs(x) < T(0.5) ? near : expm1(x) - x;
 }
@@ -167,7 +192,7 @@ FGBG_FN T log1p_minus_x(T y) {
   constexpr int kTerms = sizeof(T) == 8 ? 13 : 6;
   const T s = y / (T(2) + y), ss = s * s;
   T series = T(0);
-  for (int k = kTerms; k >= 0; --k) series = series * ss + T(1) / T(2 * k + 3);
+  for (int k = kTerms; k >= 0; --k) series = fma(series, ss, T(1) / T(2 * k + 3));
   return s * (T(2) * ss * series - y);
 }
 
@@ -182,13 +207,17 @@ FGBG_FN SinCos sincos_turns(float t) {
   ::sincospif(2.0f * t, &out.sin, &out.cos);
   return out;
 #else
-  const float shifted = 4.0f * t + kRoundMagic;
+  const float shifted = fma(4.0f, t, kRoundMagic);
   const int32_t quarter = bits_as<int32_t>(shifted);
-  const float x = 4.0f * t - (shifted - kRoundMagic);
+  const float x = fma(4.0f, t, -(shifted - kRoundMagic));
   const float xx = x * x;
-  const float s = x * (((-0.004602177f * xx + 0.0796802281f) * xx - 0.6459634786f) * xx + 1.570796322f);
-  const float c =
-      1.0f + xx * (((9.0402163460e-4f * xx - 0.020860288490f) * xx + 0.25366924403f) * xx - 1.2337005434f);
+  float p = fma(-0.004602177f, xx, 0.0796802281f);
+  p = fma(p, xx, -0.6459634786f);
+  const float s = x * fma(p, xx, 1.570796322f);
+  p = fma(9.0402163460e-4f, xx, -0.020860288490f);
+  p = fma(p, xx, 0.25366924403f);
+  p = fma(p, xx, -1.2337005434f);
+  const float c = fma(xx, p, 1.0f);
   const bool swap = (quarter & 1) != 0;
   const float sin_abs = swap ? c : s, cos_abs = swap ? s : c;
   return {(quarter & 2) != 0 ? -sin_abs : sin_abs, ((quarter + 1) & 2) != 0 ? -cos_abs : cos_abs};

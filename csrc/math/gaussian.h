@@ -34,7 +34,7 @@ FGBG_FN GaussianKl<T> gaussian_kl(T mu, T logvar, T prior_mu, T prior_logvar) {
 template <class T>
 FGBG_FN GaussianKl<T> gaussian_kl(T mu, T logvar) {
   const T growth = expm1(logvar);
-  return {T(0.5) * (expm1_minus_x(logvar) + mu * mu), mu, T(0.5) * growth, T(0)};
+  return {T(0.5) * fma(mu, mu, expm1_minus_x(logvar)), mu, T(0.5) * growth, T(0)};
 }
 
 }  // namespace FGBG_ISA

@@ -32,7 +32,7 @@ struct Gaussian {
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T> s) {
     const T r = (x - target) * s.inverse, slope = r * s.inverse;
-    return {T(0.5) * r * r + s.log_z, slope, -slope, (T(1) - r * r) * s.inverse};
+    return {fma(T(0.5) * r, r, s.log_z), slope, -slope, (T(1) - r * r) * s.inverse};
   }
 };
 
@@ -45,7 +45,7 @@ struct Laplace {
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T> s) {
     const T diff = x - target, r = abs(diff) * s.inverse, slope = sign(diff) * s.inverse;
-    return {r + s.log_z, slope, -slope, (T(1) - r) * s.inverse};
+    return {fma(abs(diff), s.inverse, s.log_z), slope, -slope, (T(1) - r) * s.inverse};
   }
 };
 
@@ -86,8 +86,8 @@ struct ContinuousBernoulli : Unscaled {
                                   T(8.58606205627784456e-15), T(-2.17486869855806187e-16)};
     constexpr int kTerms = sizeof(T) == 8 ? 10 : 4;
     for (int k = kTerms; k >= 1; --k) {
-      slope_series = slope_series * aa + kCoefficient[k - 1];
-      g_series = g_series * aa + kCoefficient[k - 1] / T(2 * k);
+      slope_series = fma(slope_series, aa, kCoefficient[k - 1]);
+      g_series = fma(g_series, aa, kCoefficient[k - 1] / T(2 * k));
     }
     const T shrink = -expm1(-a);  // 1 - e^-a
     const bool near = a < T(1);

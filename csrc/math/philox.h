@@ -47,7 +47,7 @@ FGBG_FN Philox4<uint32_t> philox_block(uint64_t seed, uint64_t block) {
 // (x + 0.5) 2^-32 in float32 with one rounding of the sum: every one of the 32 bits counts near 0,
 // where the tail of the normal is made.
 FGBG_FN float uniform_from_bits(uint32_t x) {
-  return static_cast<float>(x) * 2.3283064365386963e-10f + 1.1641532182693481e-10f;
+  return fma(static_cast<float>(x), 2.3283064365386963e-10f, 1.1641532182693481e-10f);
 }
 
 struct NormalPair {

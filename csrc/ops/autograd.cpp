@@ -6,12 +6,17 @@
 // an upstream gradient of one, and these are saved too. A backward pass that frees the graph hands them over,
 // after bringing them up to the gradient that arrived if that is not one. One that keeps the graph, for more
 // passes to come or for second derivatives, computes its own, as the saved ones can be given away only once.
+// Losses that the program scales are better off with the plain way: see Habit.
 #include "autograd.h"
 
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
+
+#include <atomic>
+
+#include "common.h"
 
 namespace fgbg::ops {
 namespace {
@@ -43,6 +48,21 @@ bool plain(std::initializer_list<OptionalTensor> tensors) {
          std::none_of(tensors.begin(), tensors.end(),
                       [](const auto& t) { return t.has_value() && at::isTensorSubclassLike(*t); });
 }
+
+// Whether the gradient that arrived last at a loss of one kind was one. A program that scales its loss does
+// so at every step, and then the gradients are better computed in backward, when the scale is known. Speed
+// alone depends on it: either way gives the same numbers. (On a GPU one is assumed.)
+class Habit {
+ public:
+  bool one() const { return one_.load(std::memory_order_relaxed); }
+  void note(const Tensor& grad) {
+    if (grad.defined() && grad.is_cpu() && plain({grad}))
+      one_.store(all_ones(grad), std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<bool> one_{true};
+};
 
 // The gradients of the forward pass, those needed, behind `inputs` other saved tensors; none if they must
 // not be used.
@@ -122,6 +142,8 @@ Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Tensor& seed
 }
 
 struct GaussianKl : Function<GaussianKl> {
+  inline static Habit habit;
+
   static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
                         const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
                         const std::string& reduction, bool fused) {
@@ -146,6 +168,7 @@ struct GaussianKl : Function<GaussianKl> {
     const auto saved = ctx->get_saved_variables();
     const auto needs = saved_needs<4>(ctx);
     const auto reduction = ctx->saved_data["reduction"].toStringView();
+    if (reduction != "none") habit.note(grads[0]);
     variable_list out = saved_gradients(saved, 4);
     if (!out.empty()) {
       at::AutoDispatchBelowADInplaceOrView guard;
@@ -216,6 +239,8 @@ std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logva
 }
 
 struct BernoulliKl : Function<BernoulliKl> {
+  inline static Habit habit;
+
   static Tensor forward(AutogradContext* ctx, const Tensor& logits, const OptionalTensor& prior,
                         double prior_logit, const std::string& reduction, bool fused) {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -241,6 +266,7 @@ struct BernoulliKl : Function<BernoulliKl> {
     const auto needs = saved_needs<2>(ctx);
     const double prior_logit = ctx->saved_data["prior_logit"].toDouble();
     const auto reduction = ctx->saved_data["reduction"].toStringView();
+    if (reduction != "none") habit.note(grads[0]);
     variable_list out = saved_gradients(saved, 2);
     if (!out.empty()) {
       at::AutoDispatchBelowADInplaceOrView guard;
@@ -264,6 +290,8 @@ Tensor bernoulli_kl(const Tensor& logits, const OptionalTensor& prior, double pr
 }
 
 struct ReconstructionLoss : Function<ReconstructionLoss> {
+  inline static Habit habit;
+
   // Outputs: the loss and, unless it is fused and has none, the terms.
   static variable_list forward(AutogradContext* ctx, const Tensor& fg, const OptionalTensor& bg,
                                const Tensor& target, const Tensor& mask, const OptionalTensor& fg_scale,
@@ -317,6 +345,7 @@ struct ReconstructionLoss : Function<ReconstructionLoss> {
                  o[1].toDouble(), o[2].toStringView(), o[3].toBool(), o[4].toStringView(), o[5].toDouble(),
                  o[6].toDouble(), o[7].toBool(), o[8].toStringView(), needs);
     };
+    if (o[8].toStringView() != "none") habit.note(grads[0]);
     variable_list out = saved_gradients(s, 7);
     if (!out.empty() && grads[0].defined() && !grad_terms.defined()) {
       at::AutoDispatchBelowADInplaceOrView guard;
@@ -354,15 +383,16 @@ std::tuple<Tensor, Tensor> reconstruction_loss(
 
 Tensor gaussian_kl_eager(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
                          const OptionalTensor& prior_logvar, string_view reduction) {
-  if (reduction != "none" && any_wants_grad({mu, logvar, prior_mu, prior_logvar}) &&
-      plain({mu, logvar, prior_mu, prior_logvar}))
+  if (GaussianKl::habit.one() && reduction != "none" &&
+      any_wants_grad({mu, logvar, prior_mu, prior_logvar}) && plain({mu, logvar, prior_mu, prior_logvar}))
     return GaussianKl::apply(mu, logvar, prior_mu, prior_logvar, std::string(reduction), true);
   return gaussian_kl_op().call(mu, logvar, prior_mu, prior_logvar, reduction);
 }
 
 Tensor bernoulli_kl_eager(const Tensor& logits, const OptionalTensor& prior, double prior_logit,
                           string_view reduction) {
-  if (reduction != "none" && any_wants_grad({logits, prior}) && plain({logits, prior}))
+  if (BernoulliKl::habit.one() && reduction != "none" && any_wants_grad({logits, prior}) &&
+      plain({logits, prior}))
     return BernoulliKl::apply(logits, prior, prior_logit, std::string(reduction), true);
   return bernoulli_kl_op().call(logits, prior, prior_logit, reduction);
 }
@@ -375,7 +405,7 @@ std::tuple<Tensor, Tensor> reconstruction_loss_eager(
   // The gradient of a scale is a sum over samples, and on a GPU the kernels cannot tell beforehand whether
   // it has to be formed anew.
   const bool fusable =
-      reduction != "none" && !normalize_area &&
+      ReconstructionLoss::habit.one() && reduction != "none" && !normalize_area &&
       (!(wants_grad(fg_scale) || wants_grad(bg_scale)) || (reduction != "sample" && !fg.is_cuda()));
   if (fusable && any_wants_grad({fg, bg, target, mask, fg_scale, bg_scale}) &&
       plain({fg, bg, target, mask, fg_scale, bg_scale})) {

@@ -90,6 +90,24 @@ View view_of(const Tensor& tensor, const Tensor& like, bool image) {
   return v;
 }
 
+namespace {
+
+template <class T>
+bool all_ones_of(const Tensor& grad) {
+  const T* values = grad.const_data_ptr<T>();
+  const int64_t stride = grad.dim() == 0 ? 0 : grad.stride(0);
+  for (int64_t b = 0; b < grad.numel(); ++b)
+    if (values[b * stride] != T(1)) return false;
+  return true;
+}
+
+}  // namespace
+
+bool all_ones(const Tensor& grad) {
+  if (grad.is_cuda()) return false;
+  return grad.scalar_type() == at::kDouble ? all_ones_of<double>(grad) : all_ones_of<float>(grad);
+}
+
 Reduction parse_reduction(std::string_view name) {
   constexpr std::string_view kNames[] = {"none", "sample", "batchmean", "sum", "mean"};
   for (int i = 0; i < 5; ++i)

@@ -83,20 +83,9 @@ Gradients<N> from_list(at::TensorList list, const std::array<bool, N>& needs) {
   return out;
 }
 
-// Whether gradients that hold the results for an upstream gradient of one need nothing more. A GPU's numbers
-// cannot be looked at from here without waiting for them: there the kernels look.
-template <class T>
-bool all_one(const Tensor& grad) {
-  const T* values = grad.const_data_ptr<T>();
-  const int64_t count = grad.dim() == 0 ? 1 : grad.size(0), stride = grad.dim() == 0 ? 0 : grad.stride(0);
-  for (int64_t b = 0; b < count; ++b)
-    if (values[b * stride] != T(1)) return false;
-  return true;
-}
-inline bool nothing_to_update(const Tensor& grad) {
-  if (grad.is_cuda()) return false;
-  return grad.scalar_type() == at::kDouble ? all_one<double>(grad) : all_one<float>(grad);
-}
+// Whether the gradient that arrives at a reduced loss is one, for every sample. Of a GPU's numbers, which
+// cannot be looked at without waiting for them, it is not known: there the kernels look.
+bool all_ones(const Tensor& grad);
 
 // Direct callers of torch.ops get these; fgbg_cuda's Python functions check first and say more.
 void check_operand(const Tensor& tensor, const Tensor& like, const char* name);

@@ -228,7 +228,7 @@ void gaussian_kl_backward_(at::TensorList gradients, const Tensor& grad_kl, cons
                            const Tensor& logvar, const OptionalTensor& prior_mu,
                            const OptionalTensor& prior_logvar, string_view reduction,
                            std::array<bool, 4> needs) {
-  if (nothing_to_update(grad_kl)) return;
+  if (all_ones(grad_kl)) return;
   const Gaussian g{mu, logvar, prior_mu, prior_logvar};
   GaussianArgs args = g.args();
   set_kl_gradient(args, grad_kl, mu, parse_reduction(reduction));
@@ -293,7 +293,7 @@ std::tuple<Tensor, std::vector<Tensor>> bernoulli_kl_with_gradients(const Tensor
 void bernoulli_kl_backward_(at::TensorList gradients, const Tensor& grad_kl, const Tensor& logits,
                             const OptionalTensor& prior, double prior_logit, string_view reduction,
                             std::array<bool, 2> needs) {
-  if (nothing_to_update(grad_kl)) return;
+  if (all_ones(grad_kl)) return;
   BernoulliArgs args = bernoulli_args(logits, prior, prior_logit);
   set_kl_gradient(args, grad_kl, logits, parse_reduction(reduction));
   args.grad_kl.stored = true;

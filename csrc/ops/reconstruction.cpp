@@ -238,7 +238,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> reconstruction_loss_with_gradien
 
 void reconstruction_loss_backward_(at::TensorList gradients, const Tensor& grad_loss, FGBG_LOSS_PARAMETERS,
                                    Needs needs) {
-  if (nothing_to_update(grad_loss)) return;
+  if (all_ones(grad_loss)) return;
   const Loss call = FGBG_LOSS;
   ReconstructionArgs args = call.args();
   const Reduction reduction = parse_reduction(reduction_name);
