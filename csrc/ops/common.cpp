@@ -1,26 +1,8 @@
 #include "common.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include "../math/likelihood.h"
 
 namespace fgbg::ops {
-
-Tensor fresh(Tensor result) {
-#ifdef __linux__
-  constexpr uintptr_t kPage = 4096, kHugePage = 2 << 20;
-  if (!result.is_cuda() && result.nbytes() >= kHugePage / 2) {
-    const auto begin = reinterpret_cast<uintptr_t>(result.mutable_data_ptr());
-    const uintptr_t first = (begin + kPage - 1) / kPage * kPage,
-                    last = (begin + result.nbytes()) / kPage * kPage;
-    // A wish: that it is not granted (no such pages, a system set against them) changes no result.
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  }
-#endif
-  return result;
-}
 
 DType storage_dtype(const Tensor& t) {
   switch (t.scalar_type()) {

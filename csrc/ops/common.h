@@ -44,10 +44,9 @@ inline Upstream upstream_of(const Tensor& grad, Reduction reduction, double fact
 // A loss tensor for a reduction other than none.
 Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype);
 
-// `result`, which a kernel is about to fill. The system hands over large blocks page by page as they are
-// first touched, which takes longer than to fill them; huge pages, where it has them to give, are 512 times
-// fewer.
-Tensor fresh(Tensor result);
+// Tensors that a kernel is about to fill: see results.cpp.
+Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options);
+Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options);
 
 // The gradients of operands: dense like them, undefined where the caller needs none.
 template <size_t N>
@@ -57,7 +56,7 @@ template <size_t N>
 Gradients<N> empty_gradients(const OptionalTensor (&operands)[N], const std::array<bool, N>& needs) {
   Gradients<N> out;
   for (size_t i = 0; i < N; ++i)
-    if (needs[i] && operands[i]) out[i] = fresh(at::empty_like(*operands[i]));
+    if (needs[i] && operands[i]) out[i] = empty_result_like(*operands[i], operands[i]->options());
   return out;
 }
 

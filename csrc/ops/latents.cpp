@@ -42,10 +42,10 @@ void set_noise(GaussianArgs& args, const Tensor& seed, int64_t offset, std::opti
 Tensor empty_draws(const Gaussian& g, std::optional<int64_t> samples) {
   const auto dtype = at::promote_types(g.mu.scalar_type(), g.logvar.scalar_type());
   const auto options = g.mu.options().dtype(dtype);
-  if (!samples) return fresh(at::empty_like(g.mu, options));
+  if (!samples) return empty_result_like(g.mu, options);
   auto sizes = g.mu.sizes().vec();
   sizes.insert(sizes.begin(), *samples);
-  return fresh(at::empty(sizes, options));
+  return empty_result(sizes, options);
 }
 
 // Where draws are stacked, the view of one of them; they are dense and follow each other.
@@ -61,7 +61,7 @@ struct Kl {
   template <class Args>
   Kl(Args& args, const Tensor& like, Reduction reduction, at::ScalarType dtype) {
     if (reduction == Reduction::none) {
-      out = fresh(at::empty_like(like, like.options().dtype(dtype)));
+      out = empty_result_like(like, like.options().dtype(dtype));
       args.kl = view_of(out, like, false);
     } else {
       out = empty_loss(like, reduction, dtype);
@@ -96,7 +96,7 @@ void set_kl_gradient(Args& args, const Tensor& grad, const Tensor& like, Reducti
 
 Tensor philox_normal(const Tensor& seed, at::IntArrayRef size, int64_t offset, at::ScalarType dtype) {
   check_seed(seed);
-  Tensor out = fresh(at::empty(size, seed.options().dtype(dtype)));
+  Tensor out = empty_result(size, seed.options().dtype(dtype));
   if (out.numel() == 0) return out;
   const Tensor flat = out.view({1, -1});
   NormalArgs args{};

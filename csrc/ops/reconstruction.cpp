@@ -80,7 +80,7 @@ struct Results {
     const bool wants_terms = masked && (return_terms || args.normalize_area);
     terms = at::empty(wants_terms ? at::IntArrayRef({kTerms, fg.size(0)}) : at::IntArrayRef({0}), options);
     if (reduction == Reduction::none) {
-      loss = call.joint() ? at::empty(call.mask.sizes(), options) : fresh(at::empty_like(fg, options));
+      loss = call.joint() ? at::empty(call.mask.sizes(), options) : empty_result_like(fg, options);
       args.loss = view_of(loss, fg, true);
     } else {
       loss = empty_loss(fg, reduction, call.dtype());

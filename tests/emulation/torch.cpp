@@ -9,6 +9,7 @@
 // One translation unit: the headers of torch take most of the time.
 #include "ops/common.cpp"
 #include "ops/latents.cpp"
+#include "ops/results.cpp"
 // A name that both files have to themselves.
 #define register_kernels register_reconstruction_kernels
 #include "ops/reconstruction.cpp"

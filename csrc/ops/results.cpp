@@ -1,0 +1,76 @@
+// Memory of results. Large tensors are given back to the system when they are freed, so that the next one
+// comes as pages that have never been touched; the system hands those over one by one as a kernel writes to
+// them, which in pages of 4 KB takes several times as long as the writing. Large results therefore begin on a
+// boundary of 2 MB and ask for huge pages. (A wish: where it is not granted no result changes.)
+#include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
+#include <c10/core/CPUAllocator.h>
+
+#ifdef __linux__
+#include <stdlib.h>
+#include <sys/mman.h>
+#endif
+
+#include "common.h"
+
+namespace fgbg::ops {
+namespace {
+
+#ifdef __linux__
+constexpr size_t kHugePage = 2 << 20, kLarge = kHugePage / 2;
+
+struct HugePages final : c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    void* data = nullptr;
+    const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    if (posix_memalign(&data, kHugePage, whole) != 0) {
+      c10::profiledCPUMemoryReporter().OutOfMemory(bytes);
+      TORCH_CHECK_WITH(OutOfMemoryError, false, "fgbg: cannot allocate ", bytes, " bytes for a result");
+    }
+    madvise(data, whole, MADV_HUGEPAGE);
+    c10::profiledCPUMemoryReporter().New(data, bytes);
+    return {data, data, &release, c10::DeviceType::CPU};
+  }
+  void copy_data(void* to, const void* from, size_t bytes) const override { memcpy(to, from, bytes); }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+
+ private:
+  static void release(void* data) {
+    c10::profiledCPUMemoryReporter().Delete(data);
+    free(data);
+  }
+};
+
+HugePages huge_pages;
+
+bool large(int64_t numel, const at::TensorOptions& options) {
+  return options.device().is_cpu() && static_cast<size_t>(numel) * options.dtype().itemsize() >= kLarge;
+}
+#endif
+
+}  // namespace
+
+Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
+#ifdef __linux__
+  if (large(c10::multiply_integers(sizes), options))
+    return at::detail::empty_generic(sizes, &huge_pages, c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                     c10::typeMetaToScalarType(options.dtype()), std::nullopt);
+#endif
+  return at::empty(sizes, options);
+}
+
+Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options) {
+#ifdef __linux__
+  if (large(like.numel(), options)) {
+    const auto strides = like.is_non_overlapping_and_dense()
+                             ? like.strides().vec()
+                             : at::infer_dense_strides(like.sizes(), like.strides());
+    return at::detail::empty_strided_generic(like.sizes(), strides, &huge_pages,
+                                             c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                             c10::typeMetaToScalarType(options.dtype()));
+  }
+#endif
+  return at::empty_like(like, options);
+}
+
+}  // namespace fgbg::ops
