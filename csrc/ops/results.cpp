@@ -1,7 +1,8 @@
 // Memory of results. Large tensors are given back to the system when they are freed, so that the next one
 // comes as pages that have never been touched; the system hands those over one by one as a kernel writes to
 // them, which in pages of 4 KB takes several times as long as the writing. Large results therefore begin on a
-// boundary of 2 MB and ask for huge pages. (A wish: where it is not granted no result changes.)
+// boundary of 2 MB and ask for huge pages (a wish: where it is not granted no result changes), and up to
+// kKept bytes of them are kept for the next results of the same size, as each training step has.
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 #include <c10/core/CPUAllocator.h>
@@ -9,6 +10,11 @@
 #ifdef __linux__
 #include <stdlib.h>
 #include <sys/mman.h>
+
+#include <algorithm>
+#include <deque>
+#include <memory>
+#include <mutex>
 #endif
 
 #include "common.h"
@@ -19,25 +25,69 @@ namespace {
 #ifdef __linux__
 constexpr size_t kHugePage = 2 << 20, kLarge = kHugePage / 2;
 
-struct HugePages final : c10::Allocator {
-  c10::DataPtr allocate(size_t bytes) override {
-    void* data = nullptr;
-    const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    if (posix_memalign(&data, kHugePage, whole) != 0) {
-      c10::profiledCPUMemoryReporter().OutOfMemory(bytes);
-      TORCH_CHECK_WITH(OutOfMemoryError, false, "fgbg: cannot allocate ", bytes, " bytes for a result");
-    }
-    madvise(data, whole, MADV_HUGEPAGE);
-    c10::profiledCPUMemoryReporter().New(data, bytes);
-    return {data, data, &release, c10::DeviceType::CPU};
+constexpr size_t kKept = 128 << 20;
+
+struct Block {
+  void* data;
+  size_t bytes;
+};
+
+// Freed blocks, the oldest first.
+class Kept {
+ public:
+  void* take(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = std::find_if(blocks_.rbegin(), blocks_.rend(),
+                                    [&](const Block& block) { return block.bytes == bytes; });
+    if (found == blocks_.rend()) return nullptr;
+    void* data = found->data;
+    blocks_.erase(std::next(found).base());
+    total_ -= bytes;
+    return data;
   }
-  void copy_data(void* to, const void* from, size_t bytes) const override { memcpy(to, from, bytes); }
-  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void add(Block block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    blocks_.push_back(block);
+    total_ += block.bytes;
+    while (total_ > kKept) {
+      total_ -= blocks_.front().bytes;
+      free(blocks_.front().data);
+      blocks_.pop_front();
+    }
+  }
 
  private:
-  static void release(void* data) {
-    c10::profiledCPUMemoryReporter().Delete(data);
-    free(data);
+  std::mutex mutex_;
+  std::deque<Block> blocks_;
+  size_t total_ = 0;
+};
+
+Kept& kept() {
+  static Kept* const kept = new Kept;  // never destroyed: tensors may be freed after static objects are
+  return *kept;
+}
+
+struct HugePages final : c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    void* data = kept().take(whole);
+    if (!data) {
+      if (posix_memalign(&data, kHugePage, whole) != 0) {
+        c10::profiledCPUMemoryReporter().OutOfMemory(bytes);
+        TORCH_CHECK_WITH(OutOfMemoryError, false, "fgbg: cannot allocate ", bytes, " bytes for a result");
+      }
+      madvise(data, whole, MADV_HUGEPAGE);
+    }
+    c10::profiledCPUMemoryReporter().New(data, bytes);
+    return {data, new Block{data, whole}, &release, c10::DeviceType::CPU};
+  }
+  void copy_data(void* to, const void* from, size_t bytes) const override { memcpy(to, from, bytes); }
+
+ private:
+  static void release(void* context) {
+    const std::unique_ptr<Block> block(static_cast<Block*>(context));
+    c10::profiledCPUMemoryReporter().Delete(block->data);
+    kept().add(*block);
   }
 };
 
