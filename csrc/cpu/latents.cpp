@@ -75,6 +75,19 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
   rows.run_all<T>(begin, end, {}, args.partial, block);
 }
 
+// What a KL against N(0, 1) adds to the gradients, or all there is to them.
+template <bool kAdd, bool kValue, class T>
+void standard_kl_gradients(const T* mu, const T* logvar, const T* grad, int64_t n, T* d_mu, T* d_logvar,
+                           T* kl) {
+  FGBG_SIMD
+  for (int64_t k = 0; k < n; ++k) {
+    const auto to = math::gaussian_kl(mu[k], logvar[k]);
+    if (kValue) kl[k] = to.value;
+    d_mu[k] = (kAdd ? d_mu[k] : T(0)) + grad[k] * to.d_mu;
+    d_logvar[k] = (kAdd ? d_logvar[k] : T(0)) + grad[k] * to.d_logvar;
+  }
+}
+
 // d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl; eps is made again. Where
 // there is room for them, the sums of the KL too.
 template <class T>
@@ -84,17 +97,18 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
   const bool has_kl = args.grad_kl || args.grad_kl_elements;
   const bool standard = !args.prior_mu && !args.prior_logvar;
   Normals normals(args.noise);
-  Input<T> mu_in, logvar_in, prior_mu_in, prior_logvar_in, grad_z_in, grad_kl_in;
+  Input<T> mu_in, logvar_in, prior_mu_in, prior_logvar_in, grad_z_in;
   Output<T> mu_out, logvar_out, prior_mu_out, prior_logvar_out;
-  T zeros[kBlock<T>] = {}, scaled[kBlock<T>], kl[kBlock<T>];
+  UpstreamBlocks<T> upstream(args.grad_kl_elements, args.grad_kl);
+  T zeros[kBlock<T>] = {}, kl[kBlock<T>];
   auto block = [&](int64_t i, int64_t n) -> const T* {
     const Span span{shape, i, n};
     const T* logvar = logvar_in.load(args.logvar, span);
     T* d_mu = mu_out.open(args.grad_mu, span);
     T* d_logvar = logvar_out.open(args.grad_logvar, span);
-    FGBG_SIMD
-    for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
     if (args.grad_z) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
       for (int64_t s = 0; s < args.samples; ++s) {
         const T* grad = grad_z_in.load(draw(args.grad_z, shape, s), span);
         const float* eps = normals.fill(s * shape.numel + i, n);
@@ -107,41 +121,40 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) d_logvar[k] *= T(0.5) * math::std_from_logvar(logvar[k]);
     }
-    const T* mu = mu_in.load(args.mu, span);
-    const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, grad_kl_in, scaled, span);
-    if (standard && has_kl && args.partial) {
-      FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k) {
-        const auto to = math::gaussian_kl(mu[k], logvar[k]);
-        kl[k] = to.value;
-        d_mu[k] += grad[k] * to.d_mu;
-        d_logvar[k] += grad[k] * to.d_logvar;
-      }
-    } else if (standard && has_kl) {
-      FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k) {
-        const auto to = math::gaussian_kl(mu[k], logvar[k]);
-        d_mu[k] += grad[k] * to.d_mu;
-        d_logvar[k] += grad[k] * to.d_logvar;
-      }
-    } else if (!standard) {
+    if (has_kl && standard) {
+      const T* mu = mu_in.load(args.mu, span);
+      const T* grad = upstream.load(span);
+      if (args.grad_z)
+        standard_kl_gradients<true, false>(mu, logvar, grad, n, d_mu, d_logvar, kl);
+      else if (args.partial)
+        standard_kl_gradients<false, true>(mu, logvar, grad, n, d_mu, d_logvar, kl);
+      else
+        standard_kl_gradients<false, false>(mu, logvar, grad, n, d_mu, d_logvar, kl);
+    } else if (has_kl) {
+      const T* mu = mu_in.load(args.mu, span);
+      const T* grad = upstream.load(span);
       const T* prior_mu = args.prior_mu ? prior_mu_in.load(args.prior_mu, span) : zeros;
       const T* prior_logvar = args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, span) : zeros;
       T* d_prior_mu = prior_mu_out.open(args.grad_prior_mu, span);
       T* d_prior_logvar = prior_logvar_out.open(args.grad_prior_logvar, span);
+      if (!args.grad_z)
+        for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
       FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k) d_prior_mu[k] = d_prior_logvar[k] = T(0);
-      if (has_kl) {
-        FGBG_SIMD
-        for (int64_t k = 0; k < n; ++k) {
-          const auto to = math::gaussian_kl(mu[k], logvar[k], prior_mu[k], prior_logvar[k]);
-          kl[k] = to.value;
-          d_mu[k] += grad[k] * to.d_mu;
-          d_logvar[k] += grad[k] * to.d_logvar;
-          d_prior_mu[k] = -grad[k] * to.d_mu;
-          d_prior_logvar[k] = grad[k] * to.d_prior_logvar;
-        }
+      for (int64_t k = 0; k < n; ++k) {
+        const auto to = math::gaussian_kl(mu[k], logvar[k], prior_mu[k], prior_logvar[k]);
+        kl[k] = to.value;
+        d_mu[k] += grad[k] * to.d_mu;
+        d_logvar[k] += grad[k] * to.d_logvar;
+        d_prior_mu[k] = -grad[k] * to.d_mu;
+        d_prior_logvar[k] = grad[k] * to.d_prior_logvar;
       }
+      prior_mu_out.close(args.grad_prior_mu, span);
+      prior_logvar_out.close(args.grad_prior_logvar, span);
+    } else {
+      // The sample does not depend on the prior.
+      T* d_prior_mu = prior_mu_out.open(args.grad_prior_mu, span);
+      T* d_prior_logvar = prior_logvar_out.open(args.grad_prior_logvar, span);
+      for (int64_t k = 0; k < n; ++k) d_prior_mu[k] = d_prior_logvar[k] = T(0);
       prior_mu_out.close(args.grad_prior_mu, span);
       prior_logvar_out.close(args.grad_prior_logvar, span);
     }
@@ -182,15 +195,16 @@ template <class T>
 void bernoulli_backward(const BernoulliArgs& args, int64_t begin, int64_t end) {
   const Shape& shape = args.shape;
   const Rows rows(shape);
-  Input<T> logits_in, prior_in, grad_in;
+  Input<T> logits_in, prior_in;
   Output<T> logits_out, prior_out;
-  T constant[kBlock<T>], scaled[kBlock<T>], kl[kBlock<T>];
+  UpstreamBlocks<T> upstream(args.grad_kl_elements, args.grad_kl);
+  T constant[kBlock<T>], kl[kBlock<T>];
   for (T& c : constant) c = static_cast<T>(args.prior_logit);
   auto block = [&](int64_t i, int64_t n) -> const T* {
     const Span span{shape, i, n};
     const T* logits = logits_in.load(args.logits, span);
     const T* prior = prior_logits(args, prior_in, constant, span);
-    const T* grad = upstream_block(args.grad_kl_elements, args.grad_kl, grad_in, scaled, span);
+    const T* grad = upstream.load(span);
     T* d_logits = logits_out.open(args.grad_logits, span);
     T* d_prior = prior_out.open(args.grad_prior, span);
     FGBG_SIMD

@@ -3,7 +3,9 @@
 // that the arithmetic never sees layouts or storage types.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <type_traits>
 
 #include "../storage.h"
@@ -211,17 +213,31 @@ inline double dot(const T* x, const T* y, int64_t n) {
 
 // Gradient reaching each of the elements of a span: read from `elements` (reduction "none") or spread by row.
 template <class T>
-inline const T* upstream_block(const View& elements, const Upstream& u, Input<T>& in, T* buffer,
-                               const Span& span) {
-  if (elements) return in.load(elements, span);
-  const int64_t row = span.shape.row;
-  for (int64_t k = 0; k < span.n;) {
-    const int64_t b = (span.index + k) / row, last = min(span.n, (b + 1) * row - span.index);
-    const T value = upstream<T>(u, b);
-    for (; k < last; ++k) buffer[k] = value;
+class UpstreamBlocks {
+ public:
+  UpstreamBlocks(const View& elements, const Upstream& reduced) : elements_(elements), reduced_(reduced) {
+    if (one_number()) std::fill(std::begin(buffer_), std::end(buffer_), upstream<T>(reduced_, 0));
   }
-  return buffer;
-}
+  const T* load(const Span& span) {
+    if (elements_) return in_.load(elements_, span);
+    if (one_number()) return buffer_;
+    const int64_t row = span.shape.row;
+    for (int64_t k = 0; k < span.n;) {
+      const int64_t b = (span.index + k) / row, last = min(span.n, (b + 1) * row - span.index);
+      const T value = upstream<T>(reduced_, b);
+      for (; k < last; ++k) buffer_[k] = value;
+    }
+    return buffer_;
+  }
+
+ private:
+  bool one_number() const { return !elements_ && reduced_.stride == 0; }
+
+  const View& elements_;
+  const Upstream& reduced_;
+  Input<T> in_;
+  alignas(64) T buffer_[kBlock<T>];
+};
 
 // Latents are walked along the logical index. A task is a segment of one long row, or several short
 // rows; a block within it is part of one row, or several whole rows.

@@ -56,7 +56,7 @@ FGBG_FN Reduced reduce_by_ln2(float x) {
   const float shifted = fma(x, 1.44269504f, kRoundMagic);
   const float n = shifted - kRoundMagic;
   // ln 2 in two parts, the first with 9 trailing zero bits so that n times it is exact.
-  const float r = fma(n, 2.12194440e-4f, x - n * 0.693359375f);
+  const float r = fma(n, 2.12194440e-4f, fma(n, -0.693359375f, x));
   return {r, bits_as<int32_t>(shifted) - bits_as<int32_t>(kRoundMagic)};
 }
 
@@ -70,21 +70,22 @@ FGBG_FN float expm1_reduced(float r) {
   return fma(r * r, p, r);
 }
 
-FGBG_FN float pow2(int32_t n) {  // n in [-126, 127]
+FGBG_FN float pow2(int32_t n) {  // n in [-127, 127]; 0 for -127
   return bits_as<float>((n + 127) << 23);
 }
 
-FGBG_FN float clamp_for_exp(float x) {
-  // Written so that NaN passes through.
-  x = x > 89.0f ? 89.0f : x;
-  return x < -104.0f ? -104.0f : x;
+// Within [low, 89]: e^89 overflows.
+FGBG_FN float clamp_for_exp(float x, float low) {
+  // In the form of the processor's minimum and maximum, which let NaN through.
+  x = 89.0f < x ? 89.0f : x;
+  return low > x ? low : x;
 }
 
 FGBG_FN float exp(float x) {
 #if defined(__CUDA_ARCH__)
   return ::expf(x);
 #else
-  const Reduced red = reduce_by_ln2(clamp_for_exp(x));
+  const Reduced red = reduce_by_ln2(clamp_for_exp(x, -104.0f));
   // Two factors, since 2^n alone overflows or is subnormal at the ends.
   const int32_t half = red.n >> 1;
   return (1.0f + expm1_reduced(red.r)) * pow2(half) * pow2(red.n - half);
@@ -96,13 +97,10 @@ FGBG_FN float expm1(float x) {
 #if defined(__CUDA_ARCH__)
   return ::expm1f(x);
 #else
-  const Reduced red = reduce_by_ln2(clamp_for_exp(x));
-  const int32_t half = red.n >> 1;
-  const float p = expm1_reduced(red.r);
-  const float a = pow2(half), b = pow2(red.n - half);
-  const float near = fma(a * b, p, fma(a, b, -1.0f));
-  const float far = (1.0f + p) * a * b;  // the 1 is below rounding, and a * b may overflow
-  return x > 30.0f ? far : near;
+  // Half of 2^n does not overflow, and is 0 only where the result is -1.
+  const Reduced red = reduce_by_ln2(clamp_for_exp(x, -87.0f));
+  const float half = pow2(red.n - 1), p = expm1_reduced(red.r);
+  return 2.0f * fma(half, p, half - 0.5f);
 #endif
 }
 FGBG_FN double expm1(double x) { return ::expm1(x); }
