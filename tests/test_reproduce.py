@@ -24,6 +24,14 @@ IMAGES = {"train": 100, "val": 10, "test": 40}
 def quick(monkeypatch):
     monkeypatch.setattr(cell_metrics, "BOUND_IMAGES", 4)
     monkeypatch.setattr(cell_metrics, "BOUND_SAMPLES", 2)
+    monkeypatch.setattr(reproduce, "PICTURE_ROWS", 1)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than what these tests are about."""
+    for name in ("save_curves", "save_scores", "save_separation"):
+        monkeypatch.setattr(reproduce, name, lambda *arguments: None)
 
 
 def run(out, **options):
@@ -49,7 +57,7 @@ def test_it_writes_every_score_config_curve_and_picture(tmp_path):
         cls.load_from_checkpoint(folder / "model.ckpt", weights_only=True)
 
 
-def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, no_pictures):
     first = run(tmp_path)
 
     def refuse(*args, **kwargs):
@@ -61,7 +69,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
         run(tmp_path, epochs=2)
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, no_pictures):
     whole = run(tmp_path / "whole", epochs=2)[0]
     step = LayeredVAEModule.training_step
 

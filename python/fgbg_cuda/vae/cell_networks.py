@@ -87,7 +87,9 @@ class CellsDecoder(nn.Module):
         super().__init__()
         grid = (size[0] // STRIDE, size[1] // STRIDE)
         self.lift = nn.Conv2d(latents, 2 * width, 3, padding=1)
-        self.place = nn.Parameter(0.1 * torch.randn(1, 2 * width, *grid))
+        self.place = nn.Parameter(
+            torch.randn(1, 2 * width, *grid)
+        )  # unlike from the start: each its own cell
         self.draw = nn.Sequential(
             nn.SiLU(),
             nn.ConvTranspose2d(2 * width, width, 2, stride=2),

@@ -21,6 +21,7 @@ from .object_networks import (
 
 COMPOSITIONS = ("mixture", "masked", "blended")
 LIKELIHOODS = ("gaussian", "laplace", "bernoulli")
+DARK = 0.1  # no lower: the darkest pixels are where the decoder overshoots, beside a bright object
 
 
 class Latent(NamedTuple):
@@ -219,7 +220,8 @@ class LayeredVAE(nn.Module):
     def separate(self, x: Tensor) -> Separation:
         """The layers of x [B, C, H, W], from the posterior means of the latents.
 
-        An additive foreground by itself is what it would show over the darkest pixel of the background.
+        An additive foreground by itself is what it would show over the background where that is dark: over
+        its 10 % quantile in the image.
         """
         out = self(x, sample=False)
         logits = out.mask_logits
@@ -236,7 +238,7 @@ class LayeredVAE(nn.Module):
         if self.composition == "blended":
             composite = self.mean(mask * out.foreground + (1 - mask) * out.background)
         if self.additive:
-            dark = out.background.flatten(2).amin(2)[:, :, None, None]
+            dark = out.background.flatten(2).quantile(DARK, dim=2)[:, :, None, None]
             alone = self.mean(dark + out.foreground - out.background)
             foreground = mask * alone + (1 - mask) * self.mean(dark)
         return Separation(foreground, background, mask, composite)

@@ -41,7 +41,7 @@ MODELS: dict[str, tuple[type[SeparationModule], dict[str, Any]]] = {
             "fg_latents": 1,
             "bg_latents": 2,
             "width": 16,
-            "lr": 5e-3,
+            "lr": 1e-2,
             "kl_warmup": 0.0,
             "prune": 0.3,
         },
@@ -70,7 +70,7 @@ COLUMNS = (
     ("reconstruction", "-log p(x given z)", 1),
     ("kl_fg", "KL fg", 1),
     ("kl_bg", "KL bg", 1),
-    ("bound", "IW bound", 1),
+    ("bound_gain", "IW bound - ELBO", 2),
     ("active_fg", "active fg", 1),
     ("active_bg", "active bg", 1),
     ("seconds", "s", 0),
@@ -137,9 +137,8 @@ def oracle_scores(data: CellsUnderDisc) -> dict[str, float]:
     """What exact inference with the recipe at hand gets on the test images; its ELBO is log p(x)."""
     test = data.splits["test"]
     exact = posterior(test.image, data.hparams.name, data.threshold)
-    log_evidence = float(exact.log_evidence.mean())
     f1 = cell_f1(exact.cells > 0.5, test.cells, test.covered)
-    return {**f1, "elbo": log_evidence, "bound": log_evidence}
+    return {**f1, "elbo": float(exact.log_evidence.mean())}
 
 
 def _run(

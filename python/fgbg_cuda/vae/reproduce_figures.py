@@ -43,11 +43,11 @@ def save_curves(path: str | Path, log: str | Path) -> None:
     names = sorted(name for name in rows[0] if name not in ("step", "epoch"))
     figure = Figure(figsize=(3 * 4, 2.2 * -(-len(names) // 4)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(-(-len(names) // 4), 4, squeeze=False).flat
+    axes = list(figure.subplots(-(-len(names) // 4), 4, squeeze=False).flat)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
     for ax, name in zip(axes, names, strict=False):
         points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
         ax.plot(*zip(*points, strict=True), lw=1)
         ax.set_title(name, fontsize=9)
-    for ax in list(axes):
-        ax.set_axis_off()
     figure.savefig(path, dpi=100)
