@@ -234,14 +234,17 @@ class LayeredVAE(nn.Module):
             )
         mask = torch.sigmoid(logits)
         foreground, background = self.mean(out.foreground), self.mean(out.background)
-        composite = mask * foreground + (1 - mask) * background
-        if self.composition == "blended":
-            composite = self.mean(mask * out.foreground + (1 - mask) * out.background)
+        composite = self._compose(mask, out.foreground, out.background)
         if self.additive:
             dark = out.background.flatten(2).quantile(DARK, dim=2)[:, :, None, None]
-            alone = self.mean(dark + out.foreground - out.background)
-            foreground = mask * alone + (1 - mask) * self.mean(dark)
+            foreground = self._compose(mask, dark + out.foreground - out.background, dark)
         return Separation(foreground, background, mask, composite)
+
+    def _compose(self, mask: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+        """E[x] of layers as the decoders give them, where the mask is what :meth:`separate` finds."""
+        if self.composition == "blended":
+            return self.mean(mask * foreground + (1 - mask) * background)
+        return mask * self.mean(foreground) + (1 - mask) * self.mean(background)
 
     @staticmethod
     def _nats(layer: Tensor, x: Tensor, likelihood: str, scale: Tensor | float = 1.0) -> Tensor:
