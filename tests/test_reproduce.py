@@ -70,22 +70,22 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, no_pictures):
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, no_pictures):
-    whole = run(tmp_path / "whole", epochs=2)[0]
+    whole = run(tmp_path / "whole", epochs=3)[0]
     step = LayeredVAEModule.training_step
 
     def die(self, batch, batch_idx):
-        if self.global_step == 3:
+        if self.global_step == 10:  # of 12: latents have been pruned by then
             raise KeyboardInterrupt
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(LayeredVAEModule, "training_step", die)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(tmp_path / "killed", epochs=2, checkpoint_seconds=0)
+        run(tmp_path / "killed", epochs=3, checkpoint_seconds=0)
     monkeypatch.setattr(LayeredVAEModule, "training_step", step)
     folder = tmp_path / "killed" / "LayeredVAE" / "X50" / "seed-0"
     assert list((folder / "checkpoints").glob("*.ckpt"))
     assert not (folder / "result.json").exists()
-    again = run(tmp_path / "killed", epochs=2, checkpoint_seconds=0)[0]
+    again = run(tmp_path / "killed", epochs=3, checkpoint_seconds=0)[0]
     assert {**again, "seconds": 0} == {**whole, "seconds": 0}
     models = [
         torch.load(tmp_path / name / "LayeredVAE" / "X50" / "seed-0" / "model.ckpt", weights_only=True)

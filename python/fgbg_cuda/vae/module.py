@@ -26,7 +26,7 @@ def images_of(batch: Any) -> Tensor:
 
 
 class SeparationModule(L.LightningModule):
-    """What training has in common for every model that separates images.
+    """What training has in common for every model that separates images; not a model in itself.
 
     A batch is a tensor of images [B, C, H, W], or a tuple whose first field is one. A NamedTuple may have
     fields with the truth, which are used for scores alone: see :func:`~fgbg_cuda.vae.metrics.truth_scores`.
@@ -34,10 +34,12 @@ class SeparationModule(L.LightningModule):
     A subclass says what a batch costs (:meth:`objective`) and what is a bound on log p(x) (:meth:`elbo`).
     Logged are ``train/loss``, ``train/`` each term, and ``val/`` or ``test/`` ``elbo`` and the scores.
 
-    The KL's weight rises linearly from 0 to 1 over the first ``kl_warmup`` of the training, a fraction.
+    Of the hyperparameters of a subclass, two are read here: the KL's weight rises linearly from 0 to 1 over
+    the first ``kl_warmup`` of the training, a fraction; ``lr`` is the peak of a one-cycle schedule.
 
     Args:
-        model: an ``nn.Module`` with ``forward(x)`` and ``separate(x)``.
+        model: an ``nn.Module`` with ``forward(x)`` and ``separate(x)``. What ``forward`` returns has
+            ``kl_fg``, ``kl_bg`` ([B], nats) and ``z_fg``, ``z_bg``, tuples of ``Latent``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -245,6 +247,8 @@ class DoubleELBOModule(SeparationModule):
         fg_latents, bg_latents, background_sees_foreground: as in :class:`DoubleELBO`.
         lam: lambda, the weight of the background's ELBO (the thesis: 450; 100 to 1000 do alike).
         lam_weighs_kl: lambda weighs all of ELBO2, as the thesis writes it; False: its reconstruction alone.
+            As written, one bit in z2 (0.69 nats) costs 312, which on the thesis's sets is more than its use:
+            z2 collapses to its prior, and what it should tell, z1 does.
         decay: of the decoders' weights.
         inactive_weight: how many times an image with an inactive background counts; the thesis proposes
             more than 1, see :meth:`DoubleELBO.image_weights`.
