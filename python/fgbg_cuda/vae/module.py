@@ -188,7 +188,10 @@ class LayeredVAEModule(SeparationModule):
                 "bg_encoder": ScatteredLightEncoder(channels, bg_latents, size=image_size),
                 "bg_decoder": ScatteredLightDecoder(channels, bg_latents, size=image_size),
             }
-        super().__init__(model or LayeredVAE(channels, fg_latents, bg_latents, width, fg_scale, **options))
+        model = model or LayeredVAE(channels, fg_latents, bg_latents, width, fg_scale, **options)
+        if prune > 0 and not hasattr(model.fg_encoder, "prune"):
+            raise ValueError(f"prune is {prune}, but {type(model.fg_encoder).__name__} cannot be pruned")
+        super().__init__(model)
         self.save_hyperparameters(ignore=["model"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -204,6 +207,8 @@ class LayeredVAEModule(SeparationModule):
     def objective(self, out: LayeredOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         h, x = self.hparams, images_of(batch)
         if h.supervised:
+            if not hasattr(batch, "mask"):
+                raise ValueError(f"supervised: a batch needs a field mask, got a {type(batch).__name__}")
             reconstruction = self.model.supervised_reconstruction(out, x, batch.mask).mean()
         else:
             reconstruction = self.model.reconstruction(out, x).mean()
