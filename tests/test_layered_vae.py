@@ -253,6 +253,15 @@ def test_a_foreground_latent_is_local_and_a_background_latent_is_not():
     assert change.abs().gt(1e-6).float().mean() > 0.9
 
 
+def test_sizes_that_do_not_fit_are_refused():
+    for network in (CellsEncoder, CellsDecoder, ScatteredLightEncoder):
+        with pytest.raises(ValueError, match="size is 60 x 64, expected multiples of 6"):
+            network(size=(60, 64))
+    for encoder in (CellsEncoder(size=SIZE), ScatteredLightEncoder(size=SIZE)):
+        with pytest.raises(ValueError, match=r"x has shape \[1, 1, 30, 24\].* made for 24 x 30"):
+            encoder(torch.zeros(1, 1, 30, 24))
+
+
 def test_background_is_smooth():
     low = ScatteredLightDecoder()(torch.randn(1, 2))
     step = low.diff(dim=-1).abs().max()
