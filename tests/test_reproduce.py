@@ -12,8 +12,10 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+pytest.importorskip("tensorboard")
 
 from fgbg_cuda.vae import DoubleELBOModule, LayeredVAEModule, cell_metrics, reproduce, resume  # noqa: E402
+from fgbg_cuda.vae.reproduce_figures import read_curves  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated", "ignore:.*few samples.*")
 
@@ -87,6 +89,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, no_pictu
     assert not (folder / "result.json").exists()
     again = run(tmp_path / "killed", epochs=3, checkpoint_seconds=0)[0]
     assert {**again, "seconds": 0} == {**whole, "seconds": 0}
+    curves = read_curves(folder / "tensorboard")
+    assert [step for step, _ in curves["val/elbo"]] == [3, 7, 11]  # the ends of all three epochs
     models = [
         torch.load(tmp_path / name / "LayeredVAE" / "X50" / "seed-0" / "model.ckpt", weights_only=True)
         for name in ("whole", "killed")
