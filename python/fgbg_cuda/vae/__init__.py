@@ -11,23 +11,26 @@ try:
 except ImportError as error:
     raise ImportError(f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" ({error})') from error
 
+from .cell_networks import CellsDecoder, CellsEncoder, ScatteredLightDecoder, ScatteredLightEncoder
+from .cells import CellsBatch, CellsUnderDisc
 from .data import BACKGROUNDS, DigitsOnTexture, ImageFolder
-from .models import (
-    BackgroundDecoder,
-    BackgroundEncoder,
-    ForegroundDecoder,
-    ForegroundEncoder,
-    LayeredOutput,
-    LayeredVAE,
-    Separation,
-)
-from .module import LayeredVAEModule, NonFiniteLossError
+from .double_elbo import DoubleELBO, DoubleELBOOutput
+from .models import LayeredOutput, LayeredVAE, Separation
+from .module import DoubleELBOModule, LayeredVAEModule, NonFiniteLossError, SeparationModule
+from .object_networks import BackgroundDecoder, BackgroundEncoder, ForegroundDecoder, ForegroundEncoder
 
 __all__ = [
     "BACKGROUNDS",
     "BackgroundDecoder",
     "BackgroundEncoder",
+    "CellsBatch",
+    "CellsDecoder",
+    "CellsEncoder",
+    "CellsUnderDisc",
     "DigitsOnTexture",
+    "DoubleELBO",
+    "DoubleELBOModule",
+    "DoubleELBOOutput",
     "ForegroundDecoder",
     "ForegroundEncoder",
     "ImageFolder",
@@ -35,5 +38,8 @@ __all__ = [
     "LayeredVAE",
     "LayeredVAEModule",
     "NonFiniteLossError",
+    "ScatteredLightDecoder",
+    "ScatteredLightEncoder",
     "Separation",
+    "SeparationModule",
 ]

@@ -42,9 +42,19 @@ class Batch(NamedTuple):
     """Images and their truth. Training reads ``image`` alone; the rest is for scoring."""
 
     image: Tensor  # [B, 1, H, W] in [0, 1]
-    alpha: Tensor  # [B, 1, H, W] opacity of the digit in [0, 1]; the true mask is alpha > 0.5
+    alpha: Tensor  # [B, 1, H, W] opacity of the digit in [0, 1]
     background: Tensor  # [B, 1, H, W] the texture, also where the digit hides it, noise-free
     tone: Tensor  # [B, 1, 1, 1] gray level of the digit, noise-free
+
+    @property
+    def mask(self) -> Tensor:
+        """The true mask: bool [B, 1, H, W]."""
+        return self.alpha > 0.5
+
+    @property
+    def foreground(self) -> Tensor:
+        """The noise-free foreground, where there is one."""
+        return self.tone
 
 
 @functools.cache  # the digits are a text file: parsing it takes seconds
@@ -151,6 +161,20 @@ class ResumableLoader(DataLoader):
             yield batch
 
 
+def in_memory_loader(images: NamedTuple, batch_size: int, *, shuffle: bool, seed: int) -> DataLoader:
+    """Batches of ``images``, a NamedTuple of tensors, each a NamedTuple of the same type.
+
+    Shuffled: full batches only, in an order fixed by ``seed``, resumable. Else in order, the last one short.
+    """
+    dataset = TensorDataset(*images)
+    # The set lives in memory: one indexing call a batch beats collating single images.
+    options = {"batch_size": None, "collate_fn": lambda parts: type(images)(*parts)}
+    if shuffle:
+        return ResumableLoader(dataset, sampler=ShuffledBatches(len(dataset), batch_size, seed), **options)
+    batches = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
+    return DataLoader(dataset, sampler=batches, **options)
+
+
 class DigitsOnTexture(L.LightningDataModule):
     """Digits over texture crops in three splits that share neither digits nor texture regions.
 
@@ -185,14 +209,8 @@ class DigitsOnTexture(L.LightningDataModule):
                 )
 
     def _loader(self, split: str) -> DataLoader:
-        dataset = TensorDataset(*self.splits[split])
-        # The set lives in memory: one indexing call a batch beats collating 64 single images.
-        options = {"batch_size": None, "collate_fn": lambda b: Batch(*b)}
-        if split == "train":
-            batches = ShuffledBatches(len(dataset), self.hparams.batch_size, self.hparams.seed)
-            return ResumableLoader(dataset, sampler=batches, **options)
-        batches = BatchSampler(SequentialSampler(dataset), self.hparams.batch_size, drop_last=False)
-        return DataLoader(dataset, sampler=batches, **options)
+        h = self.hparams
+        return in_memory_loader(self.splits[split], h.batch_size, shuffle=split == "train", seed=h.seed)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train")
