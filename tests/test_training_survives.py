@@ -316,7 +316,7 @@ def test_non_finite_loss_stops_and_names_the_term(tmp_path, monkeypatch, field, 
     def step(self, batch, batch_idx):
         if self.global_step == 4:
             forward = self.model.forward
-            monkeypatch.setattr(self.model, "forward", lambda x: spoil(self, forward(x), x))
+            monkeypatch.setattr(self.model, "forward", lambda x, **noise: spoil(self, forward(x, **noise), x))
         return training_step(self, batch, batch_idx)
 
     monkeypatch.setattr(LayeredVAEModule, "training_step", step)

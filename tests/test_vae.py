@@ -168,6 +168,17 @@ def test_output_shapes_and_ranges():
     assert not found.composite.requires_grad
 
 
+def test_parts_of_a_batch_get_the_noise_of_the_whole():
+    model = LayeredVAE(width=8)
+    x = torch.rand(6, 1, 32, 32)
+    whole = model(x, seed=5)
+    parts = [model(x[:2], seed=5), model(x[2:], seed=5, first=2)]
+    for name, ours, first, second in zip(whole._fields, whole, *parts, strict=True):
+        torch.testing.assert_close(torch.cat([first, second]), ours, msg=lambda m, n=name: f"{n}: {m}")
+    shifted = model(x[2:], seed=5)  # without the place, another noise
+    assert not torch.allclose(shifted.foreground, whole.foreground[2:])
+
+
 def test_mask_is_the_gradient_of_the_likelihood():
     """d log p(x | z) / d logit = posterior - prior: the mask is the posterior of the model."""
     model = LayeredVAE(width=8).double()

@@ -52,6 +52,11 @@ def coordinates(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(y, x, indexing="ij"))
 
 
+def draw_seed() -> int:
+    """A seed from torch's CPU generator, with room above it for the streams of a model's latents."""
+    return int(torch.randint(2**62, ()))
+
+
 class Attention(nn.Module):
     """One map of weights over pixels, softmax-normalised, from fine and coarse features."""
 
@@ -224,16 +229,33 @@ class LayeredVAE(nn.Module):
         self.register_buffer("fg_scale", torch.full((channels,), fg_scale))
         self.log_bg_scale = nn.Parameter(torch.full((channels,), math.log(0.14)))
 
-    def forward(self, x: Tensor, sample: bool = True) -> LayeredOutput:
-        """Encode and decode x [B, C, H, W], from samples of the latents or from their means."""
-        z_fg, kl_fg = self._latents(self.fg_encoder(x), sample)
-        z_bg, kl_bg = self._latents((self.bg_encoder(x),), sample)
+    def forward(
+        self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0
+    ) -> LayeredOutput:
+        """Encode and decode x [B, C, H, W], from samples of the latents or from their means.
+
+        The noise of an image follows from ``seed`` (default: drawn from torch's generator) and from its
+        place in the batch. If x is a part of a batch, ``first`` is the place of its first image in the whole.
+        """
+        if seed is None:
+            seed = draw_seed()
+        posteriors = self.fg_encoder(x)
+        z_fg, kl_fg = self._latents(posteriors, sample, seed, first)
+        z_bg, kl_bg = self._latents((self.bg_encoder(x),), sample, seed + len(posteriors), first)
         foreground, mask_logits = self.fg_decoder(*z_fg)
         return LayeredOutput(foreground, self.bg_decoder(*z_bg), mask_logits, kl_fg, kl_bg)
 
     @staticmethod
-    def _latents(posteriors: tuple[Gaussian, ...], sample: bool) -> tuple[list[Tensor], Tensor]:
-        pairs = [fgbg_cuda.sample_gaussian(*q, reduction="sample") for q in posteriors]
+    def _latents(
+        posteriors: tuple[Gaussian, ...], sample: bool, seed: int, first: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """A sample or the mean of each posterior, with noise of its own, and the sum of the KLs: [B]."""
+        pairs = [
+            fgbg_cuda.sample_gaussian(
+                mu, logvar, seed=seed + k, offset=first * mu.shape[1:].numel(), reduction="sample"
+            )
+            for k, (mu, logvar) in enumerate(posteriors)
+        ]
         z = [pair[0] if sample else q[0] for pair, q in zip(pairs, posteriors, strict=True)]
         return z, sum(pair[1] for pair in pairs)
 

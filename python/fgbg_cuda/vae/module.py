@@ -9,7 +9,7 @@ from torchmetrics import MeanMetric
 
 from .data import Batch
 from .metrics import background_mse, foreground_mse, mask_dice, mask_iou
-from .models import LayeredOutput, LayeredVAE
+from .models import LayeredOutput, LayeredVAE, Separation, draw_seed
 
 
 class NonFiniteLossError(RuntimeError):
@@ -56,6 +56,10 @@ class LayeredVAEModule(L.LightningModule):
         """The posterior mask of x [B, C, H, W]: [B, 1, H, W]."""
         return self.model.separate(x).mask
 
+    def separate(self, x: Tensor) -> Separation:
+        """The layers of x [B, C, H, W] in [0, 1]."""
+        return self.model.separate(x)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         h = self.hparams
         done = self.global_step / self.trainer.estimated_stepping_batches
@@ -64,7 +68,7 @@ class LayeredVAEModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x = batch.image
-        out = self.model(x)
+        out = self.model(x, **self._noise(x))
         reconstruction = self.model.reconstruction(out, x).mean()
         kl_fg, kl_bg = out.kl_fg.mean(), out.kl_bg.mean()
         steps = self.hparams.kl_warmup * self.trainer.estimated_stepping_batches
@@ -76,7 +80,7 @@ class LayeredVAEModule(L.LightningModule):
                 f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
                 f"{self.current_epoch}: {term}"
             )
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.log_dict(
             {
                 "train/reconstruction": reconstruction,
@@ -84,9 +88,18 @@ class LayeredVAEModule(L.LightningModule):
                 "train/kl_bg": kl_bg,
                 "train/fg_scale": self.model.fg_scale.mean(),
                 "train/bg_scale": self.model.log_bg_scale.exp().mean(),
-            }
+            },
+            sync_dist=True,
         )
         return loss
+
+    def _noise(self, x: Tensor) -> dict[str, int]:
+        """The noise of x [B, C, H, W], this process's part of a batch: that which it has in the whole batch.
+
+        Processes whose generators were seeded alike draw the same seed, and each takes its own piece of
+        that seed's stream. (Seeded apart they have independent noise in any case.)
+        """
+        return {"seed": draw_seed(), "first": self.global_rank * len(x)}
 
     def _non_finite_term(self, out: LayeredOutput, x: Tensor) -> str:
         """Where a non-finite value first shows, in the order in which it would spread."""
@@ -107,7 +120,7 @@ class LayeredVAEModule(L.LightningModule):
 
     def _score(self, batch: Batch) -> None:
         x, alpha, background, tone = batch
-        out = self.model(x)
+        out = self.model(x, **self._noise(x))
         truth = alpha > 0.5
         found = self.model.separate(x)
         scores = {
