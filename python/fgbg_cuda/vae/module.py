@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch import Tensor
@@ -14,6 +16,11 @@ from .models import LayeredOutput, LayeredVAE, Separation, draw_seed
 
 class NonFiniteLossError(RuntimeError):
     """The training loss became NaN or infinite; the message says through which term, and where."""
+
+
+def image_of(batch: Any) -> Tensor:
+    """The images [B, C, H, W] of a batch: itself, or its first field. The others are for scoring."""
+    return batch if isinstance(batch, Tensor) else batch[0]
 
 
 class LayeredVAEModule(L.LightningModule):
@@ -66,8 +73,8 @@ class LayeredVAEModule(L.LightningModule):
         progress = min(1.0, done / h.scale_warmup)
         self.model.fg_scale.fill_(h.fg_scale_start * (h.fg_scale / h.fg_scale_start) ** progress)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        x = batch.image
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = image_of(batch)
         out = self.model(x, **self._noise(x))
         reconstruction = self.model.reconstruction(out, x).mean()
         kl_fg, kl_bg = out.kl_fg.mean(), out.kl_bg.mean()
@@ -118,25 +125,27 @@ class LayeredVAEModule(L.LightningModule):
                 return f"{name} has NaN or infinite values"
         return "the reconstruction overflows, though both layers and the mask are finite"
 
-    def _score(self, batch: Batch) -> None:
-        x, alpha, background, tone = batch
+    def _score(self, batch: Any) -> None:
+        x = image_of(batch)
         out = self.model(x, **self._noise(x))
-        truth = alpha > 0.5
-        found = self.model.separate(x)
-        scores = {
-            "elbo": -(self.model.reconstruction(out, x) + out.kl_fg + out.kl_bg),
-            "iou": mask_iou(found.mask, truth),
-            "dice": mask_dice(found.mask, truth),
-            "fg_mse": foreground_mse(found.foreground, tone, truth),
-            "bg_mse": background_mse(found.background, background),
-        }
+        scores = {"elbo": -(self.model.reconstruction(out, x) + out.kl_fg + out.kl_bg)}
+        truth = getattr(batch, "alpha", getattr(batch, "mask", None))
+        if truth is not None:
+            found = self.model.separate(x)
+            scores |= {"iou": mask_iou(found.mask, truth), "dice": mask_dice(found.mask, truth)}
+        if isinstance(batch, Batch):
+            scores |= {
+                "fg_mse": foreground_mse(found.foreground, batch.tone, truth),
+                "bg_mse": background_mse(found.background, batch.background),
+            }
         for name, value in scores.items():
             self.scores[name].update(value)
 
     def _report(self, stage: str) -> None:
         for name, metric in self.scores.items():
-            self.log(f"{stage}/{name}", metric.compute(), prog_bar=name == "iou")
-            metric.reset()
+            if metric.update_called:
+                self.log(f"{stage}/{name}", metric.compute(), prog_bar=name == "iou")
+                metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._score(batch)
@@ -149,6 +158,14 @@ class LayeredVAEModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes what it takes to separate images with this checkpoint and nothing else."""
+        describe = getattr(self.trainer.datamodule, "describe", dict)
+        checkpoint["separation"] = {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            **describe(),
+        }
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
