@@ -11,7 +11,10 @@ try:
 except ImportError as error:
     raise ImportError(f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" ({error})') from error
 
-from .data import BACKGROUNDS, DigitsOnTexture, ImageFolder
+from .data import BACKGROUNDS, DigitsOnTexture
+from .image_data import ImagesDataModule
+from .images import ImageFolder, open_images
+from .intensity import Intensity
 from .models import (
     BackgroundDecoder,
     BackgroundEncoder,
@@ -31,9 +34,12 @@ __all__ = [
     "ForegroundDecoder",
     "ForegroundEncoder",
     "ImageFolder",
+    "ImagesDataModule",
+    "Intensity",
     "LayeredOutput",
     "LayeredVAE",
     "LayeredVAEModule",
     "NonFiniteLossError",
     "Separation",
+    "open_images",
 ]
