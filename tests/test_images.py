@@ -377,5 +377,5 @@ def test_training_scores_what_the_batches_have(tmp_path, masked):
     assert scores == ({"val/elbo", "val/iou", "val/dice"} if masked else {"val/elbo"})
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     noted = torch.load(tmp_path / "some.ckpt", weights_only=True)["separation"]
-    assert noted["size"] == (32, 32)
+    assert noted["shape"] == (1, 32, 32)
     assert noted["class_path"].endswith(".LayeredVAEModule")

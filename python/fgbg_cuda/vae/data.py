@@ -211,7 +211,7 @@ class DigitsOnTexture(L.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What separating further images needs to know; the module puts it into its checkpoints."""
-        return {"size": (self.hparams.size, self.hparams.size), "intensity_range": None}
+        return {"shape": (1, self.hparams.size, self.hparams.size), "intensity_range": None}
 
     def _loader(self, split: str) -> DataLoader:
         dataset = TensorDataset(*self.splits[split])

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from .data import SPLITS, Batches, ResumableLoader, ShuffledBatches
 from .images import ImageFolder, Images, open_images
 from .intensity import Intensity, IntensityRange, measure
-
-MULTIPLE = 8  # the networks halve the image three times
+from .tiles import MULTIPLE
 
 
 class ImageBatch(NamedTuple):
@@ -110,7 +109,8 @@ class ImagesDataModule(L.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """What separating further images needs to know; the module puts it into its checkpoints."""
         train = self.splits["train"]
-        return {"size": train.size, "intensity_range": train.images.intensity.range}
+        shape = (train.images.shape[0], *train.size)
+        return {"shape": shape, "intensity_range": train.images.intensity.range}
 
     def train_dataloader(self) -> DataLoader:
         count, h = len(self.splits["train"].indices), self.hparams

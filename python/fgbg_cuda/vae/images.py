@@ -61,7 +61,8 @@ class Images(Dataset[Tensor]):
 def open_images(path: str | Path, intensity: Intensity = Intensity()) -> Images:  # noqa: B008  (frozen)
     """The images at ``path``:
 
-    - a folder of PNG, JPEG and TIFF images, in the order of their names, or a single PNG or JPEG;
+    - a folder of PNG, JPEG and TIFF images, in the order of their names, or a single PNG or JPEG (of an
+      RGB PNG of 16 bits the upper 8 are read: a TIFF keeps all);
     - a TIFF stack (.tif, .tiff), T x H x W or T x H x W x 3;
     - an array file (.npy, .npz with one array in it), T x H x W or T x H x W x C. An .npz is read into
       memory as a whole, as its format knows no other way.
@@ -179,7 +180,8 @@ class Stack(Images):
                 f"{path} is an array of {_times(shape)}, expected frames x height x width, "
                 "or frames x height x width x 1 or 3"
             )
-        self.count, height, width, *channels = shape
+        self.count, *self.stored = shape  # a frame is stored as [H, W] or [H, W, C]
+        height, width, *channels = self.stored
         self.shape = (*(channels or [1]), height, width)
 
     def __len__(self) -> int:
