@@ -57,6 +57,13 @@ def draw_seed() -> int:
     return int(torch.randint(2**62, ()))
 
 
+def sample_latent(q: Gaussian, seed: int, first: int) -> tuple[Tensor, Tensor]:
+    """A sample of q, [B, *D], and its KL in nats, [B], for images ``first``, first + 1, ... of a batch."""
+    mu, logvar = q
+    offset = first * mu.shape[1:].numel()
+    return fgbg_cuda.sample_gaussian(mu, logvar, seed=seed, offset=offset, reduction="sample")
+
+
 class Attention(nn.Module):
     """One map of weights over pixels, softmax-normalised, from fine and coarse features."""
 
@@ -237,27 +244,25 @@ class LayeredVAE(nn.Module):
         The noise of an image follows from ``seed`` (default: drawn from torch's generator) and from its
         place in the batch. If x is a part of a batch, ``first`` is the place of its first image in the whole.
         """
-        if seed is None:
-            seed = draw_seed()
-        posteriors = self.fg_encoder(x)
-        z_fg, kl_fg = self._latents(posteriors, sample, seed, first)
-        z_bg, kl_bg = self._latents((self.bg_encoder(x),), sample, seed + len(posteriors), first)
-        foreground, mask_logits = self.fg_decoder(*z_fg)
-        return LayeredOutput(foreground, self.bg_decoder(*z_bg), mask_logits, kl_fg, kl_bg)
+        posteriors = self.encode(x)
+        if not sample:
+            z = [mu for mu, _ in posteriors]
+            kl = [fgbg_cuda.gaussian_kl(*q, reduction="sample") for q in posteriors]
+        else:
+            seed = draw_seed() if seed is None else seed
+            z, kl = zip(*(sample_latent(q, seed + k, first) for k, q in enumerate(posteriors)), strict=True)
+        foreground, mask_logits = self.fg_decoder(*z[:-1])
+        return LayeredOutput(foreground, self.bg_decoder(z[-1]), mask_logits, sum(kl[:-1]), kl[-1])
 
-    @staticmethod
-    def _latents(
-        posteriors: tuple[Gaussian, ...], sample: bool, seed: int, first: int
-    ) -> tuple[list[Tensor], Tensor]:
-        """A sample or the mean of each posterior, with noise of its own, and the sum of the KLs: [B]."""
-        pairs = [
-            fgbg_cuda.sample_gaussian(
-                mu, logvar, seed=seed + k, offset=first * mu.shape[1:].numel(), reduction="sample"
-            )
-            for k, (mu, logvar) in enumerate(posteriors)
-        ]
-        z = [pair[0] if sample else q[0] for pair, q in zip(pairs, posteriors, strict=True)]
-        return z, sum(pair[1] for pair in pairs)
+    def encode(self, x: Tensor) -> tuple[Gaussian, ...]:
+        """The posteriors of x [B, C, H, W]: those of the foreground, then that of the background."""
+        return (*self.fg_encoder(x), self.bg_encoder(x))
+
+    def decode(self, *z: Tensor) -> Separation:
+        """The layers that latents make, one [B, ...] for each posterior; the mask is the prior one."""
+        foreground, mask_logits = self.fg_decoder(*z[:-1])
+        background, mask = self.bg_decoder(z[-1]), torch.sigmoid(mask_logits)
+        return Separation(foreground, background, mask, mask * foreground + (1 - mask) * background)
 
     def reconstruction(self, out: LayeredOutput, x: Tensor) -> Tensor:
         """Negative log-likelihood of x [B, C, H, W] under the two layers, in nats: [B]."""
