@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from .errors import InputError
+
 BACKGROUNDS = ("grass", "brick", "gravel")
 SPLITS = ("train", "val", "test")
 
@@ -113,7 +115,7 @@ class Batches(DistributedSampler):
         several = dist.is_available() and dist.is_initialized()
         world, rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
         if batch_size % world or count < world:
-            raise ValueError(
+            raise InputError(
                 f"{count} images in batches of {batch_size} cannot be shared out among {world} processes: "
                 "batch_size has to be a multiple of their number, with an image for each"
             )

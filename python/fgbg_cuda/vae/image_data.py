@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .data import SPLITS, Batches, ResumableLoader, ShuffledBatches
+from .errors import InputError
 from .images import ImageFolder, Images, open_images
 from .intensity import Intensity, IntensityRange, measure
 from .tiles import MULTIPLE
@@ -93,7 +94,7 @@ class ImagesDataModule(L.LightningDataModule):
         if any(side % MULTIPLE or side < MULTIPLE for side in size) or any(
             side > whole for side, whole in zip(size, images.shape[1:], strict=True)
         ):
-            raise ValueError(
+            raise InputError(
                 f"crop is {h.crop}, but the images in {h.images} are {images.shape[1]} x {images.shape[2]}: "
                 f"expected a multiple of {MULTIPLE} that fits into them (None takes whole images, whose "
                 "sides then have to be such multiples)"
@@ -101,7 +102,7 @@ class ImagesDataModule(L.LightningDataModule):
         movie = not isinstance(images, ImageFolder) if h.movie is None else h.movie
         parts = split(len(images), h.val_fraction, h.test_fraction, movie, h.seed)
         if len(parts["train"]) < h.batch_size:
-            raise ValueError(
+            raise InputError(
                 f"batch_size is {h.batch_size}, but {h.images} has only {len(parts['train'])} training images"
             )
         self.splits = {name: Crops(images, masks, part, size, h.seed) for name, part in parts.items()}
@@ -180,7 +181,7 @@ def split(count: int, val: float, test: float, movie: bool, seed: int) -> dict[s
     """The numbers below ``count`` in three sets, each in ascending order; see :class:`ImagesDataModule`."""
     held_out = [max(1, round(count * fraction)) for fraction in (val, test)]
     if min(val, test) < 0 or val + test >= 1 or sum(held_out) >= count:
-        raise ValueError(
+        raise InputError(
             f"val_fraction is {val:g} and test_fraction {test:g} of {count} images, expected fractions that "
             "leave images to train on"
         )
@@ -195,7 +196,7 @@ class Labels(Intensity):
 
     def to_unit(self, pixels: np.ndarray, where: str) -> np.ndarray:
         if pixels.dtype.kind not in "bui":
-            raise ValueError(
+            raise InputError(
                 f"{where} has values of type {pixels.dtype}, expected a mask of integers or bool"
             )
         return (pixels != 0).any(-1, keepdims=True).astype(np.float32)
@@ -205,18 +206,18 @@ def open_masks(path: str | Path, images: Images) -> Images:
     """The masks of ``images``: see :class:`ImagesDataModule`.
 
     Raises:
-        ValueError: another number or size, or a mask with no image.
+        InputError: another number or size, or a mask with no image.
     """
     masks = open_images(path, Labels())
     if len(masks) != len(images) or masks.shape[1:] != images.shape[1:]:
-        raise ValueError(
+        raise InputError(
             f"{path} has {len(masks)} masks of {masks.shape[1]} x {masks.shape[2]}, "
             f"expected {len(images)} of {images.shape[1]} x {images.shape[2]} as in {images.path}"
         )
     if isinstance(masks, ImageFolder) and isinstance(images, ImageFolder):
         for mask, image in zip(masks.paths, images.paths, strict=True):
             if mask.stem != image.stem:
-                raise ValueError(f"{mask} stands beside {image}, expected a mask of that name")
+                raise InputError(f"{mask} stands beside {image}, expected a mask of that name")
     return masks
 
 

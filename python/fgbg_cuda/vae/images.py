@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .errors import InputError
 from .intensity import Intensity
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -68,7 +69,7 @@ def open_images(path: str | Path, intensity: Intensity = Intensity()) -> Images:
       memory as a whole, as its format knows no other way.
 
     Raises:
-        ValueError: naming the folder or file, what it is, and what is accepted.
+        InputError: naming the folder or file, what it is, and what is accepted.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -79,7 +80,7 @@ def open_images(path: str | Path, intensity: Intensity = Intensity()) -> Images:
             return ArrayStack(path, intensity)
     if path.is_dir() or (path.is_file() and suffix in FILE_SUFFIXES):
         return ImageFolder(path, intensity)
-    raise ValueError(
+    raise InputError(
         f"{path} is not there, expected a folder of images or a file"
         if not path.exists()
         else f"{path} is none of {', '.join(FILE_SUFFIXES + ARRAY_SUFFIXES)}, nor a folder of images"
@@ -104,16 +105,16 @@ class ImageFolder(Images):
                 if path.suffix.lower() in FILE_SUFFIXES and not path.name.startswith(".")
             )
         else:
-            raise ValueError(f"{folder} is not a folder, expected a folder of images")
+            raise InputError(f"{folder} is not a folder, expected a folder of images")
         if not self.paths:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds no image, expected files that end in {', '.join(FILE_SUFFIXES)}"
             )
         self.shape = tuple(self[0].shape)
         for i, path in enumerate(self.paths):
             shape = tuple(self[i].shape)
             if shape != self.shape:
-                raise ValueError(
+                raise InputError(
                     f"{path} is {_size(shape)}, expected {_size(self.shape)} as {self.paths[0].name}: "
                     "the images of a folder have one size and one number of channels"
                 )
@@ -137,7 +138,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """One image as it is stored: [H, W, C], C being 1 or 3.
 
     Raises:
-        ValueError: naming the file, what it is, and what is accepted.
+        InputError: naming the file, what it is, and what is accepted.
     """
     import imageio.v3  # comes with scikit-image, as does tifffile
     import tifffile
@@ -148,13 +149,13 @@ def read_image(path: str | Path) -> np.ndarray:
         else:
             pixels = imageio.v3.imread(path, plugin="pillow")
     except Exception as error:  # each format's reader has exceptions of its own for a damaged file
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be read, expected a whole PNG, JPEG or TIFF image ({type(error).__name__})"
         ) from error
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
-        raise ValueError(
+        raise InputError(
             f"{path} is an array of {_times(pixels.shape)}, expected grayscale (height x width) "
             "or RGB (height x width x 3), without transparency"
         )
@@ -176,7 +177,7 @@ class Stack(Images):
     def __init__(self, path: Path, intensity: Intensity, shape: tuple[int, ...]) -> None:
         self.path, self.intensity = path, intensity
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
-            raise ValueError(
+            raise InputError(
                 f"{path} is an array of {_times(shape)}, expected frames x height x width, "
                 "or frames x height x width x 1 or 3"
             )
@@ -205,11 +206,11 @@ class ArrayStack(Stack):
                     names = archive.files
                     array = archive[names[0]] if len(names) == 1 else None
         except Exception as error:  # a damaged file shows in many ways
-            raise ValueError(
+            raise InputError(
                 f"{path} cannot be read, expected a whole {path.suffix} array file ({type(error).__name__})"
             ) from error
         if array is None:
-            raise ValueError(f"{path} holds {len(names)} arrays ({', '.join(names)}), expected one")
+            raise InputError(f"{path} holds {len(names)} arrays ({', '.join(names)}), expected one")
         super().__init__(path, intensity, array.shape)
         self.array = array
 
@@ -232,11 +233,11 @@ class TiffStack(Stack):
             if len(series) == 1 and first.dataoffset is not None:
                 self.array = tifffile.memmap(path, mode="r")
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} cannot be read, expected a whole TIFF file ({type(error).__name__})"
             ) from error
         if len(kinds) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{path} has images of {len(kinds)} different sizes or types, expected one stack"
             )
         # One series holds a whole movie; pages that were written one by one each make a series of their own.
@@ -244,7 +245,7 @@ class TiffStack(Stack):
         kept = [(axis, size) for axis, size in sizes if axis in "YX" or size > 1]
         axes = "".join(axis for axis, _ in kept).removesuffix("S")
         if not axes.endswith("YX") or len(axes) > 3:
-            raise ValueError(
+            raise InputError(
                 f"{path} has axes {' x '.join(f'{axis}={size}' for axis, size in kept)}, "
                 "expected one series of pages, each grayscale or RGB"
             )
@@ -266,7 +267,7 @@ class TiffStack(Stack):
         try:
             page = (tiff.series[0].pages if len(tiff.series) == 1 else tiff.pages)[i].asarray()
         except Exception as error:
-            raise ValueError(f"{self.name(i)} cannot be read ({type(error).__name__})") from error
+            raise InputError(f"{self.name(i)} cannot be read ({type(error).__name__})") from error
         return _native(self._channels_last(page))
 
     def __getstate__(self) -> dict:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from .errors import InputError
+
 IntensityRange = tuple[float, float] | Literal["auto"] | None
 
 
@@ -28,7 +30,7 @@ class Intensity:
             return
         low, high = self.range
         if not (np.isfinite(self.range).all() and low < high):
-            raise ValueError(f"intensity_range is ({low:g}, {high:g}), expected two numbers, low < high")
+            raise InputError(f"intensity_range is ({low:g}, {high:g}), expected two numbers, low < high")
 
     def bounds(self, dtype: np.dtype) -> tuple[float, float]:
         """The values that become 0 and 1."""
@@ -40,15 +42,15 @@ class Intensity:
         """Pixels (uint8, uint16 or float) as float32 in [0, 1]. ``where`` names them in errors.
 
         Raises:
-            ValueError: another data type, NaN or infinite values, floats outside [0, 1] with no range given.
+            InputError: another data type, NaN or infinite values, floats outside [0, 1] with no range given.
         """
         if pixels.dtype.kind != "f" and pixels.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"{where} has pixels of type {pixels.dtype}, expected uint8, uint16 or float")
+            raise InputError(f"{where} has pixels of type {pixels.dtype}, expected uint8, uint16 or float")
         low, high = self.bounds(pixels.dtype)
         if pixels.dtype.kind == "f":
             least, most = pixels.min(), pixels.max()
             if not np.isfinite([least, most]).all() or (self.range is None and not 0 <= least <= most <= 1):
-                raise ValueError(
+                raise InputError(
                     f"{where} has float values from {least:g} to {most:g}, expected "
                     + ("0 to 1, or an intensity_range" if self.range is None else "finite ones")
                 )
@@ -71,7 +73,7 @@ def measure(frames: list[np.ndarray], pixels: int = 2**22) -> tuple[float, float
     ``pixels`` in all, so that the result is the same each time.
 
     Raises:
-        ValueError: NaN or infinite values, or no two different ones.
+        InputError: NaN or infinite values, or no two different ones.
     """
     step = max(1, int(np.sqrt(sum(frame[..., :1].size for frame in frames) / pixels)))
     values = np.concatenate([np.asarray(frame[::step, ::step], np.float64).ravel() for frame in frames])
@@ -79,7 +81,7 @@ def measure(frames: list[np.ndarray], pixels: int = 2**22) -> tuple[float, float
     if not low < high:  # NaN included
         low, high = values.min(), values.max()
     if not (np.isfinite(values).all() and low < high):
-        raise ValueError(
+        raise InputError(
             f"the images have values from {values.min():g} to {values.max():g}, from which no "
             "intensity_range can be measured"
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .errors import InputError
 from .images import Images, open_images
 from .intensity import Intensity
 from .models import Separation
@@ -33,17 +34,17 @@ def load_separator(checkpoint: str | Path, device: str | torch.device = "cpu") -
     """A module of any class, ready to separate, from a checkpoint alone.
 
     Raises:
-        ValueError: the file is no whole checkpoint, or not one of a module of this package.
+        InputError: the file is no whole checkpoint, or not one of a module of this package.
     """
     try:
         noted = torch.load(checkpoint, map_location="cpu", weights_only=True)["separation"]
     except Exception as error:  # zip, pickle and key errors, each with a text of its own
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} cannot be read, expected a whole checkpoint of fgbg fit ({type(error).__name__})"
         ) from error
     kind = pkgutil.resolve_name(noted["class_path"])
     if not (isinstance(kind, type) and issubclass(kind, L.LightningModule) and hasattr(kind, "separate")):
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} names {noted['class_path']}, which is no module that separates images"
         )
     module = kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
@@ -77,7 +78,7 @@ def separate_images(
 
     Raises:
         FileExistsError: a result is there already, and ``overwrite`` is not set.
-        ValueError: a frame cannot be read.
+        InputError: a frame cannot be read.
     """
     with (
         layer_writer(images, out, overwrite) as writer,
@@ -137,16 +138,16 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         run(options)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         hint = "; --overwrite replaces it" if isinstance(error, FileExistsError) else ""
         parser.exit(1, f"{parser.prog}: {error}{hint}\n")
 
 
 def run(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
-        raise ValueError(f"--batch-size is {options.batch_size}, expected 1 or more")
+        raise InputError(f"--batch-size is {options.batch_size}, expected 1 or more")
     if options.tile is not None and (options.tile < MULTIPLE or options.tile % MULTIPLE):
-        raise ValueError(f"--tile is {options.tile}, expected a multiple of {MULTIPLE}")
+        raise InputError(f"--tile is {options.tile}, expected a multiple of {MULTIPLE}")
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,7 +157,7 @@ def run(options: argparse.Namespace) -> None:
     images = open_images(options.images, intensity)
     if shape is not None and images.shape[0] != shape[0]:
         kinds = {1: "grayscale", 3: "RGB"}
-        raise ValueError(
+        raise InputError(
             f"{options.images} is {kinds[images.shape[0]]}, but the model was trained on {kinds[shape[0]]}"
         )
     size = shape and shape[1:]

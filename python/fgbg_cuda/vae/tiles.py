@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import InputError
 from .models import Separation
 
 MULTIPLE = 8  # the networks halve the image three times
@@ -29,7 +30,7 @@ def separate_tiles(
     """
     frame = x.shape[-2:]
     if min(frame) < MULTIPLE:
-        raise ValueError(f"the images are {frame[0]} x {frame[1]}, expected {MULTIPLE} x {MULTIPLE} at least")
+        raise InputError(f"the images are {frame[0]} x {frame[1]}, expected {MULTIPLE} x {MULTIPLE} at least")
     padded = [math.ceil(side / MULTIPLE) * MULTIPLE for side in frame]
     tile = padded if size is None else [min(sides) for sides in zip(size, padded, strict=True)]
     x = F.pad(x, [0, max(0, tile[1] - frame[1]), 0, max(0, tile[0] - frame[0])], mode="reflect")

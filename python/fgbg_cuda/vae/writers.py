@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import InputError
 from .images import TIFF_SUFFIXES, ArrayStack, ImageFolder, Images, TiffStack
 
 LAYERS = ("foreground", "background", "mask")
@@ -72,7 +73,7 @@ class FolderWriter(Writer):
         self.names = [p.name if p.suffix.lower() in TIFF_SUFFIXES else f"{p.stem}.png" for p in images.paths]
         if len(set(self.names)) < len(self.names):
             twice = next(name for k, name in enumerate(self.names) if name in self.names[:k])
-            raise ValueError(f"two images in {images.path} would both be written as {twice}")
+            raise InputError(f"two images in {images.path} would both be written as {twice}")
         self.targets = [Path(layer, name) for layer in LAYERS for name in self.names]
 
     def write(self, i: int, layers: tuple[np.ndarray, ...]) -> None:
