@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import ActionYesNo
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -62,7 +62,10 @@ class FgbgCLI(LightningCLI):
             "--checkpoint_seconds", type=float, default=60.0, help="the most that a kill can cost"
         )
         parser.add_argument(
-            "--pictures", type=PositiveInt, default=10, help="draw pictures every so many epochs"
+            "--pictures",
+            type=NonNegativeInt,
+            default=10,
+            help="draw pictures every so many epochs and at the end (0: never)",
         )
 
     def before_instantiate_classes(self) -> None:
@@ -105,7 +108,7 @@ class FgbgCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         if self.subcommand != "fit":
-            return super().instantiate_trainer(logger=False, **kwargs)
+            return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
         config, trainer = self.config_init.fit, self.config_init.fit.trainer
         trainer.callbacks = [*(trainer.callbacks or []), *self._callbacks(config)]
         return super().instantiate_trainer(
@@ -117,14 +120,18 @@ class FgbgCLI(LightningCLI):
     @staticmethod
     def _callbacks(config: Any) -> list[Callback]:
         best = {"monitor": config.monitor, "mode": config.monitor_mode}
+        # Its option save_last writes the last one only where that is the best one too.
+        best_and_last = (
+            ModelCheckpoint(config.out, filename="best", enable_version_counter=False, **best),
+            ModelCheckpoint(config.out, filename="last", enable_version_counter=False),
+        )
         callbacks = [
             ResumeState(),
-            ModelCheckpoint(
-                config.out, filename="best", save_last=True, enable_version_counter=False, **best
-            ),
+            *best_and_last,
             ResumeCheckpoint(Path(config.out) / "checkpoints", config.checkpoint_seconds),
-            Pictures(Path(config.out) / "pictures", config.pictures),
         ]
+        if config.pictures:
+            callbacks.append(Pictures(Path(config.out) / "pictures", config.pictures))
         if config.patience is not None:
             callbacks.append(EarlyStopping(patience=config.patience, **best))
         return callbacks

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,17 +19,36 @@ from .models import Separation
 COLUMNS = ("input", "foreground", "background", "mask", "composite", "truth")
 
 
-def _grid(rows: int, columns: int, size: float = 1.3) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(size * columns, size * rows + 0.3), layout="constrained")
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # no display needed, and pyplot's global state left alone
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure
 
 
-def _show(axes: Axes, image: Tensor) -> None:
-    """An image [C, H, W] in [0, 1]."""
-    picture = image.detach().cpu().float().permute(1, 2, 0).clamp(0, 1).numpy()
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_axis_off()
+def _picture(image: Tensor) -> np.ndarray:
+    """An image [C, H, W] in [0, 1] as RGB [H, W, 3]."""
+    return image.detach().cpu().float().expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).numpy()
+
+
+def _montage(cells: list[list[Tensor]], columns: Sequence[str], rows: Sequence[str] = ()) -> Figure:
+    """A table of images of one size, with its headings; drawn as one, as many axes take their time."""
+    gap = 2
+    height, width = cells[0][0].shape[-2:]
+    step = np.array([height + gap, width + gap])
+    table = np.ones((*(step * (len(cells), len(columns)) - gap), 3))
+    for i, j in np.ndindex(len(cells), len(columns)):
+        top, left = step * (i, j)
+        table[top : top + height, left : left + width] = _picture(cells[i][j])
+    side = 1.3  # inches
+    figure = _figure(side * len(columns) + 0.8 * bool(rows), side * len(cells) * height / width + 0.3)
+    axes = figure.subplots()
+    axes.imshow(table, interpolation="nearest")
+    axes.set_xticks(np.arange(len(columns)) * step[1] + width / 2, columns, fontsize=9)
+    axes.set_yticks(np.arange(len(rows)) * step[0] + height / 2, rows, fontsize=7)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
 
 
 def separation_figure(image: Tensor, found: Separation, truth: Tensor | None = None) -> Figure:
@@ -41,12 +59,7 @@ def separation_figure(image: Tensor, found: Separation, truth: Tensor | None = N
     columns = [image, found.foreground * found.mask, found.background, found.mask, found.composite]
     if truth is not None:
         columns.append(truth.float())
-    figure, axes = _grid(len(image), len(columns))
-    for j, (title, column) in enumerate(zip(COLUMNS, columns, strict=False)):
-        axes[0, j].set_title(title, fontsize=9)
-        for i in range(len(image)):
-            _show(axes[i, j], column[i])
-    return figure
+    return _montage([list(row) for row in zip(*columns, strict=True)], COLUMNS[: len(columns)])
 
 
 def save_separation(path: str | Path, image: Tensor, found: Separation, truth: Tensor | None = None) -> None:
@@ -56,25 +69,20 @@ def save_separation(path: str | Path, image: Tensor, found: Separation, truth: T
 
 def overlay_figure(image: Tensor, mask: Tensor, truth: Tensor | None = None, columns: int = 4) -> Figure:
     """The outline of each mask [B, 1, H, W], cut at 0.5, in red over its image; the truth's in green."""
+    columns = min(columns, len(image))
     rows = -(-len(image) // columns)
-    figure, axes = _grid(rows, min(columns, len(image)), size=2.0)
+    figure = _figure(2 * columns, 2 * rows * image.shape[-2] / image.shape[-1])
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for i, ax in enumerate(axes.flat[: len(image)]):
-        _show(ax, image[i])
+        ax.imshow(_picture(image[i]), interpolation="nearest")
         for outline, colour in ((truth, "lime"), (mask, "red")):
             if outline is not None:
                 inside = np.pad(outline[i, 0].detach().cpu().numpy() > 0.5, 1)  # closed at the border
                 if inside.any():
-                    at = np.arange(-1, max(inside.shape) - 1)
-                    ax.contour(
-                        at[: inside.shape[1]],
-                        at[: inside.shape[0]],
-                        inside,
-                        [0.5],
-                        colors=colour,
-                        linewidths=0.8,
-                    )
+                    y, x = (np.arange(side) - 1 for side in inside.shape)
+                    ax.contour(x, y, inside, [0.5], colors=colour, linewidths=0.8)
     return figure
 
 
@@ -99,24 +107,19 @@ def traversal_figure(
         for channel, value in enumerate(kl.reshape(len(kl), -1).sum(1).tolist()):
             nats[group, channel] = value
     chosen = sorted(nats, key=nats.get, reverse=True)[:rows]
-    figure, axes = _grid(len(chosen), len(values))
-    for i, (group, channel) in enumerate(chosen):
-        for j, value in enumerate(values):
-            z = [mu.clone() for mu, _ in posteriors]
-            z[group][:, channel] = value
-            _show(axes[i, j], model.decode(*z).composite[0])
-            if i == 0:
-                axes[i, j].set_title(f"{value:g}", fontsize=9)
-        axes[i, 0].text(
-            0,
-            1,
-            f"z{group}[{channel}] {nats[group, channel]:.1f} nats",
-            fontsize=6,
-            color="red",
-            transform=axes[i, 0].transAxes,
-            verticalalignment="top",
-        )
-    return figure
+    means = [mu for mu, _ in posteriors]
+
+    def with_latent(group: int, channel: int, value: float) -> Tensor:
+        z = [*means]
+        z[group] = means[group].clone()
+        z[group][:, channel] = value
+        return model.decode(*z).composite[0]
+
+    return _montage(
+        [[with_latent(*latent, value) for value in values] for latent in chosen],
+        [f"{value:g}" for value in values],
+        [f"z{group}[{channel}]\n{nats[group, channel]:.1f} nats" for group, channel in chosen],
+    )
 
 
 def curves_figure(log_dir: str | Path) -> Figure | None:
@@ -133,7 +136,9 @@ def curves_figure(log_dir: str | Path) -> Figure | None:
     if not names:
         return None
     columns = min(4, len(names))
-    figure, axes = _grid(-(-len(names) // columns), columns, size=2.4)
+    rows = -(-len(names) // columns)
+    figure = _figure(2.4 * columns, 2.4 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     for ax, name in zip(axes.flat, names, strict=False):

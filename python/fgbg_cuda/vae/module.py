@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from .data import Batch
 from .metrics import background_mse, foreground_mse, mask_dice, mask_iou
-from .models import LayeredOutput, LayeredVAE, Separation, draw_seed
+from .models import LayeredOutput, LayeredVAE, Separation
 
 
 class NonFiniteLossError(RuntimeError):
@@ -56,6 +57,7 @@ class LayeredVAEModule(L.LightningModule):
         self.save_hyperparameters(ignore=["model"])
         self.model = model or LayeredVAE(channels, fg_latents, bg_latents, width, fg_scale)
         self.model = self.model.to(memory_format=torch.channels_last)
+        self.noise_seed = torch.initial_seed()
         names = ("elbo", "iou", "dice", "fg_mse", "bg_mse")
         self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in names})
 
@@ -75,7 +77,7 @@ class LayeredVAEModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = image_of(batch)
-        out = self.model(x, **self._noise(x))
+        out = self.model(x, **self._noise(x, batch_idx))
         reconstruction = self.model.reconstruction(out, x).mean()
         kl_fg, kl_bg = out.kl_fg.mean(), out.kl_bg.mean()
         steps = self.hparams.kl_warmup * self.trainer.estimated_stepping_batches
@@ -100,13 +102,16 @@ class LayeredVAEModule(L.LightningModule):
         )
         return loss
 
-    def _noise(self, x: Tensor) -> dict[str, int]:
-        """The noise of x [B, C, H, W], this process's part of a batch: that which it has in the whole batch.
+    def _noise(self, x: Tensor, batch_idx: int) -> dict[str, int]:
+        """The noise of x [B, C, H, W], this process's part of a batch: its part of the batch's noise.
 
-        Processes whose generators were seeded alike draw the same seed, and each takes its own piece of
-        that seed's stream. (Seeded apart they have independent noise in any case.)
+        It follows from the seed that torch had when the module was made, the epoch and the batch: not from
+        how many processes there are, nor from what else draws random numbers. Validation has the same
+        noise every time.
         """
-        return {"seed": draw_seed(), "first": self.global_rank * len(x)}
+        epoch = 1 + self.current_epoch if self.training else 0
+        (seed,) = np.random.SeedSequence([self.noise_seed, epoch, batch_idx]).generate_state(1, np.uint64)
+        return {"seed": int(seed) >> 2, "first": self.global_rank * len(x)}
 
     def _non_finite_term(self, out: LayeredOutput, x: Tensor) -> str:
         """Where a non-finite value first shows, in the order in which it would spread."""
@@ -125,9 +130,9 @@ class LayeredVAEModule(L.LightningModule):
                 return f"{name} has NaN or infinite values"
         return "the reconstruction overflows, though both layers and the mask are finite"
 
-    def _score(self, batch: Any) -> None:
+    def _score(self, batch: Any, batch_idx: int) -> None:
         x = image_of(batch)
-        out = self.model(x, **self._noise(x))
+        out = self.model(x, **self._noise(x, batch_idx))
         scores = {"elbo": -(self.model.reconstruction(out, x) + out.kl_fg + out.kl_bg)}
         truth = getattr(batch, "alpha", getattr(batch, "mask", None))
         if truth is not None:
@@ -148,13 +153,13 @@ class LayeredVAEModule(L.LightningModule):
                 metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score(batch)
+        self._score(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score(batch)
+        self._score(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
@@ -166,6 +171,10 @@ class LayeredVAEModule(L.LightningModule):
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             **describe(),
         }
+        checkpoint["noise_seed"] = self.noise_seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.noise_seed = checkpoint["noise_seed"]
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
