@@ -84,7 +84,7 @@ class Toy:
 def test_a_traversal_varies_one_latent_at_a_time():
     figure = traversal_figure(Toy(), torch.rand(1, 1, 8, 8), values=(-2, 0, 2))
     table = figure.axes[0].images[0].get_array()[4::10, 4::10, 0]
-    # Sorted by KL: the sure one, the other being at its mean of 0.1; the other, with this one at 0.5; the last.
+    # Sorted by KL: the sure one, the other at its mean of 0.1; the other, with this one at 0.5; the last.
     np.testing.assert_allclose(
         table,
         [
