@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +153,27 @@ def test_a_truncated_stack_is_an_error_not_a_short_movie(tmp_path, options):
 
     with pytest.raises(ValueError, match="cannot be read"):
         read()
+
+
+def test_a_reader_that_is_missing_is_named(tmp_path):
+    if importlib.util.find_spec("imagecodecs"):
+        pytest.skip("imagecodecs is there")
+    header = struct.pack("<2sHI", b"II", 42, 8)
+    tags = [
+        (256, 8),
+        (257, 8),
+        (258, 8),
+        (259, 5),
+        (262, 1),
+        (273, 200),
+        (277, 1),
+        (278, 8),
+        (279, 64),
+    ]  # 5: LZW
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags)
+    (tmp_path / "movie.tif").write_bytes((header + directory + bytes(4)).ljust(264, b"\0"))
+    with pytest.raises(ValueError, match=r"frame 0 of .* cannot be read \(.*imagecodecs"):
+        open_images(tmp_path / "movie.tif")[0]
 
 
 def test_a_truncated_array_is_an_error(tmp_path):

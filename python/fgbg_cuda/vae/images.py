@@ -150,7 +150,7 @@ def read_image(path: str | Path) -> np.ndarray:
             pixels = imageio.v3.imread(path, plugin="pillow")
     except Exception as error:  # each format's reader has exceptions of its own for a damaged file
         raise InputError(
-            f"{path} cannot be read, expected a whole PNG, JPEG or TIFF image ({type(error).__name__})"
+            f"{path} cannot be read, expected a whole PNG, JPEG or TIFF image ({_why(error)})"
         ) from error
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
@@ -160,6 +160,10 @@ def read_image(path: str | Path) -> np.ndarray:
             "or RGB (height x width x 3), without transparency"
         )
     return _native(pixels)
+
+
+def _why(error: Exception) -> str:
+    return " ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def _times(shape: tuple[int, ...]) -> str:
@@ -207,7 +211,7 @@ class ArrayStack(Stack):
                     array = archive[names[0]] if len(names) == 1 else None
         except Exception as error:  # a damaged file shows in many ways
             raise InputError(
-                f"{path} cannot be read, expected a whole {path.suffix} array file ({type(error).__name__})"
+                f"{path} cannot be read, expected a whole {path.suffix} array file ({_why(error)})"
             ) from error
         if array is None:
             raise InputError(f"{path} holds {len(names)} arrays ({', '.join(names)}), expected one")
@@ -233,9 +237,7 @@ class TiffStack(Stack):
             if len(series) == 1 and first.dataoffset is not None:
                 self.array = tifffile.memmap(path, mode="r")
         except Exception as error:
-            raise InputError(
-                f"{path} cannot be read, expected a whole TIFF file ({type(error).__name__})"
-            ) from error
+            raise InputError(f"{path} cannot be read, expected a whole TIFF file ({_why(error)})") from error
         if len(kinds) > 1:
             raise InputError(
                 f"{path} has images of {len(kinds)} different sizes or types, expected one stack"
@@ -267,7 +269,7 @@ class TiffStack(Stack):
         try:
             page = (tiff.series[0].pages if len(tiff.series) == 1 else tiff.pages)[i].asarray()
         except Exception as error:
-            raise InputError(f"{self.name(i)} cannot be read ({type(error).__name__})") from error
+            raise InputError(f"{self.name(i)} cannot be read ({_why(error)})") from error
         return _native(self._channels_last(page))
 
     def __getstate__(self) -> dict:
