@@ -149,12 +149,12 @@ class ForegroundDecoder(nn.Module):
 
 
 class BackgroundEncoder(nn.Module):
-    """q(z_bg | x): x [B, C, H, W] -> (mu, logvar), each [B, latents, H/8, W/8]."""
+    """q(z_bg | x): x [B, C, H, W] -> (mu, logvar), each [B, latents, H/cell, W/cell]; see the decoder."""
 
-    def __init__(self, channels: int = 1, latents: int = 2) -> None:
+    def __init__(self, channels: int = 1, latents: int = 2, cell: int = 8) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.AvgPool2d(2),  # it has no use for detail that its decoder cannot draw
+            nn.AvgPool2d(cell // 4),  # it has no use for detail that its decoder cannot draw
             conv(channels, 16),
             nn.Conv2d(16, 32, 4, stride=2, padding=1),
             nn.SiLU(),
@@ -169,18 +169,22 @@ class BackgroundEncoder(nn.Module):
 
 
 class BackgroundDecoder(nn.Module):
-    """p(background | z_bg): drawn at 1/8 of the resolution and interpolated, so strokes do not fit.
+    """p(background | z_bg): drawn at 1/cell of the resolution and interpolated, so objects do not fit.
 
-    z_bg [B, latents, H/8, W/8] -> [B, C, H, W].
+    z_bg [B, latents, H/cell, W/cell] -> [B, C, H, W]. ``cell``, 8, 16 or 32 pixels, is to be larger than what
+    is not to fit: a stroke with the default of 8, a whole cell nucleus of 25 pixels with 32.
     """
 
-    def __init__(self, channels: int = 1, latents: int = 2) -> None:
+    def __init__(self, channels: int = 1, latents: int = 2, cell: int = 8) -> None:
         super().__init__()
+        if cell not in (8, 16, 32):
+            raise ValueError(f"bg_cell is {cell}, expected 8, 16 or 32")
+        self.cell = cell
         self.net = nn.Sequential(conv(latents, 16), nn.Conv2d(16, channels, 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:
         low = self.net(z)
-        return torch.sigmoid(F.interpolate(low, scale_factor=8, mode="bilinear"))
+        return torch.sigmoid(F.interpolate(low, scale_factor=self.cell, mode="bilinear"))
 
 
 class LayeredVAE(nn.Module):
@@ -208,8 +212,9 @@ class LayeredVAE(nn.Module):
 
     Args:
         channels: C of the images.
-        fg_latents, bg_latents: latent channels per cell of the H/8 x W/8 grids.
+        fg_latents, bg_latents: latent channels per cell of the H/8 x W/8 and H/bg_cell x W/bg_cell grids.
         width: channels of the default foreground networks.
+        bg_cell: pixels to a cell of the background, see :class:`BackgroundDecoder`; H, W are multiples of it.
         fg_scale: standard deviation of a foreground pixel: sensor noise plus edge pixels.
         fg_encoder, fg_decoder, bg_encoder, bg_decoder: your own networks, with the signatures of
             the classes in this file (the foreground encoder may return any number of Gaussians;
@@ -223,6 +228,7 @@ class LayeredVAE(nn.Module):
         bg_latents: int = 2,
         width: int = 32,
         fg_scale: float = 0.035,
+        bg_cell: int = 8,
         fg_encoder: nn.Module | None = None,
         fg_decoder: nn.Module | None = None,
         bg_encoder: nn.Module | None = None,
@@ -231,8 +237,8 @@ class LayeredVAE(nn.Module):
         super().__init__()
         self.fg_encoder = fg_encoder or ForegroundEncoder(channels, fg_latents, width)
         self.fg_decoder = fg_decoder or ForegroundDecoder(channels, fg_latents, width)
-        self.bg_encoder = bg_encoder or BackgroundEncoder(channels, bg_latents)
-        self.bg_decoder = bg_decoder or BackgroundDecoder(channels, bg_latents)
+        self.bg_encoder = bg_encoder or BackgroundEncoder(channels, bg_latents, bg_cell)
+        self.bg_decoder = bg_decoder or BackgroundDecoder(channels, bg_latents, bg_cell)
         self.register_buffer("fg_scale", torch.full((channels,), fg_scale))
         self.log_bg_scale = nn.Parameter(torch.full((channels,), math.log(0.14)))
 

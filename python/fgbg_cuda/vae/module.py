@@ -32,7 +32,7 @@ class LayeredVAEModule(L.LightningModule):
     ``fg_scale`` (a tight scale from the start leaves no gradient towards the right tone).
 
     Args:
-        channels, fg_latents, bg_latents, width, fg_scale: as in :class:`LayeredVAE`.
+        channels, fg_latents, bg_latents, width, fg_scale, bg_cell: as in :class:`LayeredVAE`.
         fg_scale_start: the foreground scale of the first step.
         lr: peak of the one-cycle learning rate (Adam).
         kl_warmup, scale_warmup: their lengths, as fractions of the training.
@@ -51,11 +51,12 @@ class LayeredVAEModule(L.LightningModule):
         lr: float = 2e-3,
         kl_warmup: float = 0.2,
         scale_warmup: float = 0.5,
+        bg_cell: int = 8,
         model: LayeredVAE | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
-        self.model = model or LayeredVAE(channels, fg_latents, bg_latents, width, fg_scale)
+        self.model = model or LayeredVAE(channels, fg_latents, bg_latents, width, fg_scale, bg_cell)
         self.model = self.model.to(memory_format=torch.channels_last)
         self.noise_seed = torch.initial_seed()
         names = ("elbo", "iou", "dice", "fg_mse", "bg_mse")
