@@ -143,6 +143,7 @@ def curves_figure(log_dir: str | Path) -> Figure | None:
         ax.set_axis_off()
     for ax, name in zip(axes.flat, names, strict=False):
         ax.set_title(name, fontsize=9)
+        ax.set_xlabel("step", fontsize=7)
         ax.tick_params(labelsize=7)
         for tag in (tag for tag in tags if tag.endswith("/" + name)):
             scalars = events.Scalars(tag)

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from .figures import curves_figure, overlay_figure, separation_figure, traversal_figure
+from .module import image_of
 
 
 class Pictures(Callback):
-    """Draws the first images of the validation set, into ``folder`` and into TensorBoard if that logs.
+    """Draws images of the first validation batch, into ``folder`` and into TensorBoard if that logs.
 
     Written are ``separation.png`` (the layers), ``overlay.png`` (outlines of the masks), ``traversal.png``
     (what each latent does; for models that have ``encode`` and ``decode``) and ``curves.png`` (losses and
@@ -41,9 +43,11 @@ class Pictures(Callback):
         due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
         if batch_idx > 0 or not due or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        image = (batch if not isinstance(batch, tuple) else batch[0])[: self.rows]
+        image = image_of(batch)
+        chosen = torch.linspace(0, len(image) - 1, min(self.rows, len(image))).round().long()
+        image = image[chosen]
         truth = getattr(batch, "mask", getattr(batch, "alpha", None))
-        truth = None if truth is None else truth[: self.rows] > 0.5
+        truth = None if truth is None else truth[chosen] > 0.5
         found = module.separate(image)
         self._write(trainer, "separation", separation_figure(image, found, truth))
         self._write(trainer, "overlay", overlay_figure(image, found.mask, truth))
