@@ -5,12 +5,7 @@ This subpackage needs the extras (``pip install "fgbg_cuda[demo]"``); the ops th
 
 from __future__ import annotations
 
-try:
-    import lightning  # noqa: F401
-    import torchmetrics  # noqa: F401
-except ImportError as error:
-    raise ImportError(f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" ({error})') from error
-
+from . import _extras  # noqa: F401  (first: it says what is not installed)
 from .data import BACKGROUNDS, DigitsOnTexture
 from .image_data import ImagesDataModule
 from .images import ImageFolder, open_images
