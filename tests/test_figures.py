@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fgbg_cuda.vae import LayeredVAE, LayeredVAEModule, Separation  # noqa: E402
 from fgbg_cuda.vae.figures import curves_figure, overlay_figure, separation_figure, traversal_figure  # noqa: E402
+from fgbg_cuda.vae.models import Latent, LayeredOutput  # noqa: E402
 from fgbg_cuda.vae.pictures import Pictures  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
@@ -72,13 +73,13 @@ def test_outlines_are_red_and_the_truth_green():
 class Toy:
     """Two latents that shift the gray level, of which the second is sure, and one that does nothing."""
 
-    def encode(self, x):
-        mu = torch.tensor([[0.1, 0.5]])
-        return (mu, torch.tensor([[0.0, -4.0]])), (torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+    def __call__(self, x, sample):
+        mu, unused = torch.tensor([[0.1, 0.5]]), torch.zeros(1, 1, 4, 4)
+        z_fg, z_bg = Latent(mu, mu, torch.tensor([[0.0, -4.0]])), Latent(unused, unused, unused)
+        return LayeredOutput(*5 * (None,), (z_fg,), (z_bg,))
 
     def decode(self, z, unused):
-        image = (0.5 + z @ torch.tensor([[0.1], [0.05]])).view(1, 1, 1, 1).expand(1, 1, 8, 8)
-        return Separation(image, image, image, image)
+        return (0.5 + z @ torch.tensor([[0.1], [0.05]])).view(1, 1, 1, 1).expand(1, 1, 8, 8)
 
 
 def test_a_traversal_varies_one_latent_at_a_time():
@@ -102,14 +103,15 @@ def test_a_traversal_varies_one_latent_at_a_time():
 def test_a_traversal_through_the_means_is_the_reconstruction():
     model = LayeredVAE(width=8)
     x = torch.rand(1, 1, 32, 32)
-    posteriors = model.encode(x)
+    out = model(x, sample=False)
+    means = [latent.mu for latent in (*out.z_fg, *out.z_bg)]
     group, channel = 1, 0  # of the tone
-    value = posteriors[group][0][0, channel].item()
+    value = means[group][0, channel].item()
     figure = traversal_figure(model, x, values=(value,), rows=100)
     names = [label.get_text().split("\n")[0] for label in figure.axes[0].get_yticklabels()]
     row = names.index(f"z{group}[{channel}]")
     table = figure.axes[0].images[0].get_array()[34 * row : 34 * row + 32, :, 0]
-    expected = model.decode(*(mu for mu, _ in posteriors)).composite[0, 0]
+    expected = model.decode(*means)[0, 0]
     np.testing.assert_allclose(table, expected.detach().numpy(), rtol=1e-5)
 
 

@@ -38,9 +38,19 @@ class Batch(NamedTuple):
     """Images and their truth. Training reads ``image`` alone; the rest is for scoring."""
 
     image: Tensor  # [B, 1, H, W] in [0, 1]
-    alpha: Tensor  # [B, 1, H, W] opacity of the digit in [0, 1]; the true mask is alpha > 0.5
+    alpha: Tensor  # [B, 1, H, W] opacity of the digit in [0, 1]
     background: Tensor  # [B, 1, H, W] the texture, also where the digit hides it, noise-free
     tone: Tensor  # [B, 1, 1, 1] gray level of the digit, noise-free
+
+    @property
+    def mask(self) -> Tensor:
+        """The true mask: bool [B, 1, H, W]."""
+        return self.alpha > 0.5
+
+    @property
+    def foreground(self) -> Tensor:
+        """The noise-free foreground, where there is one."""
+        return self.tone
 
 
 @functools.cache  # the digits are a text file: parsing it takes seconds
@@ -178,6 +188,19 @@ class ResumableLoader(DataLoader):
             yield batch
 
 
+def in_memory_loader(images: NamedTuple, batch_size: int, *, shuffle: bool, seed: int) -> DataLoader:
+    """Batches of ``images``, a NamedTuple of tensors, each a NamedTuple of the same type.
+
+    Shuffled: full batches only, in an order fixed by ``seed``, resumable. Else in order, the last one short.
+    """
+    dataset = TensorDataset(*images)
+    # The set lives in memory: one indexing call a batch beats collating single images.
+    options = {"batch_size": None, "collate_fn": lambda parts: type(images)(*parts)}
+    if shuffle:
+        return ResumableLoader(dataset, sampler=ShuffledBatches(len(dataset), batch_size, seed), **options)
+    return DataLoader(dataset, sampler=Batches(len(dataset), batch_size), **options)
+
+
 class DigitsOnTexture(L.LightningDataModule):
     """Digits over texture crops in three splits that share neither digits nor texture regions.
 
@@ -216,13 +239,8 @@ class DigitsOnTexture(L.LightningDataModule):
         return {"shape": (1, self.hparams.size, self.hparams.size), "intensity_range": None}
 
     def _loader(self, split: str) -> DataLoader:
-        dataset = TensorDataset(*self.splits[split])
-        # The set lives in memory: one indexing call a batch beats collating 64 single images.
-        options = {"batch_size": None, "collate_fn": lambda b: Batch(*b)}
-        if split == "train":
-            batches = ShuffledBatches(len(dataset), self.hparams.batch_size, self.hparams.seed)
-            return ResumableLoader(dataset, sampler=batches, **options)
-        return DataLoader(dataset, sampler=Batches(len(dataset), self.hparams.batch_size), **options)
+        h = self.hparams
+        return in_memory_loader(self.splits[split], h.batch_size, shuffle=split == "train", seed=h.seed)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train")

@@ -97,23 +97,24 @@ def traversal_figure(
     the largest KL for this image: a latent whose KL is 0 is not in use.
 
     Args:
-        model: with ``encode(x)``, the (mu, logvar) of each group of latents, and ``decode(*z)``.
+        model: with ``forward`` and ``decode`` as those of :class:`LayeredVAE`.
         image: [1, C, H, W].
     """
-    posteriors = model.encode(image)
+    out = model(image, sample=False)
+    latents = (*out.z_fg, *out.z_bg)
     nats = {}  # of each channel
-    for group, (mu, logvar) in enumerate(posteriors):
+    for group, (_, mu, logvar) in enumerate(latents):
         kl = fgbg_cuda.gaussian_kl(mu, logvar, reduction="none")[0]
         for channel, value in enumerate(kl.reshape(len(kl), -1).sum(1).tolist()):
             nats[group, channel] = value
     chosen = sorted(nats, key=nats.get, reverse=True)[:rows]
-    means = [mu for mu, _ in posteriors]
+    means = [latent.mu for latent in latents]
 
     def with_latent(group: int, channel: int, value: float) -> Tensor:
         z = [*means]
         z[group] = means[group].clone()
         z[group][:, channel] = value
-        return model.decode(*z).composite[0]
+        return model.decode(*z)[0]
 
     return _montage(
         [[with_latent(*latent, value) for value in values] for latent in chosen],

@@ -1,4 +1,4 @@
-"""The layered VAE: one flat-toned object of limited extent in front of a smooth background."""
+"""The layered VAE: a foreground and a background, each with latents of its own, in one image."""
 
 from __future__ import annotations
 
@@ -11,45 +11,25 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-Gaussian = tuple[Tensor, Tensor]  # (mu, logvar) of a diagonal Gaussian
+from .object_networks import (
+    BackgroundDecoder,
+    BackgroundEncoder,
+    ForegroundDecoder,
+    ForegroundEncoder,
+    Gaussian,
+)
+
+COMPOSITIONS = ("mixture", "masked", "blended")
+LIKELIHOODS = ("gaussian", "laplace", "bernoulli")
+DARK = 0.1  # no lower: the darkest pixels are where the decoder overshoots, beside a bright object
 
 
-class LayeredOutput(NamedTuple):
-    """What the decoders say about a batch, and what the latents cost (nats per image)."""
+class Latent(NamedTuple):
+    """A sample of q(z | x), or its mean, and the diagonal Gaussian that it comes from: all [B, ...]."""
 
-    foreground: Tensor  # [B, C, H, W] mean of the foreground layer
-    background: Tensor  # [B, C, H, W] mean of the background layer
-    mask_logits: Tensor  # [B, 1, H, W] prior log-odds, given the latents, that the object is here
-    kl_fg: Tensor  # [B]
-    kl_bg: Tensor  # [B]
-
-
-class Separation(NamedTuple):
-    """The layers found in a batch of images, all [B, C or 1, H, W]."""
-
-    foreground: Tensor
-    background: Tensor
-    mask: Tensor  # posterior probability that the pixel shows the foreground
-    composite: Tensor  # mask * foreground + (1 - mask) * background
-
-
-def conv(inputs: int, outputs: int) -> nn.Sequential:
-    """3x3 convolution, GroupNorm, SiLU; keeps the size."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.SiLU())
-
-
-def halve(inputs: int, outputs: int) -> nn.Sequential:
-    """4x4 convolution with stride 2, GroupNorm, SiLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.GroupNorm(4, outputs), nn.SiLU()
-    )
-
-
-def coordinates(height: int, width: int, like: Tensor) -> Tensor:
-    """Pixel centres (y, x) in units of half the image side: [2, height, width] in (-1, 1)."""
-    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height * 2 - 1
-    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width * 2 - 1
-    return torch.stack(torch.meshgrid(y, x, indexing="ij"))
+    z: Tensor
+    mu: Tensor
+    logvar: Tensor
 
 
 def draw_seed() -> int:
@@ -57,134 +37,38 @@ def draw_seed() -> int:
     return int(torch.randint(2**62, ()))
 
 
-def sample_latent(q: Gaussian, seed: int, first: int) -> tuple[Tensor, Tensor]:
-    """A sample of q, [B, *D], and its KL in nats, [B], for images ``first``, first + 1, ... of a batch."""
-    mu, logvar = q
+def draw_latent(mu: Tensor, logvar: Tensor, seed: int | None, first: int) -> tuple[Latent, Tensor]:
+    """A sample of q(z | x), or its mean if ``seed`` is None, and the KL to N(0, 1) in nats, [B].
+
+    The batch may be a part of a larger one: its images get the noise that they have in the whole, where
+    ``first`` is the place of the first of them.
+    """
+    if seed is None:
+        return Latent(mu, mu, logvar), fgbg_cuda.gaussian_kl(mu, logvar, reduction="sample")
     offset = first * mu.shape[1:].numel()
-    return fgbg_cuda.sample_gaussian(mu, logvar, seed=seed, offset=offset, reduction="sample")
+    z, kl = fgbg_cuda.sample_gaussian(mu, logvar, seed=seed, offset=offset, reduction="sample")
+    return Latent(z, mu, logvar), kl
 
 
-class Attention(nn.Module):
-    """One map of weights over pixels, softmax-normalised, from fine and coarse features."""
+class LayeredOutput(NamedTuple):
+    """What the decoders say about a batch, and what the latents cost (nats per image)."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.coarse = nn.Conv2d(2 * width, width, 1)
-        self.score = nn.Sequential(conv(width, 16), nn.Conv2d(16, 1, 1))
-
-    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:  # -> [B, 1, h * w]
-        lifted = F.interpolate(self.coarse(coarse), size=fine.shape[-2:])
-        return self.score(fine + lifted).flatten(2).softmax(-1)
-
-
-class ForegroundEncoder(nn.Module):
-    """q(shape, tone, centre | x): three diagonal Gaussians from one convolutional trunk.
-
-    ``forward(x)`` with x [B, C, H, W] (H, W multiples of 8) returns (mu, logvar) pairs
-    ``shape`` [B, latents, H/8, W/8], ``tone`` [B, 2] and ``centre`` [B, 2].
-    """
-
-    def __init__(self, channels: int = 1, latents: int = 8, width: int = 32) -> None:
-        super().__init__()
-        self.fine = nn.Sequential(nn.PixelUnshuffle(2), conv(4 * channels, width), conv(width, width))
-        self.coarse = nn.Sequential(
-            halve(width, 2 * width),
-            conv(2 * width, 2 * width),
-            halve(2 * width, 2 * width),
-            conv(2 * width, 2 * width),
-        )
-        self.shape = nn.Conv2d(2 * width, 2 * latents, 1)
-        self.tone_attention = Attention(width)
-        self.tone = nn.Linear(width + 4 * channels, 4)
-        self.centre_attention = Attention(width)
-        self.centre_logvar = nn.Parameter(torch.full((1, 2), -6.0))
-
-    def forward(self, x: Tensor) -> tuple[Gaussian, Gaussian, Gaussian]:
-        fine = self.fine(x)
-        coarse = self.coarse(fine)
-        mu, logvar = self.shape(coarse).chunk(2, dim=1)
-        # The pixels themselves go along with the features: GroupNorm has taken the absolute gray
-        # level out of the features, and the tone is just that.
-        pixels = 4 * F.pixel_unshuffle(x - 0.5, 2)
-        weights = self.tone_attention(fine, coarse)
-        pooled = (torch.cat([fine, pixels], dim=1).flatten(2) * weights).sum(-1)
-        tone = self.tone(pooled).chunk(2, dim=1)
-        weights = self.centre_attention(fine, coarse)[:, 0]
-        centre = weights @ coordinates(*fine.shape[-2:], like=x).flatten(1).t()
-        # Bounded, so that the first steps cannot overflow exp(logvar).
-        return (
-            (mu, logvar.clamp(-8, 4)),
-            tone,
-            (centre, self.centre_logvar.expand_as(centre)),
-        )
+    foreground: Tensor  # [B, C, H, W] what a pixel of the foreground shows: a mean, or logits if Bernoulli
+    background: Tensor  # [B, C, H, W] the same of the background
+    mask_logits: Tensor  # [B, 1, H, W] log-odds, given the latents, that the foreground is here
+    kl_fg: Tensor  # [B]
+    kl_bg: Tensor  # [B]
+    z_fg: tuple[Latent, ...]
+    z_bg: tuple[Latent, ...]
 
 
-class ForegroundDecoder(nn.Module):
-    """p(mask, foreground | shape, tone, centre): an object of one tone inside a round window.
+class Separation(NamedTuple):
+    """The layers found in a batch of images, all [B, C or 1, H, W]."""
 
-    The mask's log-odds are those of a convolutional decoder minus 4 (d / extent)^4, d being the
-    distance from the centre: the object is compact, while its position stays free.
-    """
-
-    def __init__(self, channels: int = 1, latents: int = 8, width: int = 32, extent: float = 0.65) -> None:
-        super().__init__()
-        self.extent = extent  # radius of the window, in units of half the image side
-        self.low = nn.Sequential(conv(latents, 2 * width), conv(2 * width, 2 * width))
-        self.mid = conv(2 * width, width)
-        self.high = nn.Sequential(nn.Conv2d(width, 4, 3, padding=1), nn.PixelShuffle(2))
-        self.tone = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, channels))
-        # Where training starts decides which layer is which: a small object, brighter than the
-        # scene. Started at mid-gray, the flat tone settles on the most common gray of the texture.
-        nn.init.constant_(self.high[0].bias, -3.0)
-        nn.init.constant_(self.tone[-1].bias, 1.7)
-
-    def forward(self, shape: Tensor, tone: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        h = F.interpolate(self.low(shape), scale_factor=2)
-        logits = self.high(F.interpolate(self.mid(h), scale_factor=2))
-        grid = coordinates(*logits.shape[-2:], like=logits)
-        distance2 = (grid - centre[:, :, None, None]).square().sum(1, keepdim=True)
-        logits = logits - 4 * (distance2 / self.extent**2).square()
-        flat = torch.sigmoid(self.tone(tone))[:, :, None, None]
-        return flat.expand(-1, -1, *logits.shape[-2:]), logits
-
-
-class BackgroundEncoder(nn.Module):
-    """q(z_bg | x): x [B, C, H, W] -> (mu, logvar), each [B, latents, H/cell, W/cell]; see the decoder."""
-
-    def __init__(self, channels: int = 1, latents: int = 2, cell: int = 8) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.AvgPool2d(cell // 4),  # it has no use for detail that its decoder cannot draw
-            conv(channels, 16),
-            nn.Conv2d(16, 32, 4, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 32, 4, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 2 * latents, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor) -> Gaussian:
-        mu, logvar = self.net(x).chunk(2, dim=1)
-        return mu, logvar
-
-
-class BackgroundDecoder(nn.Module):
-    """p(background | z_bg): drawn at 1/cell of the resolution and interpolated, so objects do not fit.
-
-    z_bg [B, latents, H/cell, W/cell] -> [B, C, H, W]. ``cell``, 8, 16 or 32 pixels, is to be larger than what
-    is not to fit: a stroke with the default of 8, a whole cell nucleus of 25 pixels with 32.
-    """
-
-    def __init__(self, channels: int = 1, latents: int = 2, cell: int = 8) -> None:
-        super().__init__()
-        if cell not in (8, 16, 32):
-            raise ValueError(f"bg_cell is {cell}, expected 8, 16 or 32")
-        self.cell = cell
-        self.net = nn.Sequential(conv(latents, 16), nn.Conv2d(16, channels, 3, padding=1))
-
-    def forward(self, z: Tensor) -> Tensor:
-        low = self.net(z)
-        return torch.sigmoid(F.interpolate(low, scale_factor=self.cell, mode="bilinear"))
+    foreground: Tensor  # what it shows; if additive, the image that it makes by itself
+    background: Tensor
+    mask: Tensor  # posterior probability that the pixel shows the foreground
+    composite: Tensor  # the image that the layers make
 
 
 class LayeredVAE(nn.Module):
@@ -192,33 +76,48 @@ class LayeredVAE(nn.Module):
 
     Generative model, with every latent a priori N(0, 1):
 
-    - ``z_fg`` = (shape, tone, centre): shape and centre give the log-odds ``l`` of a mask, tone the
-      gray level(s) of the object, one for the whole object;
-    - ``z_bg``: a smooth background ``bg``;
-    - each pixel i belongs to the object, m_i ~ Bernoulli(sigmoid(l_i)), and shows
-      x_i ~ N(fg, fg_scale^2) where m_i = 1, x_i ~ N(bg_i, bg_scale^2) where m_i = 0.
+    - ``z_fg``, decoded to the log-odds ``l`` of a mask and to what a foreground pixel shows, ``fg``;
+    - ``z_bg``, decoded to what a background pixel shows, ``bg``;
+    - an image x, made of the two by the ``composition``. With p(x | fg) the pixel likelihood and
+      :math:`\sigma` the sigmoid:
 
-    What tells the layers apart: the object is flat in tone (``fg_scale`` is small and fixed),
-    compact and cheap to describe; the background is anything, coarsely drawn (``bg_scale`` is
-    learned and takes up the texture). The masks m are summed out exactly, so the negative ELBO is
+      - ``"mixture"``: each pixel i belongs to the foreground, m_i ~ Bernoulli(sigmoid(l_i)), or not, and the
+        masks are summed out exactly: :math:`\sum_i \log(\sigma(l_i) p(x_i|fg_i) + \sigma(-l_i) p(x_i|bg_i))`.
+        (A factorised q(m | x) with a Bernoulli KL against sigmoid(l) has this sum as its optimum, reached
+        at the exact posterior, which :meth:`separate` returns as the mask.)
+      - ``"masked"``: the masks are latents with q(m_i | z) = Bernoulli(sigmoid(l_i)):
+        :math:`\sum_i \sigma(l_i) \log p(x_i|fg_i) + \sigma(-l_i) \log p(x_i|bg_i)` minus
+        KL(q(m) || Bernoulli(``mask_prior``)).
+      - ``"blended"``: :math:`\log p(x | \sigma(l) fg + \sigma(-l) bg)`, the mask being an opacity.
 
-    .. math::
-        -\sum_i \log\big(\sigma(l_i) N(x_i; fg, s_{fg}^2) + \sigma(-l_i) N(x_i; bg_i, s_{bg}^2)\big)
-        + KL(q(z_{fg}|x) \| N(0,1)) + KL(q(z_{bg}|x) \| N(0,1))
-
-    in nats per image, the sums over pixels and latents. (A factorised q(m | x) with a Bernoulli KL
-    against sigmoid(l) has this sum as its optimum, reached at the exact posterior, which
-    :meth:`separate` returns as the mask.)
+    The negative ELBO, in nats per image, is minus that plus KL(q(z_fg|x) || N(0,1)) +
+    KL(q(z_bg|x) || N(0,1)). What tells the layers apart are the networks. The default ones are for an object
+    that is flat in tone (``fg_scale`` is small and fixed), compact and cheap to describe, while the
+    background is anything, coarsely drawn (``bg_scale`` is learned and takes up the texture).
 
     Args:
         channels: C of the images.
-        fg_latents, bg_latents: latent channels per cell of the H/8 x W/8 and H/bg_cell x W/bg_cell grids.
+        fg_latents, bg_latents: latent channels per cell of the H/8 x W/8 and H/bg_cell x W/bg_cell grids of
+            the default networks.
         width: channels of the default foreground networks.
         bg_cell: pixels to a cell of the background, see :class:`BackgroundDecoder`; H, W are multiples of it.
-        fg_scale: standard deviation of a foreground pixel: sensor noise plus edge pixels.
+        fg_scale: standard deviation (Laplace: diversity) of a foreground pixel: sensor noise plus edge
+            pixels.
+        composition: "mixture", "masked" or "blended".
+        likelihood: of a pixel: "gaussian", "laplace", or "bernoulli", for which the decoders give logits and
+            there are no scales.
+        additive: the foreground adds to the background (fluorescence does) in place of hiding it: the
+            decoder's foreground is what it adds, to the mean or to the logits.
+        explain_away: the foreground encoder sees not x but what the background leaves unexplained,
+            (x - E[x | bg]) / std[x | bg], so that z_fg need not carry what z_bg does.
+        mask_prior: prior probability of the foreground; "masked" needs one; "blended" may have one, which
+            then is a penalty (still a bound, less tight).
         fg_encoder, fg_decoder, bg_encoder, bg_decoder: your own networks, with the signatures of
-            the classes in this file (the foreground encoder may return any number of Gaussians;
-            the decoder gets one sample of each).
+            the classes in object_networks.py and cell_networks.py (the foreground encoder may return any
+            number of Gaussians; the decoder gets one sample of each).
+
+    Raises:
+        ValueError: naming the option, what it got, and what it takes.
     """
 
     def __init__(
@@ -229,18 +128,42 @@ class LayeredVAE(nn.Module):
         width: int = 32,
         fg_scale: float = 0.035,
         bg_cell: int = 8,
+        composition: str = "mixture",
+        likelihood: str = "gaussian",
+        additive: bool = False,
+        explain_away: bool = False,
+        mask_prior: float | None = None,
         fg_encoder: nn.Module | None = None,
         fg_decoder: nn.Module | None = None,
         bg_encoder: nn.Module | None = None,
         bg_decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if composition not in COMPOSITIONS:
+            raise ValueError(f"composition is {composition!r}, expected one of {', '.join(COMPOSITIONS)}")
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood is {likelihood!r}, expected one of {', '.join(LIKELIHOODS)}")
+        if mask_prior is not None and not 0 < mask_prior < 1:
+            raise ValueError(f"mask_prior is {mask_prior}, expected a probability between 0 and 1")
+        if mask_prior is None and composition == "masked":
+            raise ValueError("mask_prior is None, but the composition 'masked' needs a prior of its masks")
+        if mask_prior is not None and composition == "mixture":
+            raise ValueError("mask_prior: the composition 'mixture' has a prior already, decoded from z_fg")
+        self.composition, self.likelihood, self.mask_prior = composition, likelihood, mask_prior
+        self.additive, self.explain_away = additive, explain_away
         self.fg_encoder = fg_encoder or ForegroundEncoder(channels, fg_latents, width)
         self.fg_decoder = fg_decoder or ForegroundDecoder(channels, fg_latents, width)
         self.bg_encoder = bg_encoder or BackgroundEncoder(channels, bg_latents, bg_cell)
         self.bg_decoder = bg_decoder or BackgroundDecoder(channels, bg_latents, bg_cell)
-        self.register_buffer("fg_scale", torch.full((channels,), fg_scale))
-        self.log_bg_scale = nn.Parameter(torch.full((channels,), math.log(0.14)))
+        self.has_scales = likelihood != "bernoulli"
+        if self.has_scales:
+            self.register_buffer("fg_scale", torch.full((channels,), fg_scale))
+            self.log_bg_scale = nn.Parameter(torch.full((channels,), math.log(0.14)))
+
+    @property
+    def bg_scale(self) -> Tensor:
+        """Standard deviation (Laplace: diversity) of a background pixel, learned: [C]."""
+        return self.log_bg_scale.exp()
 
     def forward(
         self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0
@@ -250,54 +173,123 @@ class LayeredVAE(nn.Module):
         The noise of an image follows from ``seed`` (default: drawn from torch's generator) and from its
         place in the batch. If x is a part of a batch, ``first`` is the place of its first image in the whole.
         """
-        posteriors = self.encode(x)
         if not sample:
-            z = [mu for mu, _ in posteriors]
-            kl = [fgbg_cuda.gaussian_kl(*q, reduction="sample") for q in posteriors]
-        else:
-            seed = draw_seed() if seed is None else seed
-            z, kl = zip(*(sample_latent(q, seed + k, first) for k, q in enumerate(posteriors)), strict=True)
-        foreground, mask_logits = self.fg_decoder(*z[:-1])
-        return LayeredOutput(foreground, self.bg_decoder(z[-1]), mask_logits, sum(kl[:-1]), kl[-1])
+            seed = None
+        elif seed is None:
+            seed = draw_seed()
+        # The background has the noise of ``seed``, the foreground's latents that of the seeds after it.
+        z_bg, kl_bg = self._latents((self.bg_encoder(x),), seed, first)
+        background = self.bg_decoder(*(latent.z for latent in z_bg))
+        seen = self._unexplained(x, background) if self.explain_away else x
+        z_fg, kl_fg = self._latents(self.fg_encoder(seen), None if seed is None else seed + 1, first)
+        foreground, mask_logits = self.fg_decoder(*(latent.z for latent in z_fg))
+        if self.additive:
+            foreground = background + foreground
+        return LayeredOutput(foreground, background, mask_logits, kl_fg, kl_bg, z_fg, z_bg)
 
-    def encode(self, x: Tensor) -> tuple[Gaussian, ...]:
-        """The posteriors of x [B, C, H, W]: those of the foreground, then that of the background."""
-        return (*self.fg_encoder(x), self.bg_encoder(x))
+    @staticmethod
+    def _latents(
+        posteriors: tuple[Gaussian, ...], seed: int | None, first: int
+    ) -> tuple[tuple[Latent, ...], Tensor]:
+        pairs = (draw_latent(*q, None if seed is None else seed + k, first) for k, q in enumerate(posteriors))
+        latents, kl = zip(*pairs, strict=True)
+        return latents, sum(kl)
 
-    def decode(self, *z: Tensor) -> Separation:
-        """The layers that latents make, one [B, ...] for each posterior; the mask is the prior one."""
-        foreground, mask_logits = self.fg_decoder(*z[:-1])
-        background, mask = self.bg_decoder(z[-1]), torch.sigmoid(mask_logits)
-        return Separation(foreground, background, mask, mask * foreground + (1 - mask) * background)
+    @torch.no_grad()
+    def decode(self, *z: Tensor) -> Tensor:
+        """The image that latents make, [B, ...] each: the foreground's, then the background's."""
+        *z_fg, z_bg = z
+        background = self.bg_decoder(z_bg)
+        foreground, mask_logits = self.fg_decoder(*z_fg)
+        if self.additive:
+            foreground = background + foreground
+        return self._composite(foreground, background, torch.sigmoid(mask_logits))
+
+    def _composite(self, foreground: Tensor, background: Tensor, mask: Tensor) -> Tensor:
+        if self.composition == "blended":
+            return self.mean(mask * foreground + (1 - mask) * background)
+        return mask * self.mean(foreground) + (1 - mask) * self.mean(background)
+
+    def _unexplained(self, x: Tensor, background: Tensor) -> Tensor:
+        """(x - E[x | bg]) / std[x | bg]: mean 0 and variance 1 where the background is all there is."""
+        if self.likelihood == "bernoulli":
+            log_variance = F.logsigmoid(background) + F.logsigmoid(-background)
+            return (x - torch.sigmoid(background)) * torch.exp(-0.5 * log_variance)
+        std = self.bg_scale * (math.sqrt(2) if self.likelihood == "laplace" else 1)
+        return (x - background) / std[:, None, None]
 
     def reconstruction(self, out: LayeredOutput, x: Tensor) -> Tensor:
         """Negative log-likelihood of x [B, C, H, W] under the two layers, in nats: [B]."""
-        return fgbg_cuda.mixture_reconstruction_loss(
+        layers = (out.foreground, out.background, x)
+        options = {"mask_logits": out.mask_logits, "likelihood": self.likelihood, "reduction": "sample"}
+        if self.composition == "blended":
+            if self.has_scales:
+                options["scale"] = self.bg_scale
+            return fgbg_cuda.blended_reconstruction_loss(*layers, **options)
+        if self.has_scales:
+            options |= {"fg_scale": self.fg_scale, "bg_scale": self.bg_scale}
+        if self.composition == "masked":
+            return fgbg_cuda.masked_reconstruction_loss(*layers, **options)
+        return fgbg_cuda.mixture_reconstruction_loss(*layers, **options)
+
+    def mask_kl(self, out: LayeredOutput) -> Tensor | None:
+        """KL of the masks against ``mask_prior``, in nats: [B]; None where there is no such prior."""
+        if self.mask_prior is None:
+            return None
+        prior_logit = math.log(self.mask_prior / (1 - self.mask_prior))
+        return fgbg_cuda.bernoulli_kl(out.mask_logits, prior_logit, reduction="sample")
+
+    def supervised_reconstruction(self, out: LayeredOutput, x: Tensor, mask: Tensor) -> Tensor:
+        """-log p(x, mask | z) in nats, [B], where the true mask [B, 1, H, W] (bool) is known.
+
+        Each pixel is charged to its own layer, and the mask to its log-odds.
+        """
+        options = {"fg_scale": self.fg_scale, "bg_scale": self.bg_scale} if self.has_scales else {}
+        nats = fgbg_cuda.masked_reconstruction_loss(
             out.foreground,
             out.background,
             x,
-            mask_logits=out.mask_logits,
-            likelihood="gaussian",
-            fg_scale=self.fg_scale,
-            bg_scale=self.log_bg_scale.exp(),
+            mask=mask,
+            likelihood=self.likelihood,
             reduction="sample",
+            **options,
         )
+        return nats + self._nats(out.mask_logits, mask.to(x.dtype), "bernoulli").flatten(1).sum(1)
+
+    def mean(self, layer: Tensor) -> Tensor:
+        """E[x | layer] of the foreground or background of a :class:`LayeredOutput`."""
+        return torch.sigmoid(layer) if self.likelihood == "bernoulli" else layer
 
     @torch.no_grad()
     def separate(self, x: Tensor) -> Separation:
-        """The layers of x [B, C, H, W], from the posterior means of the latents."""
+        """The layers of x [B, C, H, W], from the posterior means of the latents.
+
+        An additive foreground by itself is what it would show over the background where that is dark: over
+        its 10 % quantile in the image.
+        """
         out = self(x, sample=False)
-        # The responsibility of the foreground: prior log-odds plus log p(x | fg) - log p(x | bg).
-        evidence = self._nats(out.background, x, self.log_bg_scale.exp()) - self._nats(
-            out.foreground, x, self.fg_scale
-        )
-        mask = torch.sigmoid(out.mask_logits + evidence)
-        composite = mask * out.foreground + (1 - mask) * out.background
-        return Separation(out.foreground, out.background, mask, composite)
+        logits = out.mask_logits
+        if self.composition == "mixture":
+            # The responsibility of the foreground: prior log-odds plus log p(x | fg) - log p(x | bg).
+            scales = (self.bg_scale, self.fg_scale) if self.has_scales else (1.0, 1.0)
+            logits = logits + (
+                self._nats(out.background, x, self.likelihood, scales[0])
+                - self._nats(out.foreground, x, self.likelihood, scales[1])
+            )
+        mask = torch.sigmoid(logits)
+        foreground, background = self.mean(out.foreground), self.mean(out.background)
+        composite = self._composite(out.foreground, out.background, mask)
+        if self.additive:
+            dark = out.background.flatten(2).quantile(DARK, dim=2)[:, :, None, None]
+            alone = self.mean(dark + out.foreground - out.background)
+            foreground = mask * alone + (1 - mask) * self.mean(dark)
+        return Separation(foreground, background, mask, composite)
 
     @staticmethod
-    def _nats(layer: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    def _nats(layer: Tensor, x: Tensor, likelihood: str, scale: Tensor | float = 1.0) -> Tensor:
         """-log p(x | layer) of each pixel, channels joint: [B, 1, H, W]."""
-        return fgbg_cuda.masked_reconstruction_loss(
-            layer, None, x, mask=torch.ones_like(x[:, :1]), fg_scale=scale, reduction="none"
-        ).sum(1, keepdim=True)
+        mask = torch.ones_like(x[:, :1])
+        nats = fgbg_cuda.masked_reconstruction_loss(
+            layer, None, x, mask=mask, likelihood=likelihood, fg_scale=scale, reduction="none"
+        )
+        return nats.sum(1, keepdim=True)

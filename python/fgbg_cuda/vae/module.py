@@ -1,4 +1,4 @@
-"""Training the layered VAE with Lightning."""
+"""Training the models with Lightning."""
 
 from __future__ import annotations
 
@@ -7,100 +7,79 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
-from torchmetrics import MeanMetric
+from torch import Tensor, nn
 
-from .data import Batch
-from .metrics import background_mse, foreground_mse, mask_dice, mask_iou
-from .models import LayeredOutput, LayeredVAE, Separation
+import fgbg_cuda
+
+from .cell_networks import CellsDecoder, CellsEncoder, ScatteredLightDecoder, ScatteredLightEncoder
+from .double_elbo import DoubleELBO, DoubleELBOOutput
+from .metrics import truth_scores
+from .models import Latent, LayeredOutput, LayeredVAE, Separation
 
 
 class NonFiniteLossError(RuntimeError):
     """The training loss became NaN or infinite; the message says through which term, and where."""
 
 
-def image_of(batch: Any) -> Tensor:
-    """The images [B, C, H, W] of a batch: itself, or its first field. The others are for scoring."""
+def images_of(batch: Any) -> Tensor:
+    """The images [B, C, H, W] of a batch: the batch itself, or its first field."""
     return batch if isinstance(batch, Tensor) else batch[0]
 
 
-class LayeredVAEModule(L.LightningModule):
-    """Maximises the ELBO of a :class:`LayeredVAE`; the truth in a batch is used for scores alone.
+class SeparationModule(L.LightningModule):
+    """What training has in common for every model that separates images.
 
-    Two warm-ups, both over before training ends, so that what is reported is the plain ELBO: the
-    KL's weight rises from 0 to 1, and the foreground's scale falls from ``fg_scale_start`` to
-    ``fg_scale`` (a tight scale from the start leaves no gradient towards the right tone).
+    A batch is a tensor of images [B, C, H, W], or a tuple whose first field is one. A NamedTuple may have
+    fields with the truth, which are used for scores alone: see :func:`~fgbg_cuda.vae.metrics.truth_scores`.
+
+    A subclass says what a batch costs (:meth:`objective`) and what is a bound on log p(x) (:meth:`elbo`).
+    Logged are ``train/loss``, ``train/`` each term, and ``val/`` or ``test/`` ``elbo`` and the scores.
+
+    The KL's weight rises linearly from 0 to 1 over the first ``kl_warmup`` of the training, a fraction.
 
     Args:
-        channels, fg_latents, bg_latents, width, fg_scale, bg_cell: as in :class:`LayeredVAE`.
-        fg_scale_start: the foreground scale of the first step.
-        lr: peak of the one-cycle learning rate (Adam).
-        kl_warmup, scale_warmup: their lengths, as fractions of the training.
-        model: a :class:`LayeredVAE` with networks of your own in place of the default. It is no
-            hyperparameter: give it again to ``load_from_checkpoint``.
+        model: an ``nn.Module`` with ``forward(x, seed=, first=)``, where ``seed`` and ``first`` are those of
+            :meth:`LayeredVAE.forward`, and ``separate(x)``.
     """
 
-    def __init__(
-        self,
-        channels: int = 1,
-        fg_latents: int = 8,
-        bg_latents: int = 2,
-        width: int = 32,
-        fg_scale: float = 0.035,
-        fg_scale_start: float = 0.07,
-        lr: float = 2e-3,
-        kl_warmup: float = 0.2,
-        scale_warmup: float = 0.5,
-        bg_cell: int = 8,
-        model: LayeredVAE | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["model"])
-        self.model = model or LayeredVAE(channels, fg_latents, bg_latents, width, fg_scale, bg_cell)
-        self.model = self.model.to(memory_format=torch.channels_last)
+        self.model = model.to(memory_format=torch.channels_last)
         self.noise_seed = torch.initial_seed()
-        names = ("elbo", "iou", "dice", "fg_mse", "bg_mse")
-        self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in names})
+
+    def objective(self, out: Any, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss that training minimises, and its terms (scalars to be logged), of ``out = model(x)``."""
+        raise NotImplementedError
+
+    def elbo(self, out: Any, x: Tensor) -> Tensor:
+        """The ELBO of each image, in nats: [B]."""
+        raise NotImplementedError
+
+    def suspects(self, out: Any, x: Tensor) -> dict[str, Tensor]:
+        """What a loss that is not finite can come from, by name, in the order in which it would spread."""
+        raise NotImplementedError
+
+    def separate(self, x: Tensor) -> Separation:
+        """The layers of x [B, C, H, W], in [0, 1]."""
+        return self.model.separate(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The posterior mask of x [B, C, H, W]: [B, 1, H, W]."""
-        return self.model.separate(x).mask
-
-    def separate(self, x: Tensor) -> Separation:
-        """The layers of x [B, C, H, W] in [0, 1]."""
-        return self.model.separate(x)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        h = self.hparams
-        done = self.global_step / self.trainer.estimated_stepping_batches
-        progress = min(1.0, done / h.scale_warmup)
-        self.model.fg_scale.fill_(h.fg_scale_start * (h.fg_scale / h.fg_scale_start) ** progress)
+        return self.separate(x).mask
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x = image_of(batch)
+        x = images_of(batch)
         out = self.model(x, **self._noise(x, batch_idx))
-        reconstruction = self.model.reconstruction(out, x).mean()
-        kl_fg, kl_bg = out.kl_fg.mean(), out.kl_bg.mean()
         steps = self.hparams.kl_warmup * self.trainer.estimated_stepping_batches
         weight = min(1.0, (self.global_step + 1) / max(1.0, steps))
-        loss = reconstruction + weight * (kl_fg + kl_bg)
+        loss, terms = self.objective(out, batch, weight)
         if not torch.isfinite(loss):
-            term = self._non_finite_term(out, x)
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
-                f"{self.current_epoch}: {term}"
+                f"{self.current_epoch}: {self._non_finite_term(out, x)}"
             )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        self.log_dict(
-            {
-                "train/reconstruction": reconstruction,
-                "train/kl_fg": kl_fg,
-                "train/kl_bg": kl_bg,
-                "train/fg_scale": self.model.fg_scale.mean(),
-                "train/bg_scale": self.model.log_bg_scale.exp().mean(),
-            },
-            sync_dist=True,
-        )
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
         return loss
 
     def _noise(self, x: Tensor, batch_idx: int) -> dict[str, int]:
@@ -114,56 +93,31 @@ class LayeredVAEModule(L.LightningModule):
         (seed,) = np.random.SeedSequence([self.noise_seed, epoch, batch_idx]).generate_state(1, np.uint64)
         return {"seed": int(seed) >> 2, "first": self.global_rank * len(x)}
 
-    def _non_finite_term(self, out: LayeredOutput, x: Tensor) -> str:
-        """Where a non-finite value first shows, in the order in which it would spread."""
-        terms = {
-            "the image itself": x,
-            "the KL of the foreground latents": out.kl_fg,
-            "the KL of the background latents": out.kl_bg,
-            "the foreground": out.foreground,
-            "the background": out.background,
-            "the mask (mask_logits)": out.mask_logits,
-            "the foreground scale": self.model.fg_scale,
-            "the background scale": self.model.log_bg_scale.exp(),
-        }
-        for name, value in terms.items():
+    def _non_finite_term(self, out: Any, x: Tensor) -> str:
+        for name, value in {"the image itself": x, **self.suspects(out, x)}.items():
             if not torch.isfinite(value).all():
                 return f"{name} has NaN or infinite values"
-        return "the reconstruction overflows, though both layers and the mask are finite"
+        return "the reconstruction overflows, though all that it is computed from is finite"
 
-    def _score(self, batch: Any, batch_idx: int) -> None:
-        x = image_of(batch)
-        out = self.model(x, **self._noise(x, batch_idx))
-        scores = {"elbo": -(self.model.reconstruction(out, x) + out.kl_fg + out.kl_bg)}
-        truth = getattr(batch, "alpha", getattr(batch, "mask", None))
-        if truth is not None:
-            found = self.model.separate(x)
-            scores |= {"iou": mask_iou(found.mask, truth), "dice": mask_dice(found.mask, truth)}
-        if isinstance(batch, Batch):
-            scores |= {
-                "fg_mse": foreground_mse(found.foreground, batch.tone, truth),
-                "bg_mse": background_mse(found.background, batch.background),
-            }
-        for name, value in scores.items():
-            self.scores[name].update(value)
+    def _score(self, batch: Any, batch_idx: int, stage: str) -> None:
+        x = images_of(batch)
+        scores = {
+            "elbo": self.elbo(self.model(x, **self._noise(x, batch_idx)), x),
+            **truth_scores(self.separate(x), batch),
+        }
+        self.log_dict(
+            {f"{stage}/{name}": value.mean() for name, value in scores.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(x),
+            sync_dist=True,
+        )
 
-    def _report(self, stage: str) -> None:
-        for name, metric in self.scores.items():
-            if metric.update_called:
-                self.log(f"{stage}/{name}", metric.compute(), prog_bar=name == "iou")
-                metric.reset()
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._score(batch, batch_idx, "val")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self._report("test")
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._score(batch, batch_idx, "test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes what it takes to separate images with this checkpoint and nothing else."""
@@ -186,3 +140,194 @@ class LayeredVAEModule(L.LightningModule):
             pct_start=0.15,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def free_bits_kl(latents: tuple[Latent, ...], free_bits: float) -> Tensor:
+    """The KL of ``latents`` in nats per image, each dimension's batch mean raised to ``free_bits``: []."""
+    return sum(fgbg_cuda.gaussian_kl(mu, logvar, free_bits=free_bits) for _, mu, logvar in latents)
+
+
+class LayeredVAEModule(SeparationModule):
+    """Maximises the ELBO of a :class:`LayeredVAE`; the truth in a batch is used for scores alone.
+
+    Two warm-ups, both over before training ends, so that what is reported is the plain ELBO: the
+    KL's weight rises from 0 to 1, and the foreground's scale falls from ``fg_scale_start`` to
+    ``fg_scale`` (a tight scale from the start leaves no gradient towards the right tone).
+
+    Args:
+        channels, fg_latents, bg_latents, width, fg_scale, composition, likelihood, additive, explain_away,
+            mask_prior: as in :class:`LayeredVAE`.
+        fg_scale_start: the foreground scale of the first step.
+        lr: peak of the one-cycle learning rate (Adam).
+        kl_warmup, scale_warmup: their lengths, as fractions of the training.
+        networks: "object" (one compact object over a texture) or "cells" (many small ones that stay where
+            they are, over few large ones).
+        image_size: (H, W), which the networks for cells need to know.
+        beta: weight of the KL of the latents after the warm-up (Higgins et al., "beta-VAE", 2017); 1 gives
+            the ELBO.
+        free_bits: as in :func:`fgbg_cuda.gaussian_kl`, per latent dimension, in nats. (Logged, and in the
+            ELBO, is the plain KL.)
+        prune: in the last third of the training, foreground latents that tell less than this many nats
+            are switched off at the start of each epoch: :meth:`CellsEncoder.prune`. 0: none.
+        supervised: learn from the true masks too, the field ``mask`` of a batch.
+        bg_cell: as in :class:`LayeredVAE`.
+        model: a :class:`LayeredVAE` with networks of your own in place of all these. It is no
+            hyperparameter: give it again to ``load_from_checkpoint``.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        fg_latents: int = 8,
+        bg_latents: int = 2,
+        width: int = 32,
+        fg_scale: float = 0.035,
+        fg_scale_start: float = 0.07,
+        lr: float = 2e-3,
+        kl_warmup: float = 0.2,
+        scale_warmup: float = 0.5,
+        composition: str = "mixture",
+        likelihood: str = "gaussian",
+        additive: bool = False,
+        explain_away: bool = False,
+        mask_prior: float | None = None,
+        networks: str = "object",
+        image_size: tuple[int, int] = (60, 60),
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+        prune: float = 0.0,
+        supervised: bool = False,
+        bg_cell: int = 8,
+        model: LayeredVAE | None = None,
+    ) -> None:
+        options = {
+            "composition": composition,
+            "likelihood": likelihood,
+            "additive": additive,
+            "explain_away": explain_away,
+            "mask_prior": mask_prior,
+            "bg_cell": bg_cell,
+        }
+        if networks not in ("object", "cells"):
+            raise ValueError(f"networks is {networks!r}, expected one of object, cells")
+        if model is None and networks == "cells":
+            value = 4.0 if likelihood == "bernoulli" else 0.5  # logits span a wider range than [0, 1]
+            options |= {
+                "fg_encoder": CellsEncoder(channels, fg_latents, width, image_size),
+                "fg_decoder": CellsDecoder(channels, fg_latents, width, image_size, value),
+                "bg_encoder": ScatteredLightEncoder(channels, bg_latents, size=image_size),
+                "bg_decoder": ScatteredLightDecoder(channels, bg_latents, size=image_size),
+            }
+        super().__init__(model or LayeredVAE(channels, fg_latents, bg_latents, width, fg_scale, **options))
+        self.save_hyperparameters(ignore=["model"])
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        h = self.hparams
+        done = self.global_step / self.trainer.estimated_stepping_batches
+        if h.prune > 0 and batch_idx == 0 and done >= 2 / 3:
+            self.model.fg_encoder.prune(h.prune)
+        if not self.model.has_scales:
+            return
+        progress = min(1.0, done / h.scale_warmup)
+        self.model.fg_scale.fill_(h.fg_scale_start * (h.fg_scale / h.fg_scale_start) ** progress)
+
+    def objective(self, out: LayeredOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        h, x = self.hparams, images_of(batch)
+        if h.supervised:
+            reconstruction = self.model.supervised_reconstruction(out, x, batch.mask).mean()
+        else:
+            reconstruction = self.model.reconstruction(out, x).mean()
+        kl_fg, kl_bg = out.kl_fg.mean(), out.kl_bg.mean()
+        terms = {"reconstruction": reconstruction, "kl_fg": kl_fg, "kl_bg": kl_bg}
+        if h.free_bits > 0:
+            kl_fg, kl_bg = (free_bits_kl(latents, h.free_bits) for latents in (out.z_fg, out.z_bg))
+        loss = reconstruction + kl_weight * h.beta * (kl_fg + kl_bg)
+        if (mask_kl := self.model.mask_kl(out)) is not None and not h.supervised:
+            terms["kl_mask"] = mask_kl.mean()
+            loss = loss + kl_weight * terms["kl_mask"]
+        if self.model.has_scales:
+            terms |= {"fg_scale": self.model.fg_scale.mean(), "bg_scale": self.model.bg_scale.mean()}
+        return loss, terms
+
+    def elbo(self, out: LayeredOutput, x: Tensor) -> Tensor:
+        nats = self.model.reconstruction(out, x) + out.kl_fg + out.kl_bg
+        mask_kl = self.model.mask_kl(out)
+        return -(nats if mask_kl is None else nats + mask_kl)
+
+    def suspects(self, out: LayeredOutput, x: Tensor) -> dict[str, Tensor]:
+        found = {
+            "the KL of the foreground latents": out.kl_fg,
+            "the KL of the background latents": out.kl_bg,
+            "the foreground": out.foreground,
+            "the background": out.background,
+            "the mask (mask_logits)": out.mask_logits,
+        }
+        if self.model.has_scales:
+            found |= {
+                "the foreground scale": self.model.fg_scale,
+                "the background scale": self.model.bg_scale,
+            }
+        return found
+
+
+class DoubleELBOModule(SeparationModule):
+    """Minimises the loss of a :class:`DoubleELBO`, -(ELBO1 + lam ELBO2) + decay * |decoder weights|^2.
+
+    Args:
+        fg_latents, bg_latents, background_sees_foreground: as in :class:`DoubleELBO`.
+        lam: lambda, the weight of the background's ELBO (the thesis: 450; 100 to 1000 do alike).
+        lam_weighs_kl: lambda weighs all of ELBO2, as the thesis writes it; False: its reconstruction alone.
+        decay: of the decoders' weights.
+        inactive_weight: how many times an image with an inactive background counts; the thesis proposes
+            more than 1, see :meth:`DoubleELBO.image_weights`.
+        lr: learning rate (Adam), constant.
+        kl_warmup: 0 in the thesis.
+    """
+
+    def __init__(
+        self,
+        fg_latents: int = 4,
+        bg_latents: int = 1,
+        background_sees_foreground: bool = True,
+        lam: float = 450.0,
+        lam_weighs_kl: bool = True,
+        decay: float = 0.01,
+        inactive_weight: float = 1.0,
+        lr: float = 1e-3,
+        kl_warmup: float = 0.0,
+    ) -> None:
+        super().__init__(DoubleELBO(fg_latents, bg_latents, background_sees_foreground))
+        self.save_hyperparameters()
+
+    def objective(
+        self, out: DoubleELBOOutput, batch: Any, kl_weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        h, x = self.hparams, images_of(batch)
+        counts = self.model.image_weights(x, h.inactive_weight)
+        nats = {
+            "reconstruction": self.model.reconstruction(out, x),
+            "pooled_reconstruction": self.model.pooled_reconstruction(out, x),
+            "kl_fg": out.kl_fg,
+            "kl_bg": out.kl_bg,
+        }
+        terms = {name: (counts * value).mean() for name, value in nats.items()}
+        loss = terms["reconstruction"] + kl_weight * terms["kl_fg"]
+        loss = loss + h.lam * terms["pooled_reconstruction"]
+        loss = loss + (h.lam if h.lam_weighs_kl else 1.0) * kl_weight * terms["kl_bg"]
+        terms["decay"] = h.decay * self.model.decoder_weights_squared()
+        return loss + terms["decay"], terms
+
+    def elbo(self, out: DoubleELBOOutput, x: Tensor) -> Tensor:
+        """log p(x | z) - KL(z1) - KL(z2): what the model bounds log p(x) by, which is not its objective."""
+        return -(self.model.reconstruction(out, x) + out.kl_fg + out.kl_bg)
+
+    def suspects(self, out: DoubleELBOOutput, x: Tensor) -> dict[str, Tensor]:
+        return {
+            "the KL of the foreground latents": out.kl_fg,
+            "the KL of the background latents": out.kl_bg,
+            "the foreground": out.foreground,
+            "the background": out.background,
+        }
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), self.hparams.lr)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from .figures import curves_figure, overlay_figure, separation_figure, traversal_figure
-from .module import image_of
+from .module import images_of
 
 
 class Pictures(Callback):
@@ -43,7 +43,7 @@ class Pictures(Callback):
         due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
         if batch_idx > 0 or not due or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        image = image_of(batch)
+        image = images_of(batch)
         chosen = torch.linspace(0, len(image) - 1, min(self.rows, len(image))).round().long()
         image = image[chosen]
         truth = getattr(batch, "mask", getattr(batch, "alpha", None))

@@ -1,0 +1,147 @@
+"""Networks of the layered VAE for many small objects that stay where they are, over large smooth ones.
+
+As the cells of a recording do, over what is out of focus. What tells the layers apart is their latents:
+a foreground latent reaches a few pixels only, so that a large object is dear to describe by them, while
+the few background latents reach the whole image and are too few to describe the cells.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fgbg_cuda
+
+from .object_networks import Gaussian
+
+STRIDE = 6  # pixels from one foreground latent to the next
+
+
+class CellsEncoder(nn.Module):
+    """q(z_fg | x): x [B, C, H, W] -> one (mu, logvar) pair, each [B, latents, H/6, W/6].
+
+    A latent sees 16 x 16 pixels. There is no normalisation layer: its statistics, taken over the whole
+    image, would tell every latent about the background. Most places have no cell to tell of; :meth:`prune`
+    switches their latents off for good, so that their posterior is exactly the prior.
+
+    Args:
+        channels: C of the images.
+        latents: latent channels at each place of the grid.
+        width: channels of the hidden layers.
+        size: (H, W), multiples of 6. Each place has biases of its own, as a cell is always at the same place.
+    """
+
+    def __init__(
+        self, channels: int = 1, latents: int = 1, width: int = 16, size: tuple[int, int] = (60, 60)
+    ) -> None:
+        super().__init__()
+        self.local = nn.Sequential(
+            nn.Conv2d(channels, width, 7, stride=3, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 2, stride=2),
+        )
+        grid = (size[0] // STRIDE, size[1] // STRIDE)
+        self.place = nn.Parameter(torch.zeros(1, 2 * width, *grid))
+        self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * width, 2 * latents, 1))
+        self.register_buffer("used", torch.ones(1, latents, *grid))  # 0 where switched off
+        self.register_buffer("kl", torch.zeros(1, latents, *grid))  # nats per image, of late
+
+    def forward(self, x: Tensor) -> tuple[Gaussian]:
+        mu, logvar = self.head(self.local(x) + self.place).chunk(2, dim=1)
+        logvar = logvar.clamp(-8, 4)  # so that the first steps cannot overflow exp(logvar)
+        mu, logvar = mu * self.used, logvar * self.used
+        if self.training:
+            with torch.no_grad():
+                kl = fgbg_cuda.gaussian_kl(mu, logvar, reduction="none").mean(0, keepdim=True)
+                self.kl.lerp_(kl, 0.02)  # a mean over the last 50 steps or so
+        return ((mu, logvar),)
+
+    def prune(self, least: float) -> None:
+        """Switch off every latent that has told less than ``least`` nats per image in the latest steps."""
+        self.used.mul_(self.kl >= least)
+
+
+class CellsDecoder(nn.Module):
+    """p(mask, foreground | z_fg): z_fg [B, latents, H/6, W/6] -> [B, C, H, W] and mask logits [B, 1, H, W].
+
+    The foreground has one positive value, learned, in each channel: the mask says where.
+
+    Args:
+        channels, latents, width, size: as in :class:`CellsEncoder`.
+        value: of the foreground when training starts: a difference of logits, or of intensities.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        latents: int = 1,
+        width: int = 16,
+        size: tuple[int, int] = (60, 60),
+        value: float = 4.0,
+    ) -> None:
+        super().__init__()
+        grid = (size[0] // STRIDE, size[1] // STRIDE)
+        self.lift = nn.Conv2d(latents, 2 * width, 3, padding=1)
+        self.place = nn.Parameter(
+            torch.randn(1, 2 * width, *grid)
+        )  # unlike from the start: each its own cell
+        self.draw = nn.Sequential(
+            nn.SiLU(),
+            nn.ConvTranspose2d(2 * width, width, 2, stride=2),
+            nn.SiLU(),
+            nn.ConvTranspose2d(width, 1, 7, stride=3, padding=2),
+        )
+        # Training starts from an empty foreground, which leaves what is large to the background: that finds
+        # it sooner, and the foreground need not unlearn it.
+        nn.init.constant_(self.draw[-1].bias, -4.0)
+        self.raw_value = nn.Parameter(torch.full((1, channels, 1, 1), math.log(math.expm1(value))))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.draw(self.lift(z) + self.place)
+        return F.softplus(self.raw_value).expand(len(z), -1, *logits.shape[-2:]), logits
+
+
+class ScatteredLightEncoder(nn.Module):
+    """q(z_bg | x): x [B, C, H, W] (multiples of 6) -> (mu, logvar), each [B, latents], of the whole image."""
+
+    def __init__(
+        self, channels: int = 1, latents: int = 2, width: int = 32, size: tuple[int, int] = (60, 60)
+    ) -> None:
+        super().__init__()
+        inputs = channels * (size[0] // STRIDE) * (size[1] // STRIDE)
+        self.net = nn.Sequential(
+            nn.AvgPool2d(STRIDE),
+            nn.Flatten(),
+            nn.Linear(inputs, width),
+            nn.SiLU(),
+            nn.Linear(width, 2 * latents),
+        )
+
+    def forward(self, x: Tensor) -> Gaussian:
+        mu, logvar = self.net(x).chunk(2, dim=1)
+        return mu, logvar.clamp(-8, 4)
+
+
+class ScatteredLightDecoder(nn.Module):
+    """p(background | z_bg): z_bg [B, latents] -> [B, C, H, W].
+
+    Drawn at 1/4 of the resolution and interpolated.
+    """
+
+    def __init__(
+        self, channels: int = 1, latents: int = 2, width: int = 32, size: tuple[int, int] = (60, 60)
+    ) -> None:
+        super().__init__()
+        self.size = size
+        low = (channels, size[0] // 4, size[1] // 4)
+        self.net = nn.Sequential(
+            nn.Linear(latents, width), nn.SiLU(), nn.Linear(width, math.prod(low)), nn.Unflatten(1, low)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.interpolate(self.net(z), size=self.size, mode="bilinear")

@@ -1,0 +1,175 @@
+"""The double-ELBO model of the thesis, section 2.9: the baseline that the layered VAE has to beat."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fgbg_cuda
+
+from .models import Latent, Separation, draw_latent, draw_seed
+
+SIDE = 60  # of the images: the layers below are made for it
+WINDOW = 30  # of the sum-pooling that makes the background's target
+
+
+class DoubleELBOOutput(NamedTuple):
+    """What the two decoders say about a batch, and what the latents cost (nats per image)."""
+
+    foreground: Tensor  # [B, 1, 60, 60] logits of the image
+    background: Tensor  # [B, 1, 2, 2] logits of the pooled image
+    kl_fg: Tensor  # [B]
+    kl_bg: Tensor  # [B]
+    z_fg: tuple[Latent, ...]
+    z_bg: tuple[Latent, ...]
+
+
+def pooled(x: Tensor) -> Tensor:
+    """g(x): the mean of each 30x30 window, contrast-stretched: [B, 1, 60, 60] -> [B, 1, 2, 2].
+
+    sigmoid(12 (sum / 900 - 0.5)).
+    """
+    return torch.sigmoid(12 * (F.avg_pool2d(x, WINDOW) - 0.5))
+
+
+class DoubleELBO(nn.Module):
+    r"""Two VAEs on one image: one with a small receptive field for the foreground, one with a large one.
+
+    F. Eichin, "Separation of Foreground and Background Signal in Variational Autoencoders", bachelor
+    thesis, Freiburg, 2020, section 2.9. With every latent a priori N(0, 1) and Bernoulli likelihoods p,
+
+    - foreground: z1 ~ q(z1 | x); its decoder reconstructs x:
+      :math:`ELBO_1 = E \log p(x | \tilde z_1) - KL(q(z_1|x) \| N(0,1))`;
+    - background: z2 ~ s(z2 | x); its decoder reconstructs :func:`pooled`, 2x2 numbers in [0, 1] that the
+      Bernoulli takes as soft targets: :math:`ELBO_2 = E \log p(g(x) | \tilde z_2) - KL(s(z_2|x) \| N(0,1))`;
+    - interaction: one dense layer mixes [z1; z2] into the decoders' inputs, :math:`\tilde z_1, \tilde z_2`;
+    - loss = :math:`-(ELBO_1 + \lambda ELBO_2) + 0.01 \|W\|^2`, lambda = 450, W the decoders' weights.
+
+    Where the description leaves a choice, this is it:
+
+    - The latents are vectors, 4 and 1 numbers for the whole image: a dense layer takes the flattened
+      features of each encoder to mu and logvar. (The convolutions end in 8x8 places of 4 channels, and 3x3
+      of 2, which makes neither 4 nor 1 latents on their own.)
+    - The foreground decoder mirrors its encoder as dense -> 8x8 of 4 channels, transposed convolution 2x2 ->
+      16, relu, nearest-neighbour enlargement 9 -> 20 for the pooling, transposed convolution 6x6.
+    - The interaction layer is linear, with a bias, and as wide as its input. Without interaction into the
+      background decoder, :math:`\tilde z_2 = z_2`.
+    - W are the weights, not the biases, of both decoders; the interaction layer is not among them.
+    - Images with an inactive background, up-weighted: see :meth:`image_weights`.
+
+    Args:
+        fg_latents, bg_latents: numbers of latents.
+        background_sees_foreground: False: no interaction into the background decoder, as the thesis proposes.
+
+    Raises:
+        ValueError: ``forward`` got images that are not [B, 1, 60, 60].
+    """
+
+    def __init__(
+        self, fg_latents: int = 4, bg_latents: int = 1, background_sees_foreground: bool = True
+    ) -> None:
+        super().__init__()
+        self.fg_latents = fg_latents
+        self.fg_encoder = nn.Sequential(
+            nn.Conv2d(1, 16, 6, stride=3, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(16, 4, 2),
+            nn.Flatten(),
+            nn.Linear(4 * 8 * 8, 2 * fg_latents),
+        )
+        self.bg_encoder = nn.Sequential(
+            nn.Conv2d(1, 2, 30, stride=2, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(6),
+            nn.Flatten(),
+            nn.Linear(2 * 3 * 3, 2 * bg_latents),
+        )
+        latents = fg_latents + bg_latents
+        self.interaction = nn.Linear(latents, latents if background_sees_foreground else fg_latents)
+        self.fg_decoder = nn.Sequential(
+            nn.Linear(fg_latents, 4 * 8 * 8),
+            nn.Unflatten(1, (4, 8, 8)),
+            nn.ConvTranspose2d(4, 16, 2),
+            nn.ReLU(),
+            nn.Upsample(size=20),
+            nn.ConvTranspose2d(16, 1, 6, stride=3, padding=2, output_padding=1),
+        )
+        self.bg_decoder = nn.Sequential(nn.Linear(bg_latents, 4), nn.Unflatten(1, (1, 2, 2)))
+
+    def forward(
+        self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0
+    ) -> DoubleELBOOutput:
+        """Encode and decode x [B, 1, 60, 60]: as :meth:`LayeredVAE.forward`."""
+        if tuple(x.shape[1:]) != (1, SIDE, SIDE):
+            raise ValueError(f"x has shape {list(x.shape)}, expected [B, 1, {SIDE}, {SIDE}]")
+        seeds = (None, None)
+        if sample:
+            seed = draw_seed() if seed is None else seed
+            seeds = (seed, seed + 1)
+        z_fg, kl_fg = draw_latent(*self.fg_encoder(x).chunk(2, dim=1), seeds[0], first)
+        z_bg, kl_bg = draw_latent(*self.bg_encoder(x).chunk(2, dim=1), seeds[1], first)
+        for_fg, for_bg = self._interact(z_fg.z, z_bg.z)
+        return DoubleELBOOutput(
+            self.fg_decoder(for_fg), self.bg_decoder(for_bg), kl_fg, kl_bg, (z_fg,), (z_bg,)
+        )
+
+    def _interact(self, z_fg: Tensor, z_bg: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs of the two decoders."""
+        mixed = self.interaction(torch.cat([z_fg, z_bg], dim=1))
+        for_fg, for_bg = mixed[:, : self.fg_latents], mixed[:, self.fg_latents :]
+        return for_fg, for_bg if for_bg.shape[1] else z_bg
+
+    @torch.no_grad()
+    def decode(self, z_fg: Tensor, z_bg: Tensor) -> Tensor:
+        """The image that the foreground decoder makes of latents, [B, ...] each."""
+        return torch.sigmoid(self.fg_decoder(self._interact(z_fg, z_bg)[0]))
+
+    def reconstruction(self, out: DoubleELBOOutput, x: Tensor) -> Tensor:
+        """-log p(x | z) of the foreground decoder, in nats: [B]."""
+        return _bernoulli_nats(out.foreground, x)
+
+    def pooled_reconstruction(self, out: DoubleELBOOutput, x: Tensor) -> Tensor:
+        """-log p(g(x) | z) of the background decoder, in nats: [B]."""
+        return _bernoulli_nats(out.background, pooled(x))
+
+    def decoder_weights_squared(self) -> Tensor:
+        """The sum of the squares of both decoders' weights."""
+        decoders = (self.fg_decoder, self.bg_decoder)
+        return sum(p.square().sum() for d in decoders for p in d.parameters() if p.dim() > 1)
+
+    @staticmethod
+    def image_weights(x: Tensor, inactive_weight: float) -> Tensor:
+        """How much each image of a batch counts, with mean 1: [B].
+
+        The thesis proposes to up-weight images with an inactive background, not how to tell them without the
+        truth. Here an image is one if its brightest window lies in the lower half of the batch's range.
+        """
+        brightest = pooled(x).flatten(1).amax(1)
+        inactive = brightest < (brightest.min() + brightest.max()) / 2
+        weights = torch.where(inactive, inactive_weight, 1.0)
+        return weights / weights.mean()
+
+    @torch.no_grad()
+    def separate(self, x: Tensor) -> Separation:
+        """The layers of x [B, 1, 60, 60], from the posterior means of the latents.
+
+        Foreground, mask and composite are all the foreground decoder's image: the model has no mask, and what
+        that decoder reconstructs is x. The background is the mean of each window that the background decoder
+        stands for, g undone: 0.5 + logit / 12.
+        """
+        out = self(x, sample=False)
+        foreground = torch.sigmoid(out.foreground)
+        windows = (0.5 + out.background / 12).clamp(0, 1)
+        background = F.interpolate(windows, scale_factor=WINDOW)
+        return Separation(foreground, background, foreground, foreground)
+
+
+def _bernoulli_nats(logits: Tensor, target: Tensor) -> Tensor:
+    mask = torch.ones_like(target)
+    return fgbg_cuda.masked_reconstruction_loss(
+        logits, None, target, mask=mask, likelihood="bernoulli", reduction="sample"
+    )

@@ -1,0 +1,166 @@
+"""The double-ELBO model of the thesis: its layers, its loss, its options, its training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+L = pytest.importorskip("lightning")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("skimage")
+
+from fgbg_cuda.vae import CellsUnderDisc, DoubleELBO, DoubleELBOModule, NonFiniteLossError  # noqa: E402
+from fgbg_cuda.vae.double_elbo import pooled  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return (torch.rand(6, 1, 60, 60) < torch.linspace(0.1, 0.9, 6)[:, None, None, None]).float()
+
+
+def test_layers_have_the_sizes_of_the_thesis(x):
+    model = DoubleELBO()
+    sizes = []
+    for layer in model.fg_encoder[:4]:
+        x = layer(x)
+        sizes.append(tuple(x.shape[1:]))
+    assert sizes == [(16, 20, 20), (16, 20, 20), (16, 9, 9), (4, 8, 8)]
+    assert model.bg_encoder[0].kernel_size == (30, 30)
+    out = model(torch.rand(2, 1, 60, 60))
+    assert [latent.z.shape for latent in (*out.z_fg, *out.z_bg)] == [(2, 4), (2, 1)]
+    assert out.foreground.shape == (2, 1, 60, 60)
+    assert out.background.shape == (2, 1, 2, 2)
+
+
+def test_pooled_target_by_hand():
+    x = torch.zeros(1, 1, 60, 60)
+    x[..., :30, 30:] = 1  # one window full, one half full, two empty
+    x[..., 30:45, :30] = 1
+    expected = torch.sigmoid(torch.tensor([[[[-6.0, 6.0], [0.0, -6.0]]]]))
+    torch.testing.assert_close(pooled(x), expected)
+
+
+@pytest.mark.parametrize("inactive_weight", [1.0, 5.0])
+def test_loss_against_torch_distributions(x, inactive_weight):
+    module = DoubleELBOModule(lam=300.0, decay=0.02, inactive_weight=inactive_weight)
+    out = module.model(x)
+
+    def elbo(logits, target, latents):
+        kl = sum(kl_divergence(Normal(q.mu, (q.logvar / 2).exp()), Normal(0, 1)).sum(1) for q in latents)
+        # Soft targets: the expected log-probability, of 1 with the target's probability and else of 0.
+        p = Bernoulli(logits=logits)
+        one, zero = p.log_prob(torch.ones_like(target)), p.log_prob(torch.zeros_like(target))
+        return (target * one + (1 - target) * zero).flatten(1).sum(1) - kl
+
+    target = torch.sigmoid(12 * (x.unfold(2, 30, 30).unfold(3, 30, 30).sum((-1, -2)) / 900 - 0.5))
+    nats = -(elbo(out.foreground, x, out.z_fg) + 300 * elbo(out.background, target, out.z_bg))
+    weights = DoubleELBO.image_weights(x, inactive_weight)
+    names = [n for n, _ in module.model.named_parameters() if "decoder" in n and n.endswith("weight")]
+    assert len(names) == 4
+    squares = sum(module.model.get_parameter(name).square().sum() for name in names)
+    expected = (weights * nats).mean() + 0.02 * squares
+    torch.testing.assert_close(module.objective(out, x, kl_weight=1.0)[0], expected)
+
+
+def test_lambda_on_the_reconstruction_alone(x):
+    whole, part = (DoubleELBOModule(lam=450.0, lam_weighs_kl=w) for w in (True, False))
+    out = whole.model(x)
+    part.load_state_dict(whole.state_dict())
+    difference = whole.objective(out, x, 1.0)[0] - part.objective(out, x, 1.0)[0]
+    # In float32, losses of this size differ by a few of their last digits.
+    torch.testing.assert_close(difference, 449 * out.kl_bg.mean(), rtol=1e-3, atol=1e-2)
+
+
+def test_dark_images_count_more(x):
+    weights = DoubleELBO.image_weights(x, 3.0)  # x gets brighter from the first image to the last
+    assert weights.mean().item() == pytest.approx(1)
+    ratio = weights / weights[-1]
+    assert ratio[0].item() == pytest.approx(3)
+    assert set(ratio.round().tolist()) == {1.0, 3.0}
+    assert torch.equal(DoubleELBO.image_weights(x, 1.0), torch.ones(6))
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_interaction_into_the_background(x, sees):
+    """The foreground's latents reach the background's decoder, or do not; the reverse they always do."""
+    model = DoubleELBO(background_sees_foreground=sees)
+    out = model(x, sample=False)
+    z_fg, z_bg = out.z_fg[0].z, out.z_bg[0].z
+    gradient = torch.autograd.grad(out.background.sum(), z_fg, retain_graph=True, allow_unused=True)[0]
+    assert (gradient is not None and gradient.abs().sum() > 0) == sees
+    assert torch.autograd.grad(out.foreground.sum(), z_bg)[0].abs().sum() > 0
+
+
+def test_more_latents(x):
+    out = DoubleELBO(fg_latents=12, bg_latents=3)(x)
+    assert out.z_fg[0].z.shape == (6, 12)
+    assert out.z_bg[0].z.shape == (6, 3)
+
+
+def test_background_picture_undoes_the_pooling(x):
+    model = DoubleELBO()
+    found = model.separate(x)
+    logits = model(x, sample=False).background
+    assert logits.abs().max() < 6  # else a mean of pixels, which lies in [0, 1], cannot give it
+    # In float64: a float32 mean of 900 numbers alone may be off by more than the tolerance.
+    again = torch.sigmoid(12 * (F.avg_pool2d(found.background.double(), 30) - 0.5))
+    torch.testing.assert_close(again.float(), torch.sigmoid(logits).detach())
+    assert found.foreground.shape == found.mask.shape == x.shape
+
+
+def test_other_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"x has shape \[2, 1, 64, 64\], expected \[B, 1, 60, 60\]"):
+        DoubleELBO()(torch.zeros(2, 1, 64, 64))
+
+
+def test_training_lowers_the_loss_and_the_checkpoint_says_the_same(tmp_path):
+    L.seed_everything(0)
+    data = CellsUnderDisc("X50", train=200, val=20, test=20, batch_size=20)
+    module = DoubleELBOModule(lr=3e-3)
+    losses = []
+
+    class Record(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            losses.append(outputs["loss"].item())
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Record()],
+    )
+    trainer.fit(module, datamodule=data)
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    loaded = DoubleELBOModule.load_from_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+    image = data.splits["test"].image
+    module.eval()
+    loaded.eval()
+    assert all(torch.equal(a, b) for a, b in zip(module.separate(image), loaded.separate(image), strict=True))
+
+
+def test_a_loss_that_is_not_finite_names_its_term(x):
+    module = DoubleELBOModule()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with torch.no_grad():
+        module.model.bg_decoder[0].bias.fill_(float("nan"))
+    loader = torch.utils.data.DataLoader(x, batch_size=3)  # bare tensors, without any truth
+    with pytest.raises(NonFiniteLossError, match="at step 0, batch 0 of epoch 0: the background has NaN"):
+        trainer.fit(module, loader)

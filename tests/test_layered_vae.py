@@ -1,0 +1,343 @@
+"""The layered VAE's options: each does what it says, in any combination, with any networks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Laplace, Normal, kl_divergence
+
+L = pytest.importorskip("lightning")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("skimage")
+
+from fgbg_cuda.vae import (  # noqa: E402
+    CellsDecoder,
+    CellsEncoder,
+    CellsUnderDisc,
+    LayeredVAE,
+    LayeredVAEModule,
+    ScatteredLightDecoder,
+    ScatteredLightEncoder,
+)
+from fgbg_cuda.vae.models import COMPOSITIONS, LIKELIHOODS  # noqa: E402
+
+SIZE = (24, 30)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+def for_cells(composition="mixture", likelihood="bernoulli", latents=2, **options) -> LayeredVAE:
+    if composition == "masked":
+        options.setdefault("mask_prior", 0.2)
+    return LayeredVAE(
+        composition=composition,
+        likelihood=likelihood,
+        fg_encoder=CellsEncoder(latents=latents, width=4, size=SIZE),
+        fg_decoder=CellsDecoder(latents=latents, width=4, size=SIZE),
+        bg_encoder=ScatteredLightEncoder(size=SIZE),
+        bg_decoder=ScatteredLightDecoder(size=SIZE),
+        **options,
+    )
+
+
+def images(count: int = 3) -> torch.Tensor:
+    return (torch.rand(count, 1, *SIZE) < 0.3).float()
+
+
+# ---- likelihoods ----
+
+
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize(("composition", "likelihood"), itertools.product(COMPOSITIONS, LIKELIHOODS))
+def test_reconstruction_against_torch_distributions(composition, likelihood, additive):
+    model = for_cells(composition, likelihood, additive=additive).double()
+    x = images().double()
+    out = model(x)
+    m = out.mask_logits.sigmoid()
+
+    def log_p(layer, scale=None):
+        if likelihood == "bernoulli":
+            return Bernoulli(logits=layer).log_prob(x)
+        return {"gaussian": Normal, "laplace": Laplace}[likelihood](layer, scale).log_prob(x)
+
+    scales = (model.fg_scale, model.bg_scale) if model.has_scales else (None, None)
+    fg, bg = log_p(out.foreground, scales[0]), log_p(out.background, scales[1])
+    expected = {
+        "mixture": lambda: torch.logaddexp(m.log() + fg, (1 - m).log() + bg),
+        "masked": lambda: m * fg + (1 - m) * bg,
+        "blended": lambda: log_p(m * out.foreground + (1 - m) * out.background, scales[1]),
+    }[composition]()
+    torch.testing.assert_close(model.reconstruction(out, x), -expected.flatten(1).sum(1))
+    if composition == "masked":
+        kl = kl_divergence(Bernoulli(m), Bernoulli(torch.tensor(0.2).double())).flatten(1).sum(1)
+        torch.testing.assert_close(model.mask_kl(out), kl, rtol=1e-6, atol=1e-8)
+
+
+def test_additive_foreground_comes_on_top_of_the_background():
+    occluding, adding = (for_cells(additive=additive) for additive in (False, True))
+    adding.load_state_dict(occluding.state_dict())
+    x = images()
+    a, b = occluding(x, sample=False), adding(x, sample=False)
+    torch.testing.assert_close(b.foreground, a.foreground + a.background)
+    assert torch.equal(a.background, b.background)
+
+
+def test_the_mask_bound_is_below_the_sum_over_masks():
+    """What "masked" bounds is the mixture with ``mask_prior`` as its prior, reached at the right mask."""
+    model, x = for_cells("masked").double(), images().double()
+    out = model(x)
+    prior = torch.full_like(out.mask_logits, math.log(0.2 / 0.8))
+    mixture = for_cells("mixture").double()
+    exact = mixture.reconstruction(out._replace(mask_logits=prior), x)
+    assert (model.reconstruction(out, x) + model.mask_kl(out) > exact).all()
+    fg, bg = (Bernoulli(logits=t).log_prob(x) for t in (out.foreground, out.background))
+    best = out._replace(mask_logits=prior + fg - bg)
+    torch.testing.assert_close(model.reconstruction(best, x) + model.mask_kl(best), exact)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_explaining_away_standardises_what_the_background_leaves(likelihood):
+    model = for_cells(likelihood=likelihood, explain_away=True).double()
+    background = torch.randn(2000, 1, 4, 4).double()
+    if likelihood == "bernoulli":
+        x = Bernoulli(logits=background).sample()
+    else:
+        x = {"gaussian": Normal, "laplace": Laplace}[likelihood](background, model.bg_scale).sample()
+    left = model._unexplained(x, background)
+    # 32000 draws; the fourth moment of a standardised Bernoulli is large where it is rare.
+    assert left.mean().abs() < 0.03
+    assert left.var().item() == pytest.approx(1, abs=0.1)
+
+
+def test_explaining_away_takes_the_background_out_of_the_foregrounds_sight():
+    model, x = for_cells(explain_away=True), images()
+    seen = []
+    model.fg_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    out = model(x, sample=False)
+    p = out.background.sigmoid()
+    torch.testing.assert_close(seen[0], (x - p) / (p * (1 - p)).sqrt())
+    blind = for_cells()
+    blind.fg_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    blind(x)
+    assert seen[1] is x
+
+
+@pytest.mark.parametrize(("composition", "likelihood"), itertools.product(COMPOSITIONS, LIKELIHOODS))
+def test_layers_of_a_separation_are_images(composition, likelihood):
+    model, x = for_cells(composition, likelihood, additive=True, explain_away=True), images()
+    found = model.separate(x)
+    for layer in (found.foreground, found.background, found.mask, found.composite):
+        assert layer.shape == x.shape
+        assert layer.isfinite().all()
+    if likelihood == "bernoulli":
+        assert min(layer.min() for layer in found) >= 0
+        assert max(layer.max() for layer in found) <= 1
+
+
+# ---- the objective's options ----
+
+
+class Masked(NamedTuple):
+    image: torch.Tensor
+    mask: torch.Tensor
+
+
+def loss_and_terms(x, weight=1.0, batch=None, seed=0, **options):
+    torch.manual_seed(0)
+    module = LayeredVAEModule(networks="cells", image_size=SIZE, width=4, likelihood="bernoulli", **options)
+    torch.manual_seed(seed)
+    out = module.model(x)
+    return (*module.objective(out, x if batch is None else batch, weight), out)
+
+
+def test_beta_and_warm_up_weigh_the_kl():
+    x = images()
+    loss, terms, _ = loss_and_terms(x)
+    kl = terms["kl_fg"] + terms["kl_bg"]
+    for beta, weight in ((1, 0.25), (4, 1), (2, 0.5)):
+        other, _, _ = loss_and_terms(x, weight, beta=beta)
+        torch.testing.assert_close(other, loss + (beta * weight - 1) * kl)
+
+
+def test_free_bits_leave_cheap_latents_alone():
+    x = images()
+    plain, terms, out = loss_and_terms(x)
+    floored, same_terms, _ = loss_and_terms(x, free_bits=0.3)
+    expected = sum(
+        kl_divergence(Normal(q.mu, (q.logvar / 2).exp()), Normal(0, 1)).mean(0).clamp(min=0.3).sum()
+        for q in (*out.z_fg, *out.z_bg)
+    )
+    torch.testing.assert_close(floored - terms["reconstruction"], expected, rtol=1e-4, atol=1e-3)
+    assert floored > plain
+    assert same_terms["kl_fg"] == terms["kl_fg"]  # what is logged is the plain KL
+
+
+def test_mask_prior_enters_the_loss_and_the_elbo():
+    x = images()
+    plain, _, _ = loss_and_terms(x, composition="blended")
+    loss, terms, out = loss_and_terms(x, composition="blended", mask_prior=0.1)
+    torch.testing.assert_close(loss, plain + terms["kl_mask"])
+    module = LayeredVAEModule(model=for_cells("blended", mask_prior=0.1))
+    torch.testing.assert_close(-module.elbo(out, x).mean(), loss)
+
+
+def test_supervised_loss_is_that_of_image_and_mask():
+    x = images()
+    mask = torch.rand(len(x), 1, *SIZE) < 0.2
+    loss, terms, out = loss_and_terms(x, batch=Masked(x, mask), supervised=True)
+    fg, bg = (Bernoulli(logits=t).log_prob(x) for t in (out.foreground, out.background))
+    log_p = torch.where(mask, fg, bg) + Bernoulli(logits=out.mask_logits).log_prob(mask.float())
+    torch.testing.assert_close(terms["reconstruction"], -log_p.flatten(1).sum(1).mean())
+    torch.testing.assert_close(loss, terms["reconstruction"] + out.kl_fg.mean() + out.kl_bg.mean())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"composition": "sum"}, "composition is 'sum', expected one of mixture, masked, blended"),
+        ({"likelihood": "poisson"}, "likelihood is 'poisson', expected one of gaussian, laplace, bernoulli"),
+        ({"composition": "masked"}, "mask_prior is None, but the composition 'masked' needs a prior"),
+        ({"composition": "mixture", "mask_prior": 0.1}, "'mixture' has a prior already"),
+        ({"composition": "masked", "mask_prior": 1.0}, "mask_prior is 1.0, expected a probability"),
+        ({"networks": "people"}, "networks is 'people', expected one of object, cells"),
+    ],
+)
+def test_bad_options_say_what_is_allowed(options, message):
+    with pytest.raises(ValueError, match=message):
+        LayeredVAEModule(**options)
+
+
+# ---- networks ----
+
+
+def test_a_foreground_latent_is_local_and_a_background_latent_is_not():
+    encoder, decoder = CellsEncoder(latents=1), CellsDecoder(latents=1)
+    x = torch.zeros(1, 1, 60, 60, requires_grad=True)
+    seen = torch.autograd.grad(encoder(x)[0][0][0, 0, 5, 5], x)[0][0, 0]
+    rows, columns = seen.nonzero(as_tuple=True)
+    assert max(rows.max() - rows.min(), columns.max() - columns.min()) < 16
+    z = torch.zeros(1, 1, 10, 10)
+    moved = z.clone()
+    moved[0, 0, 5, 5] = 1
+    rows, columns = (decoder(moved)[1] - decoder(z)[1])[0, 0].abs().gt(1e-6).nonzero(as_tuple=True)
+    assert max(rows.max() - rows.min(), columns.max() - columns.min()) < 30
+    background = ScatteredLightDecoder()
+    change = background(torch.ones(1, 2)) - background(torch.zeros(1, 2))
+    assert change.abs().gt(1e-6).float().mean() > 0.9
+
+
+def test_background_is_smooth():
+    low = ScatteredLightDecoder()(torch.randn(1, 2))
+    step = low.diff(dim=-1).abs().max()
+    # Bilinear from 15 to 60 pixels: the difference of two drawn values is spread over four steps.
+    assert step <= (low.max() - low.min()) / 4 + 1e-6
+
+
+def test_pruned_latents_are_exactly_the_prior():
+    encoder, x = CellsEncoder(latents=2, width=4, size=SIZE), images()
+    for _ in range(5):
+        encoder(x)
+    least = encoder.kl.median().item()
+    encoder.prune(least)
+    assert 0 < encoder.used.sum() < encoder.used.numel()
+    mu, logvar = encoder(x)[0]
+    off = encoder.used.expand_as(mu) == 0
+    assert (mu[off] == 0).all()
+    assert (logvar[off] == 0).all()
+    assert (mu[~off] != 0).all()
+    encoder.prune(0.0)  # once off, off for good
+    assert ((encoder(x)[0][0] == 0) == off).all()
+
+
+def test_pruning_is_for_the_last_third(tmp_path):
+    counts = []
+
+    class Count(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            counts.append(int(module.model.fg_encoder.used.sum()))
+
+    module = LayeredVAEModule(networks="cells", width=4, fg_latents=1, likelihood="bernoulli", prune=1e9)
+    fit(tmp_path, module, epochs=3, callbacks=[Count()])
+    assert counts == [100, 100, 0]
+
+
+# ---- training ----
+
+
+def fit(tmp_path, module, epochs, callbacks=(), data=None):
+    data = data or CellsUnderDisc("X50", train=60, val=10, test=10, batch_size=20)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(module, datamodule=data)
+    return trainer, data
+
+
+CELLS = {"networks": "cells", "width": 8, "fg_latents": 1, "likelihood": "bernoulli", "additive": True}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**CELLS, "explain_away": True, "kl_warmup": 0.0, "prune": 0.3},
+        {**CELLS, "composition": "masked", "mask_prior": 0.05, "free_bits": 0.01},
+        {**CELLS, "composition": "blended", "supervised": True, "beta": 2.0},
+        {"networks": "cells", "width": 8, "likelihood": "laplace", "explain_away": True},
+    ],
+    ids=["reproduction", "masked", "supervised", "laplace"],
+)
+def test_training_lowers_the_loss_and_the_checkpoint_says_the_same(tmp_path, options):
+    L.seed_everything(0)
+    losses = []
+
+    class Record(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            losses.append(outputs["loss"].item())
+
+    module = LayeredVAEModule(lr=5e-3, **options)
+    trainer, data = fit(tmp_path, module, 4, [Record()])
+    assert sum(losses[-3:]) < sum(losses[:3])
+    scores = trainer.test(module, datamodule=data, verbose=False)[0]
+    assert set(scores) == {f"test/{name}" for name in ("elbo", "iou", "dice", "fg_mse", "bg_mse")}
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    loaded = LayeredVAEModule.load_from_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+    image = data.splits["test"].image
+    module.eval()
+    loaded.eval()
+    assert all(torch.equal(a, b) for a, b in zip(module.separate(image), loaded.separate(image), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["tensors", "tuples"])
+def test_images_without_any_truth_train_too(tmp_path, kind):
+    x = (torch.rand(8, 1, 60, 60) < 0.3).float()
+    dataset = x if kind == "tensors" else torch.utils.data.TensorDataset(x)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4)
+    module = LayeredVAEModule(**CELLS)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    before = [p.clone() for p in module.parameters()]
+    trainer.fit(module, loader, loader)
+    assert any(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert "val/elbo" in trainer.callback_metrics
+    assert "val/iou" not in trainer.callback_metrics

@@ -1,0 +1,112 @@
+"""The reproduction of the thesis: what it writes, what it does not do twice, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+L = pytest.importorskip("lightning")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("skimage")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from fgbg_cuda.vae import DoubleELBOModule, LayeredVAEModule, cell_metrics, reproduce, resume  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated", "ignore:.*few samples.*")
+
+IMAGES = {"train": 100, "val": 10, "test": 40}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(cell_metrics, "BOUND_IMAGES", 4)
+    monkeypatch.setattr(cell_metrics, "BOUND_SAMPLES", 2)
+    monkeypatch.setattr(reproduce, "PICTURE_ROWS", 1)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than what these tests are about."""
+    for name in ("save_curves", "save_scores", "save_separation"):
+        monkeypatch.setattr(reproduce, name, lambda *arguments: None)
+
+
+def run(out, **options):
+    defaults = {"seeds": [0], "sets": ["X50"], "models": ["LayeredVAE"], "epochs": 1, "images": IMAGES}
+    return reproduce.reproduce(out, **{**defaults, **options})
+
+
+def test_it_writes_every_score_config_curve_and_picture(tmp_path):
+    results = run(tmp_path, models=["DoubleELBO", "LayeredVAE"])
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert [r["model"] for r in results] == ["DoubleELBO", "LayeredVAE", reproduce.ORACLE]
+    for result in results[:2]:
+        assert {key for key, _, _ in reproduce.COLUMNS} <= set(result)
+    table = (tmp_path / "table.md").read_text()
+    for result in results:
+        assert f"| {result['model']} | {result['f1_open']:.3f} | {result['f1_covered']:.3f} |" in table
+    assert (tmp_path / "scores.png").stat().st_size > 0
+    for model, cls in (("DoubleELBO", DoubleELBOModule), ("LayeredVAE", LayeredVAEModule)):
+        folder = tmp_path / model / "X50" / "seed-0"
+        for picture in ("curves.png", "separation.png"):
+            assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+        assert json.loads((folder / "config.json").read_text())["model"] == cls.__name__
+        cls.load_from_checkpoint(folder / "model.ckpt", weights_only=True)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, no_pictures):
+    first = run(tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(L.Trainer, "fit", refuse)
+    assert run(tmp_path) == first
+    with pytest.raises(resume.ResumeError, match=r"seed-0 has other settings"):
+        run(tmp_path, epochs=2)
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, no_pictures):
+    whole = run(tmp_path / "whole", epochs=2)[0]
+    step = LayeredVAEModule.training_step
+
+    def die(self, batch, batch_idx):
+        if self.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LayeredVAEModule, "training_step", die)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(tmp_path / "killed", epochs=2, checkpoint_seconds=0)
+    monkeypatch.setattr(LayeredVAEModule, "training_step", step)
+    folder = tmp_path / "killed" / "LayeredVAE" / "X50" / "seed-0"
+    assert list((folder / "checkpoints").glob("*.ckpt"))
+    assert not (folder / "result.json").exists()
+    again = run(tmp_path / "killed", epochs=2, checkpoint_seconds=0)[0]
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
+    models = [
+        torch.load(tmp_path / name / "LayeredVAE" / "X50" / "seed-0" / "model.ckpt", weights_only=True)
+        for name in ("whole", "killed")
+    ]
+    for a, b in zip(*(model["state_dict"].values() for model in models), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_table_has_mean_and_standard_deviation():
+    runs = [{"model": "A", "set": "X50", "seed": s, "f1_open": v} for s, v in ((1, 0.9), (2, 0.7), (3, 0.8))]
+    runs += [{"model": "A", "set": "X90", "seed": 1, "f1_open": 0.25}]
+    text = reproduce.table(runs)
+    assert "| A | 0.800 ± 0.100 |" in text
+    assert "| A | 0.250 |" in text
+    assert "X50, seeds 1, 2, 3" in text
+
+
+def test_unknown_names_say_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match="models: got 'VAE', takes some of DoubleELBO"):
+        run(tmp_path, models=["VAE"])
+    with pytest.raises(ValueError, match="sets: got 'X10', takes some of X90, X50, X90,20"):
+        run(tmp_path, sets=["X10"])
+    assert not list(tmp_path.iterdir())
