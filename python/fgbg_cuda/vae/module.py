@@ -91,7 +91,11 @@ class SeparationModule(L.LightningModule):
         """
         epoch = 1 + self.current_epoch if self.training else 0
         (seed,) = np.random.SeedSequence([self.noise_seed, epoch, batch_idx]).generate_state(1, np.uint64)
-        return {"seed": int(seed) >> 2, "first": self.global_rank * len(x)}
+        first = self.global_rank * len(x)
+        if not self.training and self.trainer.world_size > 1:  # the last batch may not divide evenly
+            sizes = self.all_gather(torch.tensor(len(x), device=x.device))
+            first = int(sizes[: self.global_rank].sum())
+        return {"seed": int(seed) >> 2, "first": first}
 
     def _non_finite_term(self, out: Any, x: Tensor) -> str:
         for name, value in {"the image itself": x, **self.suspects(out, x)}.items():
@@ -109,7 +113,8 @@ class SeparationModule(L.LightningModule):
             {f"{stage}/{name}": value.mean() for name, value in scores.items()},
             on_step=False,
             on_epoch=True,
-            batch_size=len(x),
+            # A float: Lightning averages over processes, and an integer by integer division.
+            batch_size=float(len(x)),
             sync_dist=True,
         )
 
