@@ -141,6 +141,19 @@ def test_layers_of_a_separation_are_images(composition, likelihood):
         assert max(layer.max() for layer in found) <= 1
 
 
+@pytest.mark.parametrize(("composition", "likelihood"), itertools.product(COMPOSITIONS, LIKELIHOODS))
+def test_over_a_dark_background_an_additive_foreground_by_itself_is_the_composite(composition, likelihood):
+    class Dark(torch.nn.Module):
+        def forward(self, z):
+            return z.new_full((len(z), 1, *SIZE), -2.5)
+
+    model, x = for_cells(composition, likelihood, additive=True), images()
+    model.bg_decoder = Dark()
+    found = model.separate(x)
+    torch.testing.assert_close(found.foreground, found.composite)
+    assert found.foreground.std() > 0
+
+
 # ---- the objective's options ----
 
 

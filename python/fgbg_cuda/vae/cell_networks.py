@@ -82,7 +82,7 @@ class CellsDecoder(nn.Module):
         latents: int = 1,
         width: int = 16,
         size: tuple[int, int] = (60, 60),
-        value: float = 4.0,
+        value: float = 2.0,
     ) -> None:
         super().__init__()
         grid = (size[0] // STRIDE, size[1] // STRIDE)

@@ -203,12 +203,7 @@ class LayeredVAE(nn.Module):
         foreground, mask_logits = self.fg_decoder(*z_fg)
         if self.additive:
             foreground = background + foreground
-        return self._composite(foreground, background, torch.sigmoid(mask_logits))
-
-    def _composite(self, foreground: Tensor, background: Tensor, mask: Tensor) -> Tensor:
-        if self.composition == "blended":
-            return self.mean(mask * foreground + (1 - mask) * background)
-        return mask * self.mean(foreground) + (1 - mask) * self.mean(background)
+        return self._compose(torch.sigmoid(mask_logits), foreground, background)
 
     def _unexplained(self, x: Tensor, background: Tensor) -> Tensor:
         """(x - E[x | bg]) / std[x | bg]: mean 0 and variance 1 where the background is all there is."""
@@ -278,12 +273,17 @@ class LayeredVAE(nn.Module):
             )
         mask = torch.sigmoid(logits)
         foreground, background = self.mean(out.foreground), self.mean(out.background)
-        composite = self._composite(out.foreground, out.background, mask)
+        composite = self._compose(mask, out.foreground, out.background)
         if self.additive:
             dark = out.background.flatten(2).quantile(DARK, dim=2)[:, :, None, None]
-            alone = self.mean(dark + out.foreground - out.background)
-            foreground = mask * alone + (1 - mask) * self.mean(dark)
+            foreground = self._compose(mask, dark + out.foreground - out.background, dark)
         return Separation(foreground, background, mask, composite)
+
+    def _compose(self, mask: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+        """E[x] of layers as the decoders give them, where the mask is what :meth:`separate` finds."""
+        if self.composition == "blended":
+            return self.mean(mask * foreground + (1 - mask) * background)
+        return mask * self.mean(foreground) + (1 - mask) * self.mean(background)
 
     @staticmethod
     def _nats(layer: Tensor, x: Tensor, likelihood: str, scale: Tensor | float = 1.0) -> Tensor:

@@ -216,7 +216,7 @@ class LayeredVAEModule(SeparationModule):
         if networks not in ("object", "cells"):
             raise ValueError(f"networks is {networks!r}, expected one of object, cells")
         if model is None and networks == "cells":
-            value = 4.0 if likelihood == "bernoulli" else 0.5  # logits span a wider range than [0, 1]
+            value = 2.0 if likelihood == "bernoulli" else 0.5  # logits span a wider range than [0, 1]
             options |= {
                 "fg_encoder": CellsEncoder(channels, fg_latents, width, image_size),
                 "fg_decoder": CellsDecoder(channels, fg_latents, width, image_size, value),

@@ -35,6 +35,7 @@ MODELS: dict[str, tuple[type[SeparationModule], dict[str, Any]]] = {
         LayeredVAEModule,
         {
             "networks": "cells",
+            "composition": "blended",
             "likelihood": "bernoulli",
             "additive": True,
             "explain_away": True,
