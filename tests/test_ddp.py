@@ -73,7 +73,10 @@ def train(movie: str, out: str, rank: int, world: int, port: int) -> None:
         num_sanity_val_steps=0,
         **options,
     )
-    trainer.fit(module, datamodule=ImagesDataModule(movie, crop=16, batch_size=8))
+    data = ImagesDataModule(
+        movie, crop=16, batch_size=8, val_fraction=0.125, test_fraction=0.05
+    )  # 33, 5 and 2
+    trainer.fit(module, datamodule=data)
     torch.save(
         {
             "losses": record.losses,

@@ -112,7 +112,11 @@ class LayeredVAEModule(L.LightningModule):
         """
         epoch = 1 + self.current_epoch if self.training else 0
         (seed,) = np.random.SeedSequence([self.noise_seed, epoch, batch_idx]).generate_state(1, np.uint64)
-        return {"seed": int(seed) >> 2, "first": self.global_rank * len(x)}
+        first = self.global_rank * len(x)
+        if not self.training and self.trainer.world_size > 1:  # the last batch may not divide evenly
+            sizes = self.all_gather(torch.tensor(len(x), device=x.device))
+            first = int(sizes[: self.global_rank].sum())
+        return {"seed": int(seed) >> 2, "first": first}
 
     def _non_finite_term(self, out: LayeredOutput, x: Tensor) -> str:
         """Where a non-finite value first shows, in the order in which it would spread."""
