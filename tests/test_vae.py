@@ -180,6 +180,19 @@ def test_parts_of_a_batch_get_the_noise_of_the_whole():
     assert not torch.allclose(shifted.foreground, whole.foreground[2:])
 
 
+def test_backgrounds_as_coarse_as_told():
+    x = torch.rand(2, 1, 64, 96)
+    for cell in (8, 16, 32):
+        model = LayeredVAE(width=8, bg_cell=cell)
+        mu, _ = model.bg_encoder(x)
+        assert mu.shape == (2, 2, 64 // cell, 96 // cell)
+        assert model.bg_decoder(mu).shape == x.shape
+    with pytest.raises(ValueError, match="x is 64 x 72, expected multiples of bg_cell, 32"):
+        model(x[..., :72])
+    with pytest.raises(ValueError, match="bg_cell is 12, expected 8, 16 or 32"):
+        LayeredVAE(bg_cell=12)
+
+
 def test_mask_is_the_gradient_of_the_likelihood():
     """d log p(x | z) / d logit = posterior - prior: the mask is the posterior of the model."""
     model = LayeredVAE(width=8).double()

@@ -100,6 +100,11 @@ class FgbgCLI(LightningCLI):
             options["ckpt_path"] = self.checkpoint
         self.trainer.fit(**options, weights_only=True)
 
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero and not self.config.fit.trainer.fast_dev_run:
+            out = self.config.fit.out
+            print(f"see {out}/; next: fgbg separate {out}/best.ckpt IMAGES OUT")
+
     def validate(self, **options: Any) -> None:
         self.trainer.validate(**options, weights_only=True)
 

@@ -126,8 +126,13 @@ class BackgroundEncoder(nn.Module):
             nn.SiLU(),
             nn.Conv2d(32, 2 * latents, 3, padding=1),
         )
+        self.cell = cell
 
     def forward(self, x: Tensor) -> Gaussian:
+        if x.shape[-2] % self.cell or x.shape[-1] % self.cell:
+            raise ValueError(
+                f"x is {x.shape[-2]} x {x.shape[-1]}, expected multiples of bg_cell, {self.cell}"
+            )
         mu, logvar = self.net(x).chunk(2, dim=1)
         return mu, logvar
 

@@ -24,16 +24,15 @@ def separate_tiles(
 
     What a model has learned holds for the amount of scene that it saw: a frame larger than ``size`` (height,
     width) is cut into tiles of that size which overlap by half, and what they say of a pixel is averaged,
-    weighted by sin^2 across each tile, as a model sees least at an edge. A side that is smaller is padded by
-    reflection to a multiple of 8, for the layers to be cut to the frame again. ``size=None`` takes the frame
-    as one tile.
+    weighted by sin^2 across each tile, as a model sees least at an edge. A frame that is smaller is padded
+    to that size with its border pixels (a reflection would show objects twice), and the layers are cut to
+    the frame again. ``size=None`` takes the frame as one tile, padded to multiples of 8.
     """
     frame = x.shape[-2:]
     if min(frame) < MULTIPLE:
         raise InputError(f"the images are {frame[0]} x {frame[1]}, expected {MULTIPLE} x {MULTIPLE} at least")
-    padded = [math.ceil(side / MULTIPLE) * MULTIPLE for side in frame]
-    tile = padded if size is None else [min(sides) for sides in zip(size, padded, strict=True)]
-    x = F.pad(x, [0, max(0, tile[1] - frame[1]), 0, max(0, tile[0] - frame[0])], mode="reflect")
+    tile = size or tuple(math.ceil(side / MULTIPLE) * MULTIPLE for side in frame)
+    x = F.pad(x, [0, max(0, tile[1] - frame[1]), 0, max(0, tile[0] - frame[0])], mode="replicate")
     starts = [_starts(whole, side) for whole, side in zip(x.shape[-2:], tile, strict=True)]
     if all(len(places) == 1 for places in starts):
         found = separate(x)
@@ -48,7 +47,7 @@ def _starts(whole: int, side: int) -> list[int]:
 
 
 def _blend(
-    separate: Callable[[Tensor], Separation], x: Tensor, tile: list[int], starts: list[list[int]]
+    separate: Callable[[Tensor], Separation], x: Tensor, tile: tuple[int, int], starts: list[list[int]]
 ) -> Separation:
     ramps = [torch.sin(math.pi * (torch.arange(side) + 0.5) / side).square() for side in tile]
     weight = torch.outer(*ramps).to(x)
