@@ -113,7 +113,7 @@ def test_an_unknown_command(capsys):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains(config, movie, tmp_path):
-    options = ["--model.width=8", "--data.batch_size=8"]
+    options = ["--data.batch_size=8"]
     if config.stem == "movie":
         options += [f"--data.images={movie}", "--data.crop=32", "--data.num_workers=0"]
     main(
@@ -126,7 +126,7 @@ def test_every_config_trains(config, movie, tmp_path):
 
 
 def test_there_are_configs():
-    assert {"digits_on_grass", "movie"} <= {path.stem for path in CONFIGS}
+    assert {"digits_on_grass", "cells_under_disc", "movie"} <= {path.stem for path in CONFIGS}
 
 
 # ---- a run from start to end ----
@@ -157,6 +157,21 @@ def test_a_run_from_images_to_their_layers(movie, tmp_path, capsys):
     mask = np.load(tmp_path / "layers" / "mask.npy")
     assert mask.shape == (40, 40, 40)
     assert mask.dtype == np.uint16
+
+
+def test_true_masks_are_scored_and_can_be_learned_from(movie, tmp_path):
+    masks = tmp_path / "masks.npy"
+    np.save(masks, (np.load(movie) > 3000).astype(np.uint8))
+    fit(
+        movie,
+        tmp_path / "run",
+        f"--data.masks={masks}",
+        "--model.supervised=true",
+        "--monitor=val/iou",
+        "--pictures=0",
+    )
+    state = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)["callbacks"]
+    assert any(0 <= (known or {}).get("best_model_score", -1) <= 1 for known in state.values())
 
 
 def test_early_stopping_stops(movie, tmp_path, monkeypatch):
