@@ -260,13 +260,13 @@ def separate(x):
 for path in sys.argv[1:]:
     use = []
     separate_images(separate, open_images(path), path + ".out", batch_size=4)
-    print(max(use) - max(use[:16]))
+    print(max(use) - max(use[:64]))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_does_not_grow_with_the_stack(tmp_path):
-    """128 MiB in 128 batches: from the 17th on, memory grows by far less than the 112 MiB to come."""
+    """128 MiB in 128 batches: in the second half memory grows by far less than the 64 MiB to come."""
     shape = (512, 512, 256)
     paths = [tmp_path / name for name in ("movie.npy", "plain.tif", "packed.tif")]
     np.lib.format.open_memmap(paths[0], "w+", np.uint16, shape).flush()
@@ -279,7 +279,7 @@ def test_memory_does_not_grow_with_the_stack(tmp_path):
     assert result.returncode == 0, result.stderr
     growth = [float(line) for line in result.stdout.split()]
     assert len(growth) == 3
-    assert max(growth) < 28, growth
+    assert max(growth) < 16, growth
 
 
 # ---- the command ----
