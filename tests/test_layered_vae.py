@@ -211,6 +211,11 @@ def test_supervised_loss_is_that_of_image_and_mask():
     torch.testing.assert_close(loss, terms["reconstruction"] + out.kl_fg.mean() + out.kl_bg.mean())
 
 
+def test_supervision_needs_masks():
+    with pytest.raises(ValueError, match="supervised: a batch needs a field mask, got a Tensor"):
+        loss_and_terms(images(), supervised=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -219,6 +224,8 @@ def test_supervised_loss_is_that_of_image_and_mask():
         ({"composition": "masked"}, "mask_prior is None, but the composition 'masked' needs a prior"),
         ({"composition": "mixture", "mask_prior": 0.1}, "'mixture' has a prior already"),
         ({"composition": "masked", "mask_prior": 1.0}, "mask_prior is 1.0, expected a probability"),
+        ({"likelihood": "bernoulli"}, "takes logits, but the default decoders give intensities"),
+        ({"prune": 0.1}, "prune is 0.1, but ForegroundEncoder cannot be pruned"),
         ({"networks": "people"}, "networks is 'people', expected one of object, cells"),
     ],
 )
@@ -244,6 +251,15 @@ def test_a_foreground_latent_is_local_and_a_background_latent_is_not():
     background = ScatteredLightDecoder()
     change = background(torch.ones(1, 2)) - background(torch.zeros(1, 2))
     assert change.abs().gt(1e-6).float().mean() > 0.9
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    for network in (CellsEncoder, CellsDecoder, ScatteredLightEncoder):
+        with pytest.raises(ValueError, match="size is 60 x 64, expected multiples of 6"):
+            network(size=(60, 64))
+    for encoder in (CellsEncoder(size=SIZE), ScatteredLightEncoder(size=SIZE)):
+        with pytest.raises(ValueError, match=r"x has shape \[1, 1, 30, 24\].* made for 24 x 30"):
+            encoder(torch.zeros(1, 1, 30, 24))
 
 
 def test_background_is_smooth():

@@ -12,8 +12,10 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+pytest.importorskip("tensorboard")
 
 from fgbg_cuda.vae import DoubleELBOModule, LayeredVAEModule, cell_metrics, reproduce, resume  # noqa: E402
+from fgbg_cuda.vae.reproduce_figures import read_curves  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated", "ignore:.*few samples.*")
 
@@ -70,23 +72,25 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, no_pictures):
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, no_pictures):
-    whole = run(tmp_path / "whole", epochs=2)[0]
+    whole = run(tmp_path / "whole", epochs=3)[0]
     step = LayeredVAEModule.training_step
 
     def die(self, batch, batch_idx):
-        if self.global_step == 3:
+        if self.global_step == 10:  # of 12: latents have been pruned by then
             raise KeyboardInterrupt
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(LayeredVAEModule, "training_step", die)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(tmp_path / "killed", epochs=2, checkpoint_seconds=0)
+        run(tmp_path / "killed", epochs=3, checkpoint_seconds=0)
     monkeypatch.setattr(LayeredVAEModule, "training_step", step)
     folder = tmp_path / "killed" / "LayeredVAE" / "X50" / "seed-0"
     assert list((folder / "checkpoints").glob("*.ckpt"))
     assert not (folder / "result.json").exists()
-    again = run(tmp_path / "killed", epochs=2, checkpoint_seconds=0)[0]
+    again = run(tmp_path / "killed", epochs=3, checkpoint_seconds=0)[0]
     assert {**again, "seconds": 0} == {**whole, "seconds": 0}
+    curves = read_curves(folder / "tensorboard")
+    assert [step for step, _ in curves["val/elbo"]] == [3, 7, 11]  # the ends of all three epochs
     models = [
         torch.load(tmp_path / name / "LayeredVAE" / "X50" / "seed-0" / "model.ckpt", weights_only=True)
         for name in ("whole", "killed")

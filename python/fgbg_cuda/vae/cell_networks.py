@@ -20,6 +20,25 @@ from .object_networks import Gaussian
 STRIDE = 6  # pixels from one foreground latent to the next
 
 
+def grid_of(size: tuple[int, int]) -> tuple[int, int]:
+    """Places of foreground latents on images of ``size`` (H, W).
+
+    Raises:
+        ValueError: H or W is no multiple of 6.
+    """
+    height, width = size
+    if height % STRIDE or width % STRIDE:
+        raise ValueError(f"size is {height} x {width}, expected multiples of {STRIDE}")
+    return height // STRIDE, width // STRIDE
+
+
+def check_size(x: Tensor, size: tuple[int, int]) -> None:
+    if tuple(x.shape[-2:]) != tuple(size):
+        raise ValueError(
+            f"x has shape {list(x.shape)}, but these networks were made for {size[0]} x {size[1]}"
+        )
+
+
 class CellsEncoder(nn.Module):
     """q(z_fg | x): x [B, C, H, W] -> one (mu, logvar) pair, each [B, latents, H/6, W/6].
 
@@ -38,6 +57,7 @@ class CellsEncoder(nn.Module):
         self, channels: int = 1, latents: int = 1, width: int = 16, size: tuple[int, int] = (60, 60)
     ) -> None:
         super().__init__()
+        self.size, grid = size, grid_of(size)
         self.local = nn.Sequential(
             nn.Conv2d(channels, width, 7, stride=3, padding=2),
             nn.SiLU(),
@@ -45,13 +65,13 @@ class CellsEncoder(nn.Module):
             nn.SiLU(),
             nn.Conv2d(2 * width, 2 * width, 2, stride=2),
         )
-        grid = (size[0] // STRIDE, size[1] // STRIDE)
         self.place = nn.Parameter(torch.zeros(1, 2 * width, *grid))
         self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * width, 2 * latents, 1))
         self.register_buffer("used", torch.ones(1, latents, *grid))  # 0 where switched off
         self.register_buffer("kl", torch.zeros(1, latents, *grid))  # nats per image, of late
 
     def forward(self, x: Tensor) -> tuple[Gaussian]:
+        check_size(x, self.size)
         mu, logvar = self.head(self.local(x) + self.place).chunk(2, dim=1)
         logvar = logvar.clamp(-8, 4)  # so that the first steps cannot overflow exp(logvar)
         mu, logvar = mu * self.used, logvar * self.used
@@ -85,11 +105,10 @@ class CellsDecoder(nn.Module):
         value: float = 2.0,
     ) -> None:
         super().__init__()
-        grid = (size[0] // STRIDE, size[1] // STRIDE)
+        grid = grid_of(size)
         self.lift = nn.Conv2d(latents, 2 * width, 3, padding=1)
-        self.place = nn.Parameter(
-            torch.randn(1, 2 * width, *grid)
-        )  # unlike from the start: each its own cell
+        # Places differ from the start: of several that could draw a cell, one soon does it best.
+        self.place = nn.Parameter(torch.randn(1, 2 * width, *grid))
         self.draw = nn.Sequential(
             nn.SiLU(),
             nn.ConvTranspose2d(2 * width, width, 2, stride=2),
@@ -113,7 +132,7 @@ class ScatteredLightEncoder(nn.Module):
         self, channels: int = 1, latents: int = 2, width: int = 32, size: tuple[int, int] = (60, 60)
     ) -> None:
         super().__init__()
-        inputs = channels * (size[0] // STRIDE) * (size[1] // STRIDE)
+        self.size, inputs = size, channels * math.prod(grid_of(size))
         self.net = nn.Sequential(
             nn.AvgPool2d(STRIDE),
             nn.Flatten(),
@@ -123,6 +142,7 @@ class ScatteredLightEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Gaussian:
+        check_size(x, self.size)
         mu, logvar = self.net(x).chunk(2, dim=1)
         return mu, logvar.clamp(-8, 4)
 

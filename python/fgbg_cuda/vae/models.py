@@ -67,7 +67,7 @@ class Separation(NamedTuple):
 
     foreground: Tensor  # what it shows; if additive, the image that it makes by itself
     background: Tensor
-    mask: Tensor  # posterior probability that the pixel shows the foreground
+    mask: Tensor  # posterior probability that the pixel shows the foreground; its opacity if blended
     composite: Tensor  # the image that the layers make
 
 
@@ -149,6 +149,8 @@ class LayeredVAE(nn.Module):
             raise ValueError("mask_prior is None, but the composition 'masked' needs a prior of its masks")
         if mask_prior is not None and composition == "mixture":
             raise ValueError("mask_prior: the composition 'mixture' has a prior already, decoded from z_fg")
+        if likelihood == "bernoulli" and (fg_decoder is None or bg_decoder is None):
+            raise ValueError("likelihood 'bernoulli' takes logits, but the default decoders give intensities")
         self.composition, self.likelihood, self.mask_prior = composition, likelihood, mask_prior
         self.additive, self.explain_away = additive, explain_away
         self.fg_encoder = fg_encoder or ForegroundEncoder(channels, fg_latents, width)

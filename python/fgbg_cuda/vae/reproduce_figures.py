@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SCORES = (
     ("f1_open", "cell F1 in the open"),
@@ -36,18 +36,24 @@ def save_scores(path: str | Path, results: list[dict[str, Any]]) -> None:
     figure.savefig(path, dpi=120)
 
 
+def read_curves(log: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) pairs of every scalar in a TensorBoard folder, with all parts of an interrupted run."""
+    events = EventAccumulator(str(log))
+    events.Reload()
+    names = sorted(events.Tags()["scalars"])
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names if "/" in name}
+
+
 def save_curves(path: str | Path, log: str | Path) -> None:
-    """Every logged quantity of a run against the training steps, from Lightning's ``metrics.csv``."""
-    with open(log, newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = sorted(name for name in rows[0] if name not in ("step", "epoch"))
-    figure = Figure(figsize=(3 * 4, 2.2 * -(-len(names) // 4)), layout="constrained")
+    """Every logged quantity of a run against the training steps."""
+    curves = read_curves(log)
+    rows = -(-len(curves) // 4)
+    figure = Figure(figsize=(3 * 4, 2.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(-(-len(names) // 4), 4, squeeze=False).flat)
-    for ax in axes[len(names) :]:
+    axes = list(figure.subplots(rows, 4, squeeze=False).flat)
+    for ax in axes[len(curves) :]:
         ax.set_axis_off()
-    for ax, name in zip(axes, names, strict=False):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    for ax, (name, points) in zip(axes, curves.items(), strict=False):
         ax.plot(*zip(*points, strict=True), lw=1)
         ax.set_title(name, fontsize=9)
     figure.savefig(path, dpi=100)
