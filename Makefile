@@ -27,7 +27,7 @@ $(torch_stamp):
 	touch $@
 
 $(VENV)/built: $(torch_stamp) $(sources)
-	$(run) -m pip install --quiet --no-build-isolation $(strict) -C build-dir=build/$(notdir $(VENV)) -e ".[demo,dev]"
+	$(run) -m pip install --quiet --no-build-isolation $(strict) -C build-dir=build/$(notdir $(VENV)) -e ".[examples,dev]"
 	$(run) -c 'import fgbg_cuda; print("built:", fgbg_cuda.build_info())'
 	touch $@
 

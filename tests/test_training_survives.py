@@ -25,7 +25,7 @@ pytest.importorskip("tensorboard")
 
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 
-from fgbg_cuda.vae import DigitsOnTexture, LayeredVAEModule, NonFiniteLossError, demo, resume  # noqa: E402
+from fgbg_cuda.vae import DigitsOnTexture, ImageFolder, LayeredVAEModule, NonFiniteLossError, demo, resume  # noqa: E402
 from fgbg_cuda.vae import data as vae_data  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")  # one library on another
@@ -316,7 +316,7 @@ def test_non_finite_loss_stops_and_names_the_term(tmp_path, monkeypatch, field, 
     def step(self, batch, batch_idx):
         if self.global_step == 4:
             forward = self.model.forward
-            monkeypatch.setattr(self.model, "forward", lambda x: spoil(self, forward(x), x))
+            monkeypatch.setattr(self.model, "forward", lambda x, **noise: spoil(self, forward(x, **noise), x))
         return training_step(self, batch, batch_idx)
 
     monkeypatch.setattr(LayeredVAEModule, "training_step", step)
@@ -359,7 +359,7 @@ def ramp(*shape: int, dtype=np.uint8) -> np.ndarray:
 def test_images_of_every_kind_span_0_to_1(tmp_path, name, pixels):
     write(tmp_path / name, pixels)
     (tmp_path / "notes.txt").write_text("passed over")
-    images = vae_data.ImageFolder(tmp_path)
+    images = ImageFolder(tmp_path)
     assert len(images) == 1
     expected = pixels.reshape(8, 12, -1).transpose(2, 0, 1)
     expected = expected / (np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1)
@@ -371,7 +371,7 @@ def test_images_of_every_kind_span_0_to_1(tmp_path, name, pixels):
 def test_jpegs_come_in_the_order_of_their_names(tmp_path):
     write(tmp_path / "b.jpeg", np.full((16, 16, 3), 200, np.uint8))
     write(tmp_path / "a.jpg", np.full((16, 16, 3), 100, np.uint8))
-    images = vae_data.ImageFolder(tmp_path)
+    images = ImageFolder(tmp_path)
     assert images.shape == (3, 16, 16)
     assert [round(image.mean().item() * 255) for image in images] == [100, 200]
 
@@ -411,13 +411,13 @@ def test_bad_images_get_one_sentence(tmp_path, make, message):
     write(tmp_path / "a0.png", ramp(8, 8))
     make(tmp_path)
     with pytest.raises(ValueError, match=message) as error:
-        vae_data.ImageFolder(tmp_path)
+        ImageFolder(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_bad_folders_get_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="nowhere is not a folder, expected a folder of images"):
-        vae_data.ImageFolder(tmp_path / "nowhere")
+        ImageFolder(tmp_path / "nowhere")
     (tmp_path / "movie.mp4").write_text("")
     with pytest.raises(ValueError, match=r"holds no image, expected files that end in \.png, \.jpg"):
-        vae_data.ImageFolder(tmp_path)
+        ImageFolder(tmp_path)

@@ -168,6 +168,31 @@ def test_output_shapes_and_ranges():
     assert not found.composite.requires_grad
 
 
+def test_parts_of_a_batch_get_the_noise_of_the_whole():
+    model = LayeredVAE(width=8)
+    x = torch.rand(6, 1, 32, 32)
+    whole = model(x, seed=5)
+    parts = [model(x[:2], seed=5), model(x[2:], seed=5, first=2)]
+    for name in ("foreground", "background", "mask_logits", "kl_fg", "kl_bg"):
+        ours = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(ours, getattr(whole, name), msg=lambda m, n=name: f"{n}: {m}")
+    shifted = model(x[2:], seed=5)  # without the place, another noise
+    assert not torch.allclose(shifted.foreground, whole.foreground[2:])
+
+
+def test_backgrounds_as_coarse_as_told():
+    x = torch.rand(2, 1, 64, 96)
+    for cell in (8, 16, 32):
+        model = LayeredVAE(width=8, bg_cell=cell)
+        mu, _ = model.bg_encoder(x)
+        assert mu.shape == (2, 2, 64 // cell, 96 // cell)
+        assert model.bg_decoder(mu).shape == x.shape
+    with pytest.raises(ValueError, match="x is 64 x 72, expected multiples of bg_cell, 32"):
+        model(x[..., :72])
+    with pytest.raises(ValueError, match="bg_cell is 12, expected 8, 16 or 32"):
+        LayeredVAE(bg_cell=12)
+
+
 def test_mask_is_the_gradient_of_the_likelihood():
     """d log p(x | z) / d logit = posterior - prior: the mask is the posterior of the model."""
     model = LayeredVAE(width=8).double()

@@ -5,16 +5,14 @@ This subpackage needs the extras (``pip install "fgbg_cuda[demo]"``); the ops th
 
 from __future__ import annotations
 
-try:
-    import lightning  # noqa: F401
-    import torchmetrics  # noqa: F401
-except ImportError as error:
-    raise ImportError(f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" ({error})') from error
-
+from . import _extras  # noqa: F401  (first: it says what is not installed)
 from .cell_networks import CellsDecoder, CellsEncoder, ScatteredLightDecoder, ScatteredLightEncoder
 from .cells import CellsBatch, CellsUnderDisc
-from .data import BACKGROUNDS, DigitsOnTexture, ImageFolder
+from .data import BACKGROUNDS, DigitsOnTexture
 from .double_elbo import DoubleELBO, DoubleELBOOutput
+from .image_data import ImagesDataModule
+from .images import ImageFolder, open_images
+from .intensity import Intensity
 from .models import LayeredOutput, LayeredVAE, Separation
 from .module import DoubleELBOModule, LayeredVAEModule, NonFiniteLossError, SeparationModule
 from .object_networks import BackgroundDecoder, BackgroundEncoder, ForegroundDecoder, ForegroundEncoder
@@ -34,6 +32,8 @@ __all__ = [
     "ForegroundDecoder",
     "ForegroundEncoder",
     "ImageFolder",
+    "ImagesDataModule",
+    "Intensity",
     "LayeredOutput",
     "LayeredVAE",
     "LayeredVAEModule",
@@ -42,4 +42,5 @@ __all__ = [
     "ScatteredLightEncoder",
     "Separation",
     "SeparationModule",
+    "open_images",
 ]

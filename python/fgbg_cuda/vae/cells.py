@@ -8,7 +8,7 @@ add. Each set is scaled to [0, 1] by its minimum and maximum and then binarised 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -166,6 +166,10 @@ class CellsUnderDisc(L.LightningDataModule):
             foreground=pixel_probability(foreground, self.threshold).float(),
             background=pixel_probability(background, self.threshold).float(),
         )
+
+    def describe(self) -> dict[str, Any]:
+        """What separating further images needs to know; the module puts it into its checkpoints."""
+        return {"shape": tuple(self.splits["train"].image.shape[1:]), "intensity_range": None}
 
     def _loader(self, split: str) -> DataLoader:
         h = self.hparams

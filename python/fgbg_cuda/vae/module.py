@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,13 +39,15 @@ class SeparationModule(L.LightningModule):
     the first ``kl_warmup`` of the training, a fraction; ``lr`` is the peak of a one-cycle schedule.
 
     Args:
-        model: an ``nn.Module`` with ``forward(x)`` and ``separate(x)``. What ``forward`` returns has
-            ``kl_fg``, ``kl_bg`` ([B], nats) and ``z_fg``, ``z_bg``, tuples of ``Latent``.
+        model: an ``nn.Module`` with ``forward(x, seed=, first=)``, where ``seed`` and ``first`` are those of
+            :meth:`LayeredVAE.forward`, and ``separate(x)``. What ``forward`` returns has ``kl_fg``, ``kl_bg``
+            ([B], nats) and ``z_fg``, ``z_bg``, tuples of ``Latent``.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
+        self.noise_seed = torch.initial_seed()
 
     def objective(self, out: Any, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that training minimises, and its terms (scalars to be logged), of ``out = model(x)``."""
@@ -68,7 +71,7 @@ class SeparationModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = images_of(batch)
-        out = self.model(x)
+        out = self.model(x, **self._noise(x, batch_idx))
         steps = self.hparams.kl_warmup * self.trainer.estimated_stepping_batches
         weight = min(1.0, (self.global_step + 1) / max(1.0, steps))
         loss, terms = self.objective(out, batch, weight)
@@ -77,9 +80,24 @@ class SeparationModule(L.LightningModule):
                 f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
                 f"{self.current_epoch}: {self._non_finite_term(out, x)}"
             )
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
         return loss
+
+    def _noise(self, x: Tensor, batch_idx: int) -> dict[str, int]:
+        """The noise of x [B, C, H, W], this process's part of a batch: its part of the batch's noise.
+
+        It follows from the seed that torch had when the module was made, the epoch and the batch: not from
+        how many processes there are, nor from what else draws random numbers. Validation has the same
+        noise every time.
+        """
+        epoch = 1 + self.current_epoch if self.training else 0
+        (seed,) = np.random.SeedSequence([self.noise_seed, epoch, batch_idx]).generate_state(1, np.uint64)
+        first = self.global_rank * len(x)
+        if not self.training and self.trainer.world_size > 1:  # the last batch may not divide evenly
+            sizes = self.all_gather(torch.tensor(len(x), device=x.device))
+            first = int(sizes[: self.global_rank].sum())
+        return {"seed": int(seed) >> 2, "first": first}
 
     def _non_finite_term(self, out: Any, x: Tensor) -> str:
         for name, value in {"the image itself": x, **self.suspects(out, x)}.items():
@@ -87,22 +105,38 @@ class SeparationModule(L.LightningModule):
                 return f"{name} has NaN or infinite values"
         return "the reconstruction overflows, though all that it is computed from is finite"
 
-    def _score(self, batch: Any, stage: str) -> None:
+    def _score(self, batch: Any, batch_idx: int, stage: str) -> None:
         x = images_of(batch)
-        scores = {"elbo": self.elbo(self.model(x), x), **truth_scores(self.separate(x), batch)}
+        scores = {
+            "elbo": self.elbo(self.model(x, **self._noise(x, batch_idx)), x),
+            **truth_scores(self.separate(x), batch),
+        }
         self.log_dict(
             {f"{stage}/{name}": value.mean() for name, value in scores.items()},
             on_step=False,
             on_epoch=True,
-            batch_size=len(x),
+            # A float: Lightning averages over processes, and an integer by integer division.
+            batch_size=float(len(x)),
             sync_dist=True,
         )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._score(batch, "val")
+        self._score(batch, batch_idx, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._score(batch, "test")
+        self._score(batch, batch_idx, "test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes what it takes to separate images with this checkpoint and nothing else."""
+        describe = getattr(self.trainer.datamodule, "describe", dict)
+        checkpoint["separation"] = {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            **describe(),
+        }
+        checkpoint["noise_seed"] = self.noise_seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.noise_seed = checkpoint["noise_seed"]
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
@@ -143,6 +177,7 @@ class LayeredVAEModule(SeparationModule):
         prune: in the last third of the training, foreground latents that tell less than this many nats
             are switched off at the start of each epoch: :meth:`CellsEncoder.prune`. 0: none.
         supervised: learn from the true masks too, the field ``mask`` of a batch.
+        bg_cell: as in :class:`LayeredVAE`.
         model: a :class:`LayeredVAE` with networks of your own in place of all these. It is no
             hyperparameter: give it again to ``load_from_checkpoint``.
     """
@@ -169,6 +204,7 @@ class LayeredVAEModule(SeparationModule):
         free_bits: float = 0.0,
         prune: float = 0.0,
         supervised: bool = False,
+        bg_cell: int = 8,
         model: LayeredVAE | None = None,
     ) -> None:
         options = {
@@ -177,6 +213,7 @@ class LayeredVAEModule(SeparationModule):
             "additive": additive,
             "explain_away": explain_away,
             "mask_prior": mask_prior,
+            "bg_cell": bg_cell,
         }
         if networks not in ("object", "cells"):
             raise ValueError(f"networks is {networks!r}, expected one of object, cells")

@@ -113,12 +113,12 @@ class ForegroundDecoder(nn.Module):
 
 
 class BackgroundEncoder(nn.Module):
-    """q(z_bg | x): x [B, C, H, W] -> (mu, logvar), each [B, latents, H/8, W/8]."""
+    """q(z_bg | x): x [B, C, H, W] -> (mu, logvar), each [B, latents, H/cell, W/cell]; see the decoder."""
 
-    def __init__(self, channels: int = 1, latents: int = 2) -> None:
+    def __init__(self, channels: int = 1, latents: int = 2, cell: int = 8) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.AvgPool2d(2),  # it has no use for detail that its decoder cannot draw
+            nn.AvgPool2d(cell // 4),  # it has no use for detail that its decoder cannot draw
             conv(channels, 16),
             nn.Conv2d(16, 32, 4, stride=2, padding=1),
             nn.SiLU(),
@@ -126,22 +126,31 @@ class BackgroundEncoder(nn.Module):
             nn.SiLU(),
             nn.Conv2d(32, 2 * latents, 3, padding=1),
         )
+        self.cell = cell
 
     def forward(self, x: Tensor) -> Gaussian:
+        if x.shape[-2] % self.cell or x.shape[-1] % self.cell:
+            raise ValueError(
+                f"x is {x.shape[-2]} x {x.shape[-1]}, expected multiples of bg_cell, {self.cell}"
+            )
         mu, logvar = self.net(x).chunk(2, dim=1)
         return mu, logvar
 
 
 class BackgroundDecoder(nn.Module):
-    """p(background | z_bg): drawn at 1/8 of the resolution and interpolated, so strokes do not fit.
+    """p(background | z_bg): drawn at 1/cell of the resolution and interpolated, so objects do not fit.
 
-    z_bg [B, latents, H/8, W/8] -> [B, C, H, W].
+    z_bg [B, latents, H/cell, W/cell] -> [B, C, H, W]. ``cell``, 8, 16 or 32 pixels, is to be larger than what
+    is not to fit: a stroke with the default of 8, a whole cell nucleus of 25 pixels with 32.
     """
 
-    def __init__(self, channels: int = 1, latents: int = 2) -> None:
+    def __init__(self, channels: int = 1, latents: int = 2, cell: int = 8) -> None:
         super().__init__()
+        if cell not in (8, 16, 32):
+            raise ValueError(f"bg_cell is {cell}, expected 8, 16 or 32")
+        self.cell = cell
         self.net = nn.Sequential(conv(latents, 16), nn.Conv2d(16, channels, 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:
         low = self.net(z)
-        return torch.sigmoid(F.interpolate(low, scale_factor=8, mode="bilinear"))
+        return torch.sigmoid(F.interpolate(low, scale_factor=self.cell, mode="bilinear"))

@@ -245,7 +245,8 @@ def _mean_and_spread(values: list[float | None], digits: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m fgbg_cuda.vae.reproduce", description=__doc__)
+    parser = argparse.ArgumentParser(prog="fgbg reproduce", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("thesis",), default="thesis", help="default: thesis")
     parser.add_argument("--out", default="runs/thesis", help="folder of the results")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=tuple(SETS))
@@ -253,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args(argv)
     try:
-        results = reproduce(**vars(options))
+        results = reproduce(options.out, options.seeds, options.sets, options.models, options.epochs)
     except ResumeError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     print(f"\n{table(results)}\nsee {options.out}/")

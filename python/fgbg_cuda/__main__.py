@@ -1,0 +1,42 @@
+"""The command line, ``fgbg`` or ``python -m fgbg_cuda``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+COMMANDS = {
+    "fit": "train a model on your images or on a built-in data set",
+    "validate": "score a trained model on the validation images",
+    "test": "score a trained model on the test images",
+    "separate": "write the foreground, background and mask of every image or frame",
+    "reproduce": "repeat the experiments whose results are shown in the README",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="fgbg",
+        description="Takes images apart into foreground, background and mask.",
+        epilog="\n".join(["commands:", *(f"  {name:<10} {text}" for name, text in COMMANDS.items())])
+        + "\n\nThe options of a command: fgbg COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
+    # What follows the command is read by the command, which alone imports what it needs.
+    command = parser.parse_args(arguments[:1]).command
+    try:
+        if command == "separate":
+            from .vae.separate import main as run
+        elif command == "reproduce":
+            from .vae.reproduce import main as run
+        else:
+            from .vae.cli import main as run
+    except ImportError as error:
+        parser.exit(1, f"fgbg {command}: {error}\n")
+    run(arguments if command in ("fit", "validate", "test") else arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

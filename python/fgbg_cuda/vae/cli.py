@@ -1,0 +1,164 @@
+"""``fgbg fit``, ``fgbg validate`` and ``fgbg test``, by Lightning's command line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import ActionYesNo
+from jsonargparse.typing import NonNegativeInt
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from .errors import InputError
+from .module import NonFiniteLossError
+from .pictures import Pictures
+from .resume import AtomicCheckpointIO, ResumeCheckpoint, ResumeError, ResumeState, newest_checkpoint
+
+TRAINER_DEFAULTS = {
+    "gradient_clip_val": 500.0,  # nats per image are large numbers: this cuts the spikes alone
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+
+
+# What a resumed run may not change: its schedules were laid out for these.
+DECISIVE = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.max_steps")
+
+
+class FgbgCLI(LightningCLI):
+    """Everything of a run goes into the folder ``--out``, from which ``--resume`` can go on."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = LightningCLI.subcommands()
+        return {name: {*skipped[name], "weights_only"} for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--out", default="runs/fit", help="folder for the results of fit")
+        parser.add_argument(
+            "--resume",
+            action=ActionYesNo,
+            default=False,
+            help="go on with the run in OUT from where it was stopped; give its OUT/config.yaml as --config",
+        )
+        parser.add_argument("--monitor", default="val/elbo", help="the score that tells the best model")
+        parser.add_argument(
+            "--monitor_mode", default="max", help="max or min: whether more is better or less"
+        )
+        parser.add_argument(
+            "--patience",
+            type=int | None,
+            default=None,
+            help="stop when MONITOR has not improved for so many validations (default: train to the end)",
+        )
+        parser.add_argument(
+            "--checkpoint_seconds", type=float, default=60.0, help="the most that a kill can cost"
+        )
+        parser.add_argument(
+            "--pictures",
+            type=NonNegativeInt,
+            default=10,
+            help="draw pictures every so many epochs and at the end (0: never)",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            return
+        config = self.config.fit
+        saved = Path(config.out) / "config.yaml"
+        if config.resume:
+            self.checkpoint = newest_checkpoint(Path(config.out) / "checkpoints")
+            self._check_same_run(saved)
+            self.save_config_callback = None
+        elif saved.exists() and not config.trainer.fast_dev_run:
+            raise ResumeError(
+                f"{config.out} holds a run: --resume goes on with it, another --out starts a new one"
+            )
+
+    def _check_same_run(self, saved: Path) -> None:
+        before = yaml.safe_load(saved.read_text())
+        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
+        for name in DECISIVE:
+            ours, theirs = now, before
+            for key in name.split("."):
+                ours, theirs = ours[key], theirs[key]
+            if ours != theirs:
+                raise ResumeError(
+                    f"{name} is {ours!r}, but the run in {saved.parent} was started with {theirs!r}"
+                )
+
+    def fit(self, **options: Any) -> None:
+        if self.config.fit.resume:
+            options["ckpt_path"] = self.checkpoint
+        self.trainer.fit(**options, weights_only=True)
+
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero and not self.config.fit.trainer.fast_dev_run:
+            out = self.config.fit.out
+            print(f"see {out}/; next: fgbg separate {out}/best.ckpt IMAGES OUT")
+
+    def validate(self, **options: Any) -> None:
+        self.trainer.validate(**options, weights_only=True)
+
+    def test(self, **options: Any) -> None:
+        self.trainer.test(**options, weights_only=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
+        config, trainer = self.config_init.fit, self.config_init.fit.trainer
+        trainer.callbacks = [*(trainer.callbacks or []), *self._callbacks(config)]
+        return super().instantiate_trainer(
+            logger=TensorBoardLogger(config.out, name="", version=""),
+            plugins=[AtomicCheckpointIO(), *(trainer.plugins or [])],
+            **kwargs,
+        )
+
+    @staticmethod
+    def _callbacks(config: Any) -> list[Callback]:
+        best = {"monitor": config.monitor, "mode": config.monitor_mode}
+        # Its option save_last writes the last one only where that is the best one too.
+        best_and_last = (
+            ModelCheckpoint(config.out, filename="best", enable_version_counter=False, **best),
+            ModelCheckpoint(config.out, filename="last", enable_version_counter=False),
+        )
+        callbacks = [
+            ResumeState(),
+            *best_and_last,
+            ResumeCheckpoint(Path(config.out) / "checkpoints", config.checkpoint_seconds),
+        ]
+        if config.pictures:
+            callbacks.append(Pictures(Path(config.out) / "pictures", config.pictures))
+        if config.patience is not None:
+            callbacks.append(EarlyStopping(patience=config.patience, **best))
+        return callbacks
+
+
+def main(argv: list[str] | None = None) -> None:
+    # One of the libraries below warns on every step of another's deprecation: no news for who runs this.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")  # for validate
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    try:
+        FgbgCLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            auto_configure_optimizers=False,  # each module has its own
+            parser_kwargs={"prog": "fgbg", "description": "Trains and scores models that separate images."},
+            args=argv,
+        )
+    except (InputError, ResumeError, NonFiniteLossError) as error:
+        sys.exit(f"fgbg: {error}")

@@ -1,0 +1,404 @@
+"""A user's own images: every format, intensities, splits, crops, masks, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+L = pytest.importorskip("lightning")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("skimage")
+
+import imageio.v3 as iio  # noqa: E402
+import tifffile  # noqa: E402
+
+from fgbg_cuda.vae import (  # noqa: E402
+    ImagesDataModule,
+    Intensity,
+    LayeredVAEModule,
+    image_data,
+    open_images,
+)
+from fgbg_cuda.vae.images import ImageFolder  # noqa: E402
+from fgbg_cuda.vae.intensity import measure  # noqa: E402
+
+
+def noise(*shape: int, dtype=np.uint8) -> np.ndarray:
+    dtype = np.dtype(dtype)
+    values = np.random.default_rng(0).random(shape)
+    return (values if dtype.kind == "f" else values * np.iinfo(dtype).max).astype(dtype)
+
+
+def save_stack(path: Path, movie: np.ndarray, **options) -> Path:
+    if path.suffix == ".npy":
+        np.save(path, movie)
+    elif path.suffix == ".npz":
+        np.savez(path, movie)
+    else:
+        photometric = "rgb" if movie.ndim == 4 else "minisblack"
+        tifffile.imwrite(path, movie, photometric=photometric, **options)
+    return path
+
+
+# ---- reading ----
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("shape", [(5, 8, 12), (5, 8, 12, 3), (1, 8, 12)])
+@pytest.mark.parametrize("name", ["movie.npy", "movie.npz", "movie.tif"])
+def test_stacks_of_every_kind_give_their_frames(tmp_path, name, shape, dtype):
+    movie = noise(*shape).astype(np.float64) / 255
+    movie = (movie * (1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max)).astype(dtype)
+    images = open_images(save_stack(tmp_path / name, movie))
+    assert len(images) == shape[0]
+    assert images.shape == ((3 if len(shape) == 4 else 1), 8, 12)
+    for i, frame in enumerate(movie):
+        raw = images.frame(i)
+        assert raw.dtype == movie.dtype.newbyteorder("=")
+        np.testing.assert_array_equal(raw, frame.reshape(8, 12, -1))
+        top = 1 if movie.dtype.kind == "f" else np.iinfo(dtype).max
+        expected = torch.from_numpy((frame.reshape(8, 12, -1) / np.float64(top)).astype(np.float32))
+        assert torch.equal(images[i], expected.permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("options", [{"compression": "zlib"}, {"bigtiff": True}, {"imagej": True}])
+def test_tiff_variants(tmp_path, options):
+    movie = noise(6, 16, 24, dtype=np.uint16)
+    images = open_images(save_stack(tmp_path / "movie.tif", movie, **options))
+    np.testing.assert_array_equal(np.stack([images.frame(i)[..., 0] for i in range(6)]), movie)
+
+
+@pytest.mark.parametrize("options", [{"contiguous": True}, {"contiguous": False}, {"compression": "zlib"}])
+@pytest.mark.parametrize("metadata", [None, {}])
+def test_pages_written_one_by_one(tmp_path, options, metadata):
+    movie = noise(6, 16, 24)
+    with tifffile.TiffWriter(tmp_path / "movie.tif") as tiff:
+        for frame in movie:
+            tiff.write(frame, metadata=metadata, **options)
+    images = open_images(tmp_path / "movie.tif")
+    np.testing.assert_array_equal(np.stack([images.frame(i)[..., 0] for i in range(6)]), movie)
+
+
+def test_a_single_image_is_a_set_of_one(tmp_path):
+    iio.imwrite(tmp_path / "a.png", noise(8, 12, 3))
+    assert open_images(tmp_path / "a.png").shape == (3, 8, 12)
+    iio.imwrite(tmp_path / "a.tif", noise(8, 12))
+    assert len(open_images(tmp_path / "a.tif")) == 1
+
+
+def test_a_movie_larger_than_memory_opens_at_once(tmp_path):
+    """128 GiB of zeros that take no room on disk: any attempt to read it all would fail."""
+    path = tmp_path / "movie.npy"
+    movie = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(2**16, 1024, 1024))
+    movie[-1, 5, 7] = 65535
+    movie.flush()
+    images = open_images(path)
+    assert len(images) == 2**16
+    assert images[-1].sum() == 1
+    data = ImagesDataModule(path, crop=64, batch_size=4, intensity_range=(0, 100))
+    data.setup()
+    assert next(iter(data.val_dataloader())).image.shape == (4, 1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("movie.npy", lambda p: np.save(p, noise(8, 8)), "an array of 8 x 8, expected frames x height"),
+        ("movie.npy", lambda p: np.save(p, noise(2, 8, 8, 4)), "2 x 8 x 8 x 4, expected frames x height"),
+        ("movie.npy", lambda p: np.save(p, noise(0, 8, 8)), "0 x 8 x 8, expected frames"),
+        ("movie.npy", lambda p: p.write_bytes(b""), r"movie\.npy cannot be read, expected a whole \.npy"),
+        ("movie.npy", lambda p: np.save(p, np.array([{}])), r"movie\.npy cannot be read"),
+        ("movie.npz", lambda p: p.write_bytes(b"PK"), r"movie\.npz cannot be read"),
+        (
+            "movie.npz",
+            lambda p: np.savez(p, a=noise(2), b=noise(2)),
+            r"holds 2 arrays \(a, b\), expected one",
+        ),
+        ("movie.tif", lambda p: p.write_bytes(b"II"), r"movie\.tif cannot be read, expected a whole TIFF"),
+        (
+            "movie.tif",
+            lambda p: tifffile.imwrite(p, noise(2, 3, 8, 8), imagej=True),
+            "has axes .*, expected one",
+        ),
+        (
+            "movie.tif",
+            lambda p: [tifffile.imwrite(p, noise(8, n), append=n > 8) for n in (8, 9)],
+            "has images of 2 different sizes or types",
+        ),
+        ("movie.mp4", lambda p: p.write_text(""), r"movie\.mp4 is none of \.png, .*\.npz, nor a folder"),
+        ("movie.tif", lambda p: None, "is not there, expected a folder of images or a file"),
+    ],
+)
+def test_bad_stacks_get_one_sentence(tmp_path, name, make, message):
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=message) as error:
+        open_images(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}])
+def test_a_truncated_stack_is_an_error_not_a_short_movie(tmp_path, options):
+    path = save_stack(tmp_path / "movie.tif", noise(9, 64, 64), **options)
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+    def read():
+        return [open_images(path)[i] for i in range(9)]
+
+    with pytest.raises(ValueError, match="cannot be read"):
+        read()
+
+
+def test_a_reader_that_is_missing_is_named(tmp_path):
+    if importlib.util.find_spec("imagecodecs"):
+        pytest.skip("imagecodecs is there")
+    header = struct.pack("<2sHI", b"II", 42, 8)
+    tags = [
+        (256, 8),
+        (257, 8),
+        (258, 8),
+        (259, 5),
+        (262, 1),
+        (273, 200),
+        (277, 1),
+        (278, 8),
+        (279, 64),
+    ]  # 5: LZW
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags)
+    (tmp_path / "movie.tif").write_bytes((header + directory + bytes(4)).ljust(264, b"\0"))
+    with pytest.raises(ValueError, match=r"frame 0 of .* cannot be read \(.*imagecodecs"):
+        open_images(tmp_path / "movie.tif")[0]
+
+
+def test_a_truncated_array_is_an_error(tmp_path):
+    path = save_stack(tmp_path / "movie.npy", noise(9, 64, 64))
+    os.truncate(path, path.stat().st_size * 2 // 3)
+    with pytest.raises(ValueError, match=r"movie\.npy cannot be read"):
+        open_images(path)
+
+
+# ---- intensities ----
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("bounds", [None, (0.0, 200.0), (-3.0, 180.0)])
+def test_values_in_range_survive_the_way_there_and_back(dtype, bounds):
+    dtype = np.dtype(dtype)
+    intensity = Intensity(bounds)
+    low, high = intensity.bounds(dtype)
+    pixels = np.linspace(max(low, 0), high, 60).astype(dtype).reshape(3, 20, 1)
+    unit = intensity.to_unit(pixels, "pixels")
+    assert unit.dtype == np.float32
+    assert unit.min() >= 0
+    assert unit.max() <= 1
+    back = intensity.from_unit(unit, dtype)
+    assert back.dtype == dtype
+    if dtype.kind == "u":  # a float32 in [0, 1] is exact to 2^-25 of the range: far below half a step
+        np.testing.assert_array_equal(back, pixels)
+    else:  # a rounding to float32 of the unit value, and one of the result if that is float32
+        np.testing.assert_allclose(back, pixels, rtol=0, atol=(high - low) * 2 * np.finfo(np.float32).eps)
+
+
+def test_values_beyond_the_range_are_clipped():
+    pixels = np.array([[[0], [100], [200], [300]]], np.uint16)
+    assert Intensity((100, 200)).to_unit(pixels, "pixels").ravel().tolist() == [0, 0, 1, 1]
+
+
+def test_automatic_range_passes_over_hot_and_dead_pixels():
+    frames = [np.full((200, 200, 1), 50, np.uint16) for _ in range(4)]
+    for frame in frames:
+        frame[:100] = 3000
+    frames[0][0, 0], frames[1][199, 199] = 65535, 0  # 1 pixel each of 160000: below 0.01 %
+    assert measure(frames) == (50, 3000)
+    with pytest.raises(ValueError, match="from 7 to 7, from which no intensity_range"):
+        measure([np.full((8, 8, 1), 7, np.uint8)])
+
+
+@pytest.mark.parametrize("bounds", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
+def test_bad_ranges(bounds):
+    with pytest.raises(ValueError, match=r"intensity_range is .*, expected two numbers, low < high"):
+        Intensity(bounds)
+
+
+def test_floats_outside_0_to_1_need_a_range(tmp_path):
+    movie = save_stack(tmp_path / "movie.npy", 5 * noise(12, 8, 8, dtype=np.float32))
+    with pytest.raises(
+        ValueError, match=r"frame 0 of .* has float values from 0.* expected 0 to 1, or an inten"
+    ):
+        open_images(movie)[0]
+    data = ImagesDataModule(movie, intensity_range="auto", batch_size=2)
+    data.setup()
+    low, high = data.describe()["intensity_range"]
+    assert low == pytest.approx(0, abs=0.1)
+    assert high == pytest.approx(5, abs=0.1)
+
+
+def test_a_camera_of_12_bits_in_a_16_bit_file_is_noticed(tmp_path):
+    movie = save_stack(tmp_path / "movie.tif", noise(12, 8, 8, dtype=np.uint16) // 16)
+    with pytest.warns(UserWarning, match=r'brighter than \d+ of 65535: .* try intensity_range="auto"'):
+        ImagesDataModule(movie, batch_size=2).setup()
+
+
+# ---- splits, crops, batches ----
+
+
+@pytest.mark.parametrize("movie", [True, False])
+@pytest.mark.parametrize("count", [3, 10, 57])
+def test_splits_are_disjoint_complete_and_fixed_by_the_seed(movie, count):
+    parts = image_data.split(count, 0.1, 0.2, movie, seed=1)
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(count))
+    assert all(len(part) for part in parts.values())
+    again = image_data.split(count, 0.1, 0.2, movie, seed=1)
+    assert all(np.array_equal(parts[name], again[name]) for name in parts)
+
+
+def test_splits_of_a_movie_part_three_pairs_of_neighbours_at_most():
+    for seed in range(20):
+        parts = image_data.split(100, 0.1, 0.1, True, seed)
+        owner = np.empty(100, int)
+        for k, part in enumerate(parts.values()):
+            owner[part] = k
+        assert (owner != np.roll(owner, 1)).sum() == 3
+    others = {image_data.split(100, 0.1, 0.1, True, seed)["val"][0] for seed in range(20)}
+    assert len(others) > 5
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.1), (0.6, 0.6)])
+def test_splits_that_leave_nothing(val, test):
+    with pytest.raises(ValueError, match=r"val_fraction is .* expected fractions that leave images"):
+        image_data.split(10, val, test, True, 0)
+
+
+@pytest.fixture
+def movie(tmp_path) -> Path:
+    return save_stack(tmp_path / "movie.tif", noise(40, 40, 56), compression="zlib")
+
+
+def batches(path, epochs=2, **options) -> list[torch.Tensor]:
+    data = ImagesDataModule(path, batch_size=8, **options)
+    data.setup()
+    loader = data.train_dataloader()
+    found = []
+    for epoch in range(epochs):
+        loader.sampler.set_epoch(epoch)
+        found += [batch.image for batch in loader]
+    return found + [batch.image for batch in data.val_dataloader()]
+
+
+def test_batches_do_not_depend_on_the_workers(movie):
+    alone, helped = batches(movie, crop=16), batches(movie, crop=16, num_workers=2)
+    assert len(alone) == 2 * 4 + 1
+    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+    other = batches(movie, crop=16, seed=1)
+    assert not torch.equal(alone[0], other[0])
+
+
+def test_reading_draws_no_random_number(movie):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    batches(movie, crop=16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_crops_are_parts_of_the_images_and_move(movie):
+    data = ImagesDataModule(movie, crop=16, batch_size=8)
+    data.setup()
+    train, images = data.splits["train"], open_images(movie)
+    for k, epoch in itertools.product(range(4), range(3)):
+        windows = images[int(train.indices[k])][0].unfold(0, 16, 1).unfold(1, 16, 1)
+        crop = train[[(k, epoch)]].image[0, 0]
+        assert (windows == crop).flatten(2).all(-1).any()
+    assert not torch.equal(train[[(0, 0)]].image, train[[(0, 1)]].image)
+    val = data.splits["val"]
+    assert torch.equal(val[[1]].image, val[[1]].image)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, None),
+        ({"crop": 24}, None),
+        ({"crop": 20}, "crop is 20, but .* are 40 x 56: expected a multiple of 8 that fits"),
+        ({"crop": 48}, "crop is 48, but .* are 40 x 56"),
+        ({"crop": 0}, "crop is 0"),
+        ({"batch_size": 33}, r"batch_size is 33, but .* has only 32 training images"),
+    ],
+)
+def test_bad_options_say_what_is_allowed(movie, options, message):
+    data = ImagesDataModule(movie, **({"batch_size": 8} | options))
+    if message is None:
+        return data.setup()
+    with pytest.raises(ValueError, match=message):
+        data.setup()
+
+
+# ---- masks ----
+
+
+def test_masks_go_with_their_images(tmp_path):
+    movie = noise(20, 16, 16)
+    labels = (movie > 200).astype(np.uint16) * np.arange(1, 21, dtype=np.uint16)[:, None, None]
+    data = ImagesDataModule(
+        save_stack(tmp_path / "movie.tif", movie),
+        save_stack(tmp_path / "labels.npy", labels),
+        8,
+        batch_size=4,
+    )
+    data.setup()
+    for batch in (*data.train_dataloader(), *data.val_dataloader()):
+        assert batch.mask.shape == batch.image.shape
+        assert torch.equal(batch.mask, (batch.image > 200.5 / 255).float())
+
+
+def test_mask_folders_are_matched_by_name(tmp_path):
+    for folder, name in itertools.product(("images", "masks"), "abcd"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        iio.imwrite(tmp_path / folder / f"{name}.png", noise(8, 8))
+    images = ImageFolder(tmp_path / "images")
+    assert len(image_data.open_masks(tmp_path / "masks", images)) == 4
+    os.rename(tmp_path / "masks" / "d.png", tmp_path / "masks" / "e.png")
+    with pytest.raises(ValueError, match=r"e\.png stands beside .*d\.png, expected a mask of that name"):
+        image_data.open_masks(tmp_path / "masks", images)
+    os.remove(tmp_path / "masks" / "e.png")
+    with pytest.raises(ValueError, match=r"has 3 masks of 8 x 8, expected 4 of 8 x 8 as in"):
+        image_data.open_masks(tmp_path / "masks", images)
+
+
+def test_masks_of_floats_are_refused(tmp_path):
+    images = open_images(save_stack(tmp_path / "movie.npy", noise(4, 8, 8)))
+    masks = save_stack(tmp_path / "masks.npy", noise(4, 8, 8, dtype=np.float32))
+    with pytest.raises(
+        ValueError, match=r"frame 0 of .* has values of type float32, expected a mask of integers"
+    ):
+        image_data.open_masks(masks, images)[0]
+
+
+# ---- training on them ----
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_training_scores_what_the_batches_have(tmp_path, masked):
+    movie = save_stack(tmp_path / "movie.npy", noise(24, 32, 32))
+    masks = save_stack(tmp_path / "masks.npy", noise(24, 32, 32) // 200) if masked else None
+    data = ImagesDataModule(movie, masks, batch_size=8)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(LayeredVAEModule(width=8), datamodule=data)
+    scores = {name for name in trainer.callback_metrics if name.startswith("val/")}
+    assert scores == ({"val/elbo", "val/iou", "val/dice"} if masked else {"val/elbo"})
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    noted = torch.load(tmp_path / "some.ckpt", weights_only=True)["separation"]
+    assert noted["shape"] == (1, 32, 32)
+    assert noted["class_path"].endswith(".LayeredVAEModule")
