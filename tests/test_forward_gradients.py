@@ -1,6 +1,6 @@
-"""Reduced losses write their gradients in the forward pass, for an upstream gradient of one, and backward hands
-these over. Whatever backward is asked for, the numbers must be those of the plain way, forward op and backward
-op, which is taken where the dispatcher's ops are called."""
+"""Reduced losses write their gradients in the forward pass, for an upstream gradient of one, and backward
+hands these over. Whatever backward is asked for, the numbers must be those of the plain way, forward op and
+backward op, which is taken where the dispatcher's ops are called."""
 
 import pytest
 import torch
@@ -30,9 +30,7 @@ def plainly(monkeypatch):
 
     def call(sample, inputs):
         with monkeypatch.context() as patch:
-            patch.setattr(
-                functional, "_op", lambda name, device: getattr(torch.ops.fgbg, name).default
-            )
+            patch.setattr(functional, "_op", lambda name, device: getattr(torch.ops.fgbg, name).default)
             return sample(inputs)
 
     return call
@@ -144,7 +142,9 @@ def test_checkpointing_and_offloading(sample, device):
 def test_leaf_gradients_accumulate(device):
     x, y = (torch.randn(3, 4, device=device, requires_grad=True) for _ in range(2))
     for _ in range(3):
-        (fgbg_cuda.gaussian_kl(x, y, reduction="sum") + fgbg_cuda.gaussian_kl(x, y, reduction="sum")).backward()
+        (
+            fgbg_cuda.gaussian_kl(x, y, reduction="sum") + fgbg_cuda.gaussian_kl(x, y, reduction="sum")
+        ).backward()
     assert_close(x.grad, 6 * x)
 
 
@@ -184,8 +184,8 @@ def _by_hand(fg, bg, logits, target):
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize("expected", [1.0, 0.5])
 def test_peak_memory_is_the_gradients(weight, expected, device):
-    """Beside them, a few numbers per segment. No second set of gradients if the upstream is not one, whether or
-    not that was to be expected."""
+    """Beside them, a few numbers per segment. No second set of gradients if the upstream is not one, whether
+    or not that was to be expected."""
     inputs = _images(device)
     gradients = sum(t.nbytes for t in inputs if t.requires_grad)
     (expected * _fused(*inputs)).backward(inputs=inputs[:1])
