@@ -86,7 +86,8 @@ def _(logits, prior_logits, prior_logit, reduction):
 
 @_fake("reconstruction_loss")
 def _fake_reconstruction(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value, bg_scale_value,
-      composition, mask_is_logits, likelihood, fg_weight, bg_weight, normalize_area, reduction, return_terms):  # fmt: skip
+      composition, mask_is_logits, likelihood, fg_weight, bg_weight, normalize_area, reduction,
+      return_terms):  # fmt: skip
     dtype = reference.compute_dtype(fg, bg, target, mask, fg_scale, bg_scale)
     if reduction == "none" and composition == "mixture_joint":
         loss = fg.new_empty(mask.shape, dtype=dtype)
