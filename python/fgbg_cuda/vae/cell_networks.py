@@ -18,6 +18,9 @@ import fgbg_cuda
 from .object_networks import Gaussian
 
 STRIDE = 6  # pixels from one foreground latent to the next
+# Log-odds of the foreground where the latents say nothing. So low that, when training starts, what is large
+# is left to the background, which finds it sooner: the foreground need not unlearn it.
+EMPTY = -6.0
 
 
 def grid_of(size: tuple[int, int]) -> tuple[int, int]:
@@ -89,7 +92,9 @@ class CellsEncoder(nn.Module):
 class CellsDecoder(nn.Module):
     """p(mask, foreground | z_fg): z_fg [B, latents, H/6, W/6] -> [B, C, H, W] and mask logits [B, 1, H, W].
 
-    The foreground has one positive value, learned, in each channel: the mask says where.
+    The foreground has one positive value, learned, in each channel: the mask says where. At z = 0, the mean
+    of the prior, that is nowhere: what is always there would cost no nats in the foreground either, and
+    belongs to the background.
 
     Args:
         channels, latents, width, size: as in :class:`CellsEncoder`.
@@ -113,16 +118,16 @@ class CellsDecoder(nn.Module):
             nn.SiLU(),
             nn.ConvTranspose2d(2 * width, width, 2, stride=2),
             nn.SiLU(),
-            nn.ConvTranspose2d(width, 1, 7, stride=3, padding=2),
+            nn.ConvTranspose2d(width, 1, 7, stride=3, padding=2, bias=False),
         )
-        # Training starts from an empty foreground, which leaves what is large to the background: that finds
-        # it sooner, and the foreground need not unlearn it.
-        nn.init.constant_(self.draw[-1].bias, -4.0)
         self.raw_value = nn.Parameter(torch.full((1, channels, 1, 1), math.log(math.expm1(value))))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.draw(self.lift(z) + self.place)
+        logits = self._draw(z) - self._draw(torch.zeros_like(z[:1])) + EMPTY
         return F.softplus(self.raw_value).expand(len(z), -1, *logits.shape[-2:]), logits
+
+    def _draw(self, z: Tensor) -> Tensor:
+        return self.draw(self.lift(z) + self.place)
 
 
 class ScatteredLightEncoder(nn.Module):
@@ -150,7 +155,7 @@ class ScatteredLightEncoder(nn.Module):
 class ScatteredLightDecoder(nn.Module):
     """p(background | z_bg): z_bg [B, latents] -> [B, C, H, W].
 
-    Drawn at 1/4 of the resolution and interpolated.
+    Drawn at 1/3 of the resolution and interpolated.
     """
 
     def __init__(
@@ -158,7 +163,7 @@ class ScatteredLightDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.size = size
-        low = (channels, size[0] // 4, size[1] // 4)
+        low = (channels, size[0] // 3, size[1] // 3)
         self.net = nn.Sequential(
             nn.Linear(latents, width), nn.SiLU(), nn.Linear(width, math.prod(low)), nn.Unflatten(1, low)
         )
