@@ -103,30 +103,33 @@ inline int64_t consecutive(const View& v, const Span& span) {
   return span.index % v.run + span.n <= v.run ? offset_of(v, span.shape, span.index) : -1;
 }
 
-// Asks for the memory that follows n elements. A pass has up to ten operands and takes a block of each in
-// turn: too many, and too short, for the processor to foresee the next ones.
-template <class Storage>
-inline void prefetch_next(const Storage* data, int64_t n) {
-  const char* next = reinterpret_cast<const char*>(data + n);
-  for (size_t k = 0; k < static_cast<size_t>(n) * sizeof(Storage); k += 64)
-    __builtin_prefetch(next + k, 0, 2);
+inline int64_t size_of(DType dtype) {
+  int64_t size = 0;
+  with_storage(dtype, [&](auto storage) { size = sizeof(storage); });
+  return size;
+}
+
+// Asks for the n elements after those at `offset`. A pass over images has up to ten operands and takes a
+// block of each in turn: too many, and too short, for the processor to foresee the next ones. (With the two
+// of a KL it does, and this would be in its way.)
+inline void prefetch_next([[maybe_unused]] const View& v, [[maybe_unused]] int64_t offset,
+                          [[maybe_unused]] int64_t n) {
+#if defined(__x86_64__)
+  const int64_t size = size_of(v.dtype);
+  const char* next = static_cast<const char*>(v.data) + (offset + n) * size;
+  // Not the built-in function: g++ drops a loop of nothing else as one without effect.
+  for (int64_t k = 0; k < n * size; k += 64) asm volatile("prefetcht1 %0" : : "m"(next[k]));
+#endif
 }
 
 template <class T>
 class Input {
  public:
   const T* load(const View& v, const Span& span, int64_t offset) {
-    if (offset >= 0 && v.dtype == dtype_of<T>()) {
-      const T* data = static_cast<const T*>(v.data) + offset;
-      prefetch_next(data, span.n);
-      return data;
-    }
+    if (offset >= 0 && v.dtype == dtype_of<T>()) return static_cast<const T*>(v.data) + offset;
     with_storage(v.dtype, [&](auto storage) {
       const auto* data = static_cast<const decltype(storage)*>(v.data);
-      if (offset >= 0) {
-        prefetch_next(data + offset, span.n);
-        return widen_all<T>(data + offset, 1, span.n, buffer_);
-      }
+      if (offset >= 0) return widen_all<T>(data + offset, 1, span.n, buffer_);
       for_pieces(v, span.shape, span.index, span.n, [&](int64_t k, int64_t at, int64_t stride, int64_t n) {
         widen_all<T>(data + at, stride, n, buffer_ + k);
       });

@@ -162,7 +162,9 @@ class Pass {
     return v.plane_stride == 1 ? b_ * v.stride[0] + c * v.stride[1] + p : -1;
   }
   const T* load(Input<T>& in, const View& v, int64_t c, int64_t p, int64_t n) const {
-    return in.load(v, span(c, p, n), offset(v, c, p));
+    const int64_t at = offset(v, c, p);
+    if (at >= 0) prefetch_next(v, at, n);
+    return in.load(v, span(c, p, n), at);
   }
   T* open(Output<T>& out, const View& v, int64_t c, int64_t p) const { return out.open(v, offset(v, c, p)); }
 
