@@ -106,9 +106,10 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
     const T* logvar = logvar_in.load(args.logvar, span);
     T* d_mu = mu_out.open(args.grad_mu, span);
     T* d_logvar = logvar_out.open(args.grad_logvar, span);
-    if (args.grad_z) {
-      FGBG_SIMD
+    // Where a KL against N(0, 1) is all there is, its loop writes them.
+    if (args.grad_z || !has_kl || !standard)
       for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
+    if (args.grad_z) {
       for (int64_t s = 0; s < args.samples; ++s) {
         const T* grad = grad_z_in.load(draw(args.grad_z, shape, s), span);
         const float* eps = normals.fill(s * shape.numel + i, n);
@@ -137,8 +138,6 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
       const T* prior_logvar = args.prior_logvar ? prior_logvar_in.load(args.prior_logvar, span) : zeros;
       T* d_prior_mu = prior_mu_out.open(args.grad_prior_mu, span);
       T* d_prior_logvar = prior_logvar_out.open(args.grad_prior_logvar, span);
-      if (!args.grad_z)
-        for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) {
         const auto to = math::gaussian_kl(mu[k], logvar[k], prior_mu[k], prior_logvar[k]);
