@@ -1,0 +1,80 @@
+"""Large results on the CPU have memory of their own kind (csrc/ops/results.cpp): blocks that are kept when they
+are freed, for the next result of the same size. Nobody should notice."""
+
+import copy
+import gc
+import io
+import threading
+
+import pytest
+import torch
+from benchmarks.memory import peak_bytes
+from compare import assert_same
+
+import fgbg_cuda
+
+LARGE = (3, 2**20)  # 12 MB of float32
+
+
+def test_living_results_never_share_memory():
+    noise = {seed: fgbg_cuda.philox_normal(seed, LARGE) for seed in range(3)}
+    expected = {seed: t.clone() for seed, t in noise.items()}
+    del noise[1]
+    more = [fgbg_cuda.philox_normal(seed, LARGE) for seed in (7, 8)]
+    for seed, t in noise.items():
+        assert_same(t, expected[seed])
+    whole = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in (*noise.values(), *more)]
+    assert all(a[1] <= b[0] or b[1] <= a[0] for a in whole for b in whole if a is not b)
+
+
+def test_a_view_keeps_its_memory():
+    view = fgbg_cuda.philox_normal(1, LARGE)[1:2]
+    expected = view.clone()
+    gc.collect()
+    fgbg_cuda.philox_normal(2, LARGE)
+    assert_same(view, expected)
+
+
+@pytest.mark.parametrize("size", [(2**18,), (2**18 + 1,), (2**18 - 1,), (5, 2**19 + 3)])
+def test_they_behave_like_any_tensor(size):
+    """Around the size from which results are large: written, resized, copied, saved."""
+    t = fgbg_cuda.philox_normal(1, size)
+    expected = torch.from_numpy(t.numpy().copy())
+    file = io.BytesIO()
+    torch.save(t, file)
+    file.seek(0)
+    assert_same(torch.load(file, weights_only=True), expected)
+    assert_same(copy.deepcopy(t), expected)
+    assert_same(t.clone().resize_(2 * t.numel())[: t.numel()].view(size), expected)
+    grown = fgbg_cuda.philox_normal(1, size).resize_(3 * t.numel())
+    assert_same(grown[: t.numel()].view(size), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gradients_have_the_layout_of_their_inputs(layout):
+    x = torch.rand(8, 3, 128, 128).to(memory_format=layout).requires_grad_()
+    fgbg_cuda.masked_reconstruction_loss(x, None, x.detach(), mask=torch.rand(8, 1, 128, 128)).backward()
+    assert x.grad.stride() == x.stride()
+
+
+def test_memory_is_counted():
+    """By the profiler, as all of torch's is; also the second time, when a kept block is taken."""
+    for _ in range(2):
+        assert peak_bytes(lambda: fgbg_cuda.philox_normal(1, LARGE), "cpu") == 4 * 3 * 2**20 + 8
+
+
+def test_many_threads():
+    def work(seed):
+        for _ in range(20):
+            results.append((seed, fgbg_cuda.philox_normal(seed, (2**19,))[::4099].clone()))
+
+    results = []
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    expected = {seed: fgbg_cuda.philox_normal(seed, (2**19,))[::4099] for seed in range(4)}
+    assert len(results) == 80
+    for seed, found in results:
+        assert_same(found, expected[seed])
