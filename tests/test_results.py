@@ -1,5 +1,5 @@
-"""Large results on the CPU have memory of their own kind (csrc/ops/results.cpp): blocks that are kept when they
-are freed, for the next result of the same size. Nobody should notice."""
+"""Large results on the CPU have memory of their own kind (csrc/ops/results.cpp): blocks that are kept when
+they are freed, for the next result of the same size. Nobody should notice."""
 
 import copy
 import gc
