@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from .data import SPLITS, in_memory_loader
+from .data import SPLITS, InMemorySplits
 
 SIZE = 60
 CELL_SIDE, CELL_VALUE, CELL_PROBABILITY = 6, 0.9, 0.5
@@ -112,7 +110,7 @@ def covered_cells(discs: np.ndarray) -> np.ndarray:
     return np.concatenate([discs, none], axis=1)[:, CELLS_UNDER_DISC]
 
 
-class CellsUnderDisc(L.LightningDataModule):
+class CellsUnderDisc(InMemorySplits):
     """One of the thesis's sets, X90, X50 or X90,20, with the truth about cells and discs.
 
     The set itself, all of its 2000 images, is for training. Validation and test images are drawn beyond
@@ -170,16 +168,3 @@ class CellsUnderDisc(L.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """What separating further images needs to know; the module puts it into its checkpoints."""
         return {"shape": tuple(self.splits["train"].image.shape[1:]), "intensity_range": None}
-
-    def _loader(self, split: str) -> DataLoader:
-        h = self.hparams
-        return in_memory_loader(self.splits[split], h.batch_size, shuffle=split == "train", seed=h.seed)
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test")

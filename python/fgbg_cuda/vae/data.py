@@ -201,7 +201,27 @@ def in_memory_loader(images: NamedTuple, batch_size: int, *, shuffle: bool, seed
     return DataLoader(dataset, sampler=Batches(len(dataset), batch_size), **options)
 
 
-class DigitsOnTexture(L.LightningDataModule):
+class InMemorySplits(L.LightningDataModule):
+    """Loaders for data that :meth:`setup` puts into ``splits``: a NamedTuple of tensors for each of SPLITS.
+
+    The hyperparameters include ``batch_size`` and ``seed``.
+    """
+
+    def _loader(self, split: str) -> DataLoader:
+        h = self.hparams
+        return in_memory_loader(self.splits[split], h.batch_size, shuffle=split == "train", seed=h.seed)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+
+class DigitsOnTexture(InMemorySplits):
     """Digits over texture crops in three splits that share neither digits nor texture regions.
 
     Args:
@@ -237,16 +257,3 @@ class DigitsOnTexture(L.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """What separating further images needs to know; the module puts it into its checkpoints."""
         return {"shape": (1, self.hparams.size, self.hparams.size), "intensity_range": None}
-
-    def _loader(self, split: str) -> DataLoader:
-        h = self.hparams
-        return in_memory_loader(self.splits[split], h.batch_size, shuffle=split == "train", seed=h.seed)
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
