@@ -10,8 +10,9 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 L = pytest.importorskip("lightning")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
+pytest.importorskip("matplotlib")
 
-from fgbg_cuda.vae import CellsUnderDisc, DoubleELBO, DoubleELBOModule, NonFiniteLossError  # noqa: E402
+from fgbg_cuda.vae import CellsUnderDisc, DoubleELBO, DoubleELBOModule, NonFiniteLossError, figures  # noqa: E402
 from fgbg_cuda.vae.double_elbo import pooled  # noqa: E402
 
 
@@ -31,12 +32,41 @@ def test_layers_have_the_sizes_of_the_thesis(x):
     for layer in model.fg_encoder[:4]:
         x = layer(x)
         sizes.append(tuple(x.shape[1:]))
-    assert sizes == [(16, 20, 20), (16, 20, 20), (16, 9, 9), (4, 8, 8)]
+    assert sizes == [(16, 20, 20), (16, 20, 20), (16, 9, 9), (8, 8, 8)]  # mu and logvar
     assert model.bg_encoder[0].kernel_size == (30, 30)
     out = model(torch.rand(2, 1, 60, 60))
-    assert [latent.z.shape for latent in (*out.z_fg, *out.z_bg)] == [(2, 4), (2, 1)]
+    assert [latent.z.shape for latent in (*out.z_fg, *out.z_bg)] == [(2, 4, 8, 8), (2, 1)]
     assert out.foreground.shape == (2, 1, 60, 60)
     assert out.background.shape == (2, 1, 2, 2)
+
+
+def test_a_foreground_latent_sees_18_pixels_and_no_more(x):
+    model = DoubleELBO()
+    row, column = 3, 5
+    window = slice(6 * row - 2, 6 * row + 16), slice(6 * column - 2, 6 * column + 16)
+    inside = torch.zeros(60, 60, dtype=torch.bool)
+    inside[window] = True
+    before = model(x, sample=False).z_fg[0]
+    for changed, same in ((~inside, True), (inside, False)):
+        after = model(torch.where(changed, 1 - x, x), sample=False).z_fg[0]
+        for a, b in ((before.mu, after.mu), (before.logvar, after.logvar)):
+            assert torch.allclose(a[..., row, column], b[..., row, column], rtol=0, atol=1e-6) == same
+
+
+def test_the_background_latent_sees_all_of_the_image(x):
+    model = DoubleELBO()
+    before = model(x, sample=False)
+    for corner in (x[..., :30, :30], x[..., :30, 30:], x[..., 30:, :30], x[..., 30:, 30:]):
+        corner.neg_().add_(1)
+        assert not torch.equal(model(x, sample=False).z_bg[0].mu, before.z_bg[0].mu)
+        corner.neg_().add_(1)
+
+
+def test_a_part_of_a_batch_has_the_noise_it_has_in_the_whole(x):
+    model = DoubleELBO()
+    whole, part = model(x, seed=7), model(x[2:], seed=7, first=2)
+    for a, b in zip((*whole.z_fg, *whole.z_bg), (*part.z_fg, *part.z_bg), strict=True):
+        torch.testing.assert_close(a.z[2:], b.z)
 
 
 def test_pooled_target_by_hand():
@@ -49,11 +79,13 @@ def test_pooled_target_by_hand():
 
 @pytest.mark.parametrize("inactive_weight", [1.0, 5.0])
 def test_loss_against_torch_distributions(x, inactive_weight):
-    module = DoubleELBOModule(lam=300.0, decay=0.02, inactive_weight=inactive_weight)
+    module = DoubleELBOModule(lam=300.0, lam_weighs_kl=True, decay=0.02, inactive_weight=inactive_weight)
     out = module.model(x)
 
     def elbo(logits, target, latents):
-        kl = sum(kl_divergence(Normal(q.mu, (q.logvar / 2).exp()), Normal(0, 1)).sum(1) for q in latents)
+        kl = sum(
+            kl_divergence(Normal(q.mu, (q.logvar / 2).exp()), Normal(0, 1)).flatten(1).sum(1) for q in latents
+        )
         # Soft targets: the expected log-probability, of 1 with the target's probability and else of 0.
         p = Bernoulli(logits=logits)
         one, zero = p.log_prob(torch.ones_like(target)), p.log_prob(torch.zeros_like(target))
@@ -63,7 +95,7 @@ def test_loss_against_torch_distributions(x, inactive_weight):
     nats = -(elbo(out.foreground, x, out.z_fg) + 300 * elbo(out.background, target, out.z_bg))
     weights = DoubleELBO.image_weights(x, inactive_weight)
     names = [n for n, _ in module.model.named_parameters() if "decoder" in n and n.endswith("weight")]
-    assert len(names) == 4
+    assert len(names) == 3
     squares = sum(module.model.get_parameter(name).square().sum() for name in names)
     expected = (weights * nats).mean() + 0.02 * squares
     torch.testing.assert_close(module.objective(out, x, kl_weight=1.0)[0], expected)
@@ -100,7 +132,7 @@ def test_interaction_into_the_background(x, sees):
 
 def test_more_latents(x):
     out = DoubleELBO(fg_latents=12, bg_latents=3)(x)
-    assert out.z_fg[0].z.shape == (6, 12)
+    assert out.z_fg[0].z.shape == (6, 12, 8, 8)
     assert out.z_bg[0].z.shape == (6, 3)
 
 
@@ -113,6 +145,33 @@ def test_background_picture_undoes_the_pooling(x):
     again = torch.sigmoid(12 * (F.avg_pool2d(found.background.double(), 30) - 0.5))
     torch.testing.assert_close(again.float(), torch.sigmoid(logits).detach())
     assert found.foreground.shape == found.mask.shape == x.shape
+
+
+@pytest.mark.parametrize("bg_latents", [1, 3])
+def test_the_foreground_picture_is_that_of_z1_without_the_background(x, bg_latents):
+    model = DoubleELBO(bg_latents=bg_latents)
+    with torch.no_grad():
+        model.interaction.weight[:, -bg_latents:] *= 30  # an untrained z2 hardly shows
+    out, found = model(x, sample=False), model.separate(x)
+    z_fg, z_bg = out.z_fg[0].mu, out.z_bg[0].mu
+    torch.testing.assert_close(found.composite, model.decode(z_fg, z_bg))
+    nothing = model.inactive_background(z_fg)
+    assert nothing.abs().eq(2).all()
+    torch.testing.assert_close(found.foreground, model.decode(z_fg, nothing))
+    for latent in range(bg_latents):  # each at its darker end
+        end = torch.zeros_like(nothing)
+        end[:, latent] = nothing[:, latent]
+        dark, bright = (model.decode(z_fg, z).flatten(1).mean(1) for z in (end, -end))
+        assert (dark <= bright).all()
+
+
+def test_every_latent_is_a_row_of_the_exploration_plot(x, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_montage", lambda cells, *headings: drawn.append((cells, *headings)))
+    figures.traversal_figure(DoubleELBO(), x[:1])
+    ((cells, _, rows),) = drawn
+    assert sorted(row.split("\n")[0] for row in rows) == ["z0[0]", "z0[1]", "z0[2]", "z0[3]", "z1[0]"]
+    assert all(picture.shape == (1, 60, 60) for row in cells for picture in row)
 
 
 def test_other_sizes_are_refused():

@@ -13,6 +13,8 @@ import fgbg_cuda
 from .models import Latent, Separation, draw_latent, draw_seed
 
 SIDE = 60  # of the images: the layers below are made for it
+PLACES = 8  # of foreground latents, along each side
+INACTIVE = 2.0  # standard deviations of z2's prior, towards the dark
 WINDOW = 30  # of the sum-pooling that makes the background's target
 
 
@@ -23,8 +25,8 @@ class DoubleELBOOutput(NamedTuple):
     background: Tensor  # [B, 1, 2, 2] logits of the pooled image
     kl_fg: Tensor  # [B]
     kl_bg: Tensor  # [B]
-    z_fg: tuple[Latent, ...]
-    z_bg: tuple[Latent, ...]
+    z_fg: tuple[Latent, ...]  # one map, [B, fg_latents, 8, 8]
+    z_bg: tuple[Latent, ...]  # one vector, [B, bg_latents]
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -50,18 +52,21 @@ class DoubleELBO(nn.Module):
 
     Where the description leaves a choice, this is it:
 
-    - The latents are vectors, 4 and 1 numbers for the whole image: a dense layer takes the flattened
-      features of each encoder to mu and logvar. (The convolutions end in 8x8 places of 4 channels, and 3x3
-      of 2, which makes neither 4 nor 1 latents on their own.)
-    - The foreground decoder mirrors its encoder as dense -> 8x8 of 4 channels, transposed convolution 2x2 ->
-      16, relu, nearest-neighbour enlargement 9 -> 20 for the pooling, transposed convolution 6x6.
-    - The interaction layer is linear, with a bias, and as wide as its input. Without interaction into the
-      background decoder, :math:`\tilde z_2 = z_2`.
+    - The four foreground latents are four channels of the 8x8 places in which the convolutions end, so that
+      each sees the 18x18 pixels about it and no more: mu and logvar are the last convolution's outputs, 4
+      channels each. The one background latent is a number for the whole image, from a dense layer.
+    - The interaction layer is one dense layer over all the foreground's 4 * 64 numbers and the background's
+      one, linear, with a bias and as wide as its input. (Shared by the places, it could not draw a disc:
+      z2 would shift all places alike.) Without interaction into the background decoder,
+      :math:`\tilde z_2 = z_2`.
+    - The foreground decoder mirrors its encoder as transposed convolution 2x2 -> 16, relu,
+      nearest-neighbour enlargement 9 -> 20 for the pooling, transposed convolution 6x6.
     - W are the weights, not the biases, of both decoders; the interaction layer is not among them.
     - Images with an inactive background, up-weighted: see :meth:`image_weights`.
 
     Args:
-        fg_latents, bg_latents: numbers of latents.
+        fg_latents: latents at each of the 8x8 places.
+        bg_latents: latents of the whole image.
         background_sees_foreground: False: no interaction into the background decoder, as the thesis proposes.
 
     Raises:
@@ -72,14 +77,11 @@ class DoubleELBO(nn.Module):
         self, fg_latents: int = 4, bg_latents: int = 1, background_sees_foreground: bool = True
     ) -> None:
         super().__init__()
-        self.fg_latents = fg_latents
         self.fg_encoder = nn.Sequential(
             nn.Conv2d(1, 16, 6, stride=3, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(16, 4, 2),
-            nn.Flatten(),
-            nn.Linear(4 * 8 * 8, 2 * fg_latents),
+            nn.Conv2d(16, 2 * fg_latents, 2),
         )
         self.bg_encoder = nn.Sequential(
             nn.Conv2d(1, 2, 30, stride=2, padding=2),
@@ -88,12 +90,12 @@ class DoubleELBO(nn.Module):
             nn.Flatten(),
             nn.Linear(2 * 3 * 3, 2 * bg_latents),
         )
-        latents = fg_latents + bg_latents
-        self.interaction = nn.Linear(latents, latents if background_sees_foreground else fg_latents)
+        self.bg_latents = bg_latents
+        numbers = fg_latents * PLACES * PLACES
+        mixed = numbers + bg_latents
+        self.interaction = nn.Linear(mixed, mixed if background_sees_foreground else numbers)
         self.fg_decoder = nn.Sequential(
-            nn.Linear(fg_latents, 4 * 8 * 8),
-            nn.Unflatten(1, (4, 8, 8)),
-            nn.ConvTranspose2d(4, 16, 2),
+            nn.ConvTranspose2d(fg_latents, 16, 2),
             nn.ReLU(),
             nn.Upsample(size=20),
             nn.ConvTranspose2d(16, 1, 6, stride=3, padding=2, output_padding=1),
@@ -119,9 +121,10 @@ class DoubleELBO(nn.Module):
 
     def _interact(self, z_fg: Tensor, z_bg: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs of the two decoders."""
-        mixed = self.interaction(torch.cat([z_fg, z_bg], dim=1))
-        for_fg, for_bg = mixed[:, : self.fg_latents], mixed[:, self.fg_latents :]
-        return for_fg, for_bg if for_bg.shape[1] else z_bg
+        flat = z_fg.flatten(1)
+        mixed = self.interaction(torch.cat([flat, z_bg], dim=1))
+        for_fg, for_bg = mixed[:, : flat.shape[1]], mixed[:, flat.shape[1] :]
+        return for_fg.view(z_fg.shape), for_bg if for_bg.shape[1] else z_bg
 
     @torch.no_grad()
     def decode(self, z_fg: Tensor, z_bg: Tensor) -> Tensor:
@@ -154,18 +157,34 @@ class DoubleELBO(nn.Module):
         return weights / weights.mean()
 
     @torch.no_grad()
+    def inactive_background(self, z_fg: Tensor) -> Tensor:
+        """The z2 that says, with this z1 [B, fg_latents, 8, 8]: no background: [B, bg_latents].
+
+        Light adds, so that without the background the image is darkest: each latent of z2 is at that end of
+        N(0, 1), two standard deviations from its mean, where the image is the darker, the others at 0.
+        """
+        brighter = []
+        for end in INACTIVE * torch.eye(self.bg_latents).to(z_fg):
+            ends = [self.decode(z_fg, z.expand(len(z_fg), -1)).flatten(1).mean(1) for z in (end, -end)]
+            brighter.append(torch.where(ends[0] > ends[1], 1.0, -1.0))
+        return -INACTIVE * torch.stack(brighter, dim=1)
+
+    @torch.no_grad()
     def separate(self, x: Tensor) -> Separation:
         """The layers of x [B, 1, 60, 60], from the posterior means of the latents.
 
-        Foreground, mask and composite are all the foreground decoder's image: the model has no mask, and what
-        that decoder reconstructs is x. The background is the mean of each window that the background decoder
-        stands for, g undone: 0.5 + logit / 12.
+        The foreground is the image that the foreground decoder makes of z1 where z2 is
+        :meth:`inactive_background`: what of the background it still shows, z1 holds. The composite is the
+        one that it makes of both, the reconstruction of x. The model has no mask: the foreground stands in
+        for it. The background is the mean of each window that the background decoder stands for, g undone:
+        0.5 + logit / 12.
         """
         out = self(x, sample=False)
-        foreground = torch.sigmoid(out.foreground)
+        z_fg = out.z_fg[0].mu
+        foreground = self.decode(z_fg, self.inactive_background(z_fg))
         windows = (0.5 + out.background / 12).clamp(0, 1)
         background = F.interpolate(windows, scale_factor=WINDOW)
-        return Separation(foreground, background, foreground, foreground)
+        return Separation(foreground, background, foreground, torch.sigmoid(out.foreground))
 
 
 def _bernoulli_nats(logits: Tensor, target: Tensor) -> Tensor:
