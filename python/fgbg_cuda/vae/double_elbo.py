@@ -63,6 +63,30 @@ class DoubleELBO(nn.Module):
       nearest-neighbour enlargement 9 -> 20 for the pooling, transposed convolution 6x6.
     - W are the weights, not the biases, of both decoders; the interaction layer is not among them.
     - Images with an inactive background, up-weighted: see :meth:`image_weights`.
+    - Lambda weighs the reconstruction in :math:`ELBO_2` alone, see :class:`DoubleELBOModule`.
+
+    The thesis saw that it separates with a disc in 50 % of the images, and leaks into z1 with 90 %. On seeds
+    10 and 11, 30 epochs, test images; "disc in z1" is how much brighter an active disc makes the decoder's
+    image, outside the cells, where z2 is held at its mean over images without a disc, relative to what it
+    does where z2 is not held; R^2 that of the disc's activity, predicted linearly from z2:
+
+    ====================================================  ================  ================
+    .                                                     disc in z1        R^2
+    ====================================================  ================  ================
+    set                                                   X50       X90     X50       X90
+    lr 1e-3, seed 10                                      0.48      0.36    0.81      0.76
+    lr 3e-3, seed 10                                      0.26      0.31    0.91      0.79
+    lr 3e-3, seed 11                                      0.07      0.23    0.92      0.84
+    lr 1e-2, seed 10                                      0.37      0.19    0.94      0.87
+    lr 1e-3, seed 10, lambda on all of ELBO2              1.00              0.02
+    lr 1e-3, seed 10, z1 not into the background decoder  0.86              0.87
+    ====================================================  ================  ================
+
+    So z2 draws most of the disc on both sets, and tells it better where it is active half of the time; that
+    z1 holds more of it at 90 % depends on the seed and on the learning rate. In every one of these runs the
+    disc can be predicted from z1 too (R^2 0.91 to 0.99): local brightness is what its encoder sees. (With
+    the four latents as numbers for the whole image, that was 0.96 to 0.98 on all sets, seeds 1 to 3, and
+    they could not tell ten cells apart: R^2 0.18 to 0.25.)
 
     Args:
         fg_latents: latents at each of the 8x8 places.
