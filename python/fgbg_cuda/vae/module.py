@@ -290,7 +290,7 @@ class DoubleELBOModule(SeparationModule):
         lam: lambda, the weight of the background's ELBO (the thesis: 450; 100 to 1000 do alike).
         lam_weighs_kl: True: lambda weighs all of ELBO2, as the thesis writes it. One bit in z2 (0.69 nats)
             then costs 312, which on the thesis's sets is more than its use: z2 collapses to its prior, and
-            nothing is separated on any set. False: its reconstruction alone.
+            what it should tell, z1 does. False: its reconstruction alone.
         decay: of the decoders' weights.
         inactive_weight: how many times an image with an inactive background counts; the thesis proposes
             more than 1, see :meth:`DoubleELBO.image_weights`.
