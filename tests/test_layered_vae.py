@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import NamedTuple
 
@@ -55,7 +54,8 @@ def images(count: int = 3) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("additive", [False, True])
-@pytest.mark.parametrize(("composition", "likelihood"), itertools.product(COMPOSITIONS, LIKELIHOODS))
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_reconstruction_against_torch_distributions(composition, likelihood, additive):
     model = for_cells(composition, likelihood, additive=additive).double()
     x = images().double()
@@ -129,7 +129,8 @@ def test_explaining_away_takes_the_background_out_of_the_foregrounds_sight():
     assert seen[1] is x
 
 
-@pytest.mark.parametrize(("composition", "likelihood"), itertools.product(COMPOSITIONS, LIKELIHOODS))
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_layers_of_a_separation_are_images(composition, likelihood):
     model, x = for_cells(composition, likelihood, additive=True, explain_away=True), images()
     found = model.separate(x)
@@ -141,7 +142,8 @@ def test_layers_of_a_separation_are_images(composition, likelihood):
         assert max(layer.max() for layer in found) <= 1
 
 
-@pytest.mark.parametrize(("composition", "likelihood"), itertools.product(COMPOSITIONS, LIKELIHOODS))
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_over_a_dark_background_an_additive_foreground_by_itself_is_the_composite(composition, likelihood):
     class Dark(torch.nn.Module):
         def forward(self, z):
