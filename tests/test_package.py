@@ -86,6 +86,22 @@ def test_the_core_imports_without_the_extras():
     assert result.stdout.strip() == "tensor(1.)"
 
 
+def test_the_import_leaves_the_compiler_unloaded():
+    """It takes longer to load than all the rest; whoever compiles loads it, and gets right answers."""
+    lines = (
+        "import sys, torch, fgbg_cuda",
+        "x = torch.ones(2, 3)",
+        "kl = lambda x: fgbg_cuda.gaussian_kl(x, torch.zeros_like(x))",
+        "print(kl(x).item(), 'torch._dynamo' in sys.modules)",
+        "tangent = lambda x: torch.func.jvp(kl, (x,), (x,))[1]",
+        "compiled = torch.compile(tangent, fullgraph=True, backend='eager')",
+        "print(compiled(x).item(), 'torch._dynamo' in sys.modules)",
+    )
+    result = _run("\n".join(lines))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["1.5 False", "3.0 True"]
+
+
 @pytest.fixture
 def copied_package(tmp_path: Path) -> Path:
     """The Python side of the package where nothing compiled stands beside it."""

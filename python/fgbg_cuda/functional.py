@@ -31,20 +31,21 @@ _KERNEL_DEVICES = ("cpu", "cuda") if HAS_CUDA_KERNELS else ("cpu",)
 _MAX_DIMS = 5
 
 
-@torch.compiler.assume_constant_result
 def _transforming() -> bool:
     """Whether a torch.func transform or forward-mode AD is active; both are live while torch.compile
-    traces them, so the answer is right there too."""
+    traces them, so the answer is right there too, if it is asked and not traced."""
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def _op(name: str, device: torch.device) -> Any:
     """How to call an op here: the binding, the traceable op, or None where only reference.py works."""
-    if device.type not in _KERNEL_DEVICES or _transforming():
+    if device.type not in _KERNEL_DEVICES:
         return None
     if torch.compiler.is_compiling():
-        return getattr(torch.ops.fgbg, name).default
-    return getattr(_C, name)
+        from ._while_compiling import transforming
+
+        return None if transforming() else getattr(torch.ops.fgbg, name).default
+    return None if _transforming() else getattr(_C, name)
 
 
 def _seed_tensor(
