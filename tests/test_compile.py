@@ -6,6 +6,7 @@ import torch
 from compare import assert_close, assert_same, gradients
 from samples import SAMPLES, covering, each, first_of_each_op
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 import fgbg_cuda
 
@@ -167,6 +168,19 @@ def test_transforms_inside_a_compiled_function(transform, device):
         "jvp": (x**2).sum() / 3,
     }[transform]
     assert_close(_compile(function, "aot_eager")(x), expected)
+
+
+@pytest.mark.parametrize("plain_first", [True, False])
+def test_forward_mode_over_a_compiled_function(plain_first, device):
+    """What was traced without tangents is not run with them: the op would silently drop them."""
+    x, logvar = torch.randn(2, 3, 4, device=device)
+    compiled = _compile(lambda x: fgbg_cuda.gaussian_kl(x, logvar), "aot_eager")
+    if plain_first:
+        compiled(x)
+    with forward_ad.dual_level():
+        unpacked = forward_ad.unpack_dual(compiled(forward_ad.make_dual(x, x)))
+    assert_close(unpacked.tangent, (x**2).sum() / 3)
+    assert_close(compiled(x), fgbg_cuda.gaussian_kl(x, logvar))
 
 
 def test_philox_normal_compiles(device):

@@ -44,7 +44,10 @@ def _op(name: str, device: torch.device) -> Any:
     if torch.compiler.is_compiling():
         from ._while_compiling import transforming
 
-        return None if transforming() else getattr(torch.ops.fgbg, name).default
+        # Reading the level makes torch trace anew when it changes; transforms it watches by itself.
+        if transforming() or forward_ad._current_level >= 0:
+            return None
+        return getattr(torch.ops.fgbg, name).default
     return None if _transforming() else getattr(_C, name)
 
 
