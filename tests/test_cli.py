@@ -18,12 +18,11 @@ pytest.importorskip("tensorboard")
 pytest.importorskip("jsonargparse")
 yaml = pytest.importorskip("yaml")
 
+import fgbg_cuda  # noqa: E402
 from fgbg_cuda.__main__ import COMMANDS, main  # noqa: E402
 from fgbg_cuda.vae import LayeredVAEModule, NonFiniteLossError  # noqa: E402
 from fgbg_cuda.vae import data as vae_data  # noqa: E402
-
-ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+from fgbg_cuda.vae.cli import CONFIGS  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
@@ -111,10 +110,11 @@ def test_an_unknown_command(capsys):
 # ---- configs ----
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains(config, movie, tmp_path):
+@pytest.mark.parametrize("config", ["cells_under_disc", "digits_on_grass", "movie"])
+def test_every_config_trains_by_its_name(config, movie, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # as who has installed the package and has no checkout
     options = ["--data.batch_size=8"]
-    if config.stem == "movie":
+    if config == "movie":
         options += [f"--data.images={movie}", "--data.crop=32", "--data.num_workers=0"]
     main(
         [
@@ -125,8 +125,25 @@ def test_every_config_trains(config, movie, tmp_path):
     assert not (tmp_path / "out" / "config.yaml").exists()
 
 
-def test_there_are_configs():
-    assert {"digits_on_grass", "cells_under_disc", "movie"} <= {path.stem for path in CONFIGS}
+def test_configs_are_in_the_package_and_in_the_help(capsys):
+    assert list(CONFIGS) == ["cells_under_disc", "digits_on_grass", "movie"]
+    assert all(path.is_relative_to(Path(fgbg_cuda.__file__).parent) for path in CONFIGS.values())
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    assert f"that comes with fgbg: {', '.join(CONFIGS)}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_file_of_ones_own_goes_before_a_config_of_its_name(movie, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("movie").write_text(CONFIGS["movie"].read_text().replace("width: 16", "width: 24"))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "movie", "--print_config"])
+    assert stop.value.code == 0
+    assert "width: 24" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "movies"])
+    assert stop.value.code == 2
+    assert "movies" in capsys.readouterr().err
 
 
 # ---- a run from start to end ----

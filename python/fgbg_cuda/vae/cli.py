@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import ActionYesNo
+from jsonargparse import ActionConfigFile, ActionYesNo
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -27,13 +27,33 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
+CONFIGS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))}
 
 # What a resumed run may not change: its schedules were laid out for these.
 DECISIVE = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.max_steps")
 
 
+class ConfigFile(ActionConfigFile):
+    """A configuration file, or the name of one that comes with the package (a file goes before a name)."""
+
+    def __call__(self, parser: Any, namespace: Any, value: str, option_string: str | None = None) -> None:
+        if value in CONFIGS and not Path(value).is_file():
+            value = str(CONFIGS[value])
+        super().__call__(parser, namespace, value, option_string)
+
+
 class FgbgCLI(LightningCLI):
     """Everything of a run goes into the folder ``--out``, from which ``--resume`` can go on."""
+
+    def init_parser(self, **options: Any) -> LightningArgumentParser:
+        parser = self.parser_class(**options)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ConfigFile,
+            help=f"a YAML file, or the name of one that comes with fgbg: {', '.join(CONFIGS)}",
+        )
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
