@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -156,6 +157,144 @@ def test_over_a_dark_background_an_additive_foreground_by_itself_is_the_composit
     assert found.foreground.std() > 0
 
 
+# ---- learned scales ----
+
+
+class Still(torch.nn.Module):
+    """Networks that say the same of every image, so that the scales are all there is to learn."""
+
+    def __init__(self, *said: torch.Tensor) -> None:
+        super().__init__()
+        self.said = said
+
+    def forward(self, x):
+        said = tuple(value.expand(len(x), *value.shape) for value in self.said)
+        return said if len(said) > 1 else said[0]
+
+
+class Encoders(torch.nn.Module):
+    def __init__(self, *encoders: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoders = torch.nn.ModuleList(encoders)
+
+    def forward(self, x):
+        return tuple(encoder(x) for encoder in self.encoders)
+
+
+def known_layers(composition, likelihood="gaussian") -> tuple[LayeredVAE, torch.Tensor]:
+    """RGB, the foreground on the left half; and the mask of it."""
+    mask = torch.zeros(1, 32, 32).double()
+    mask[..., :16] = 1
+    foreground, background = torch.full((2, 3, 32, 32), 0.7).double()
+    prior = Still(torch.zeros(1).double(), torch.zeros(1).double())
+    model = LayeredVAE(
+        3,
+        composition=composition,
+        likelihood=likelihood,
+        mask_prior=0.5 if composition == "masked" else None,
+        learn_fg_scale=True,
+        fg_encoder=Encoders(prior),
+        fg_decoder=Still(foreground, 2000 * mask - 1000),
+        bg_encoder=prior,
+        bg_decoder=Still(background),
+    ).double()
+    return model, mask
+
+
+@pytest.mark.parametrize("composition", ["mixture", "masked"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "laplace"])
+def test_learned_scales_become_those_of_the_noise(composition, likelihood):
+    model, mask = known_layers(composition, likelihood)
+    fg_scale = torch.tensor([0.02, 0.05, 0.4]).double()
+    bg_scale = torch.tensor([0.1, 0.3, 0.03]).double()
+    scale = torch.where(mask > 0, fg_scale[:, None, None], bg_scale[:, None, None])
+    draw = {"gaussian": Normal, "laplace": Laplace}[likelihood]
+    x = draw(torch.full_like(scale, 0.7), scale).sample((16,))
+    optimizer = torch.optim.LBFGS(
+        [model.log_fg_scale, model.log_bg_scale], max_iter=200, line_search_fn="strong_wolfe"
+    )
+
+    def loss():
+        optimizer.zero_grad()
+        nats = model.reconstruction(model(x), x).mean() / x[0].numel()
+        nats.backward()
+        return nats
+
+    optimizer.step(loss)
+    # 8192 pixels in each half: the standard deviation of the best estimate is 0.8 % (Gaussian, 1 / sqrt(2 n))
+    # or 1.1 % (Laplace, 1 / sqrt(n)). Five of the larger.
+    torch.testing.assert_close(model.fg_scale, fg_scale, rtol=0.055, atol=0)
+    torch.testing.assert_close(model.bg_scale, bg_scale, rtol=0.055, atol=0)
+
+
+def test_learned_scales_stay_positive():
+    """Layers without any noise pull both scales towards 0 for ever; a few steps would take them below."""
+    model, mask = known_layers("mixture")
+    model.float()
+    x = torch.full((2, 3, 32, 32), 0.7)
+    model.fg_decoder, model.bg_decoder = Still(x[0], 2000 * mask.float() - 1000), Still(x[0])
+    optimizer = torch.optim.Adam([model.log_fg_scale, model.log_bg_scale], lr=0.5)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = model.reconstruction(model(x), x).mean()
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite()
+    for scale in (model.fg_scale, model.bg_scale):
+        assert ((scale > 0) & (scale < 1e-6)).all()
+
+
+def test_a_learned_scale_that_is_not_finite_is_named():
+    module, x = LayeredVAEModule(width=4, learn_fg_scale=True), torch.rand(2, 1, 32, 32)
+    module.model.log_fg_scale.data.fill_(math.nan)
+    assert module._non_finite_term(module.model(x), x) == "the foreground scale has NaN or infinite values"
+
+
+def test_the_foregrounds_scale_is_learned_after_its_warm_up(tmp_path):
+    used = []
+
+    class Record(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            used.append(trainer.callback_metrics["train/fg_scale"].item())
+
+    options = {"networks": "cells", "width": 8, "fg_scale": 0.1, "fg_scale_start": 0.4}
+    module = LayeredVAEModule(learn_fg_scale=True, **options)
+    trainer, _ = fit(tmp_path, module, 4, [Record()])  # of 3 batches each
+    assert used[:6] == pytest.approx([0.4 * 0.25 ** (step / 6) for step in range(6)])
+    assert all(a != b for a, b in itertools.pairwise(used[6:]))
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    loaded = LayeredVAEModule.load_from_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+    assert torch.equal(loaded.model.fg_scale, module.model.fg_scale)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_without_a_warm_up_the_foregrounds_scale_starts_as_given(tmp_path, learn):
+    module = LayeredVAEModule(networks="cells", width=4, fg_scale=0.1, scale_warmup=0.0, learn_fg_scale=learn)
+    fit(tmp_path, module, 1)
+    assert (module.model.fg_scale.item() == pytest.approx(0.1, rel=1e-6)) != learn
+    # Adam moves a parameter by about lr in a step, here the scale's logarithm in 3 steps.
+    assert module.model.fg_scale.log().item() == pytest.approx(math.log(0.1), abs=5 * module.hparams.lr)
+
+
+def test_checkpoints_from_before_it_could_be_learned_still_load(tmp_path):
+    module = LayeredVAEModule(width=4)
+    module.model.set_fg_scale(0.05)
+    state = {k.replace("fixed_fg_scale", "fg_scale"): v for k, v in module.state_dict().items()}
+    assert "model.fg_scale" in state
+    hyper = {name: value for name, value in module.hparams.items() if name != "learn_fg_scale"}
+    torch.save(
+        {
+            "state_dict": state,
+            "hyper_parameters": hyper,
+            "noise_seed": 0,
+            "pytorch-lightning_version": L.__version__,
+        },
+        tmp_path / "old.ckpt",
+    )
+    loaded = LayeredVAEModule.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
+    assert loaded.model.fg_scale.item() == pytest.approx(0.05)
+
+
 # ---- the objective's options ----
 
 
@@ -227,6 +366,15 @@ def test_supervision_needs_masks():
         ({"composition": "mixture", "mask_prior": 0.1}, "'mixture' has a prior already"),
         ({"composition": "masked", "mask_prior": 1.0}, "mask_prior is 1.0, expected a probability"),
         ({"likelihood": "bernoulli"}, "takes logits, but the default decoders give intensities"),
+        ({"fg_scale": 0.0}, "fg_scale is 0.0, expected a positive number"),
+        (
+            {"learn_fg_scale": True, "composition": "blended"},
+            "learn_fg_scale: the composition 'blended' has no scale of the foreground",
+        ),
+        (
+            {"learn_fg_scale": True, "likelihood": "bernoulli"},
+            "learn_fg_scale: the likelihood 'bernoulli' has no scale of the foreground",
+        ),
         ({"prune": 0.1}, "prune is 0.1, but ForegroundEncoder cannot be pruned"),
         ({"networks": "people"}, "networks is 'people', expected one of object, cells"),
     ],

@@ -92,7 +92,7 @@ class LayeredVAE(nn.Module):
 
     The negative ELBO, in nats per image, is minus that plus KL(q(z_fg|x) || N(0,1)) +
     KL(q(z_bg|x) || N(0,1)). What tells the layers apart are the networks. The default ones are for an object
-    that is flat in tone (``fg_scale`` is small and fixed), compact and cheap to describe, while the
+    that is flat in tone (``fg_scale`` is small), compact and cheap to describe, while the
     background is anything, coarsely drawn (``bg_scale`` is learned and takes up the texture).
 
     Args:
@@ -112,6 +112,9 @@ class LayeredVAE(nn.Module):
             (x - E[x | bg]) / std[x | bg], so that z_fg need not carry what z_bg does.
         mask_prior: prior probability of the foreground; "masked" needs one; "blended" may have one, which
             then is a penalty (still a bound, less tight).
+        learn_fg_scale: learn the foreground's scale too, one for each channel, from ``fg_scale`` on. It then
+            no longer keeps texture out of the foreground; and where all of the foreground is one value, as
+            saturated pixels are, it falls as long as training lasts.
         fg_encoder, fg_decoder, bg_encoder, bg_decoder: your own networks, with the signatures of
             the classes in object_networks.py and cell_networks.py (the foreground encoder may return any
             number of Gaussians; the decoder gets one sample of each).
@@ -133,6 +136,7 @@ class LayeredVAE(nn.Module):
         additive: bool = False,
         explain_away: bool = False,
         mask_prior: float | None = None,
+        learn_fg_scale: bool = False,
         fg_encoder: nn.Module | None = None,
         fg_decoder: nn.Module | None = None,
         bg_encoder: nn.Module | None = None,
@@ -149,6 +153,11 @@ class LayeredVAE(nn.Module):
             raise ValueError("mask_prior is None, but the composition 'masked' needs a prior of its masks")
         if mask_prior is not None and composition == "mixture":
             raise ValueError("mask_prior: the composition 'mixture' has a prior already, decoded from z_fg")
+        if fg_scale <= 0:
+            raise ValueError(f"fg_scale is {fg_scale}, expected a positive number")
+        if learn_fg_scale and (likelihood == "bernoulli" or composition == "blended"):
+            kind = "likelihood 'bernoulli'" if likelihood == "bernoulli" else "composition 'blended'"
+            raise ValueError(f"learn_fg_scale: the {kind} has no scale of the foreground")
         if likelihood == "bernoulli" and (fg_decoder is None or bg_decoder is None):
             raise ValueError("likelihood 'bernoulli' takes logits, but the default decoders give intensities")
         self.composition, self.likelihood, self.mask_prior = composition, likelihood, mask_prior
@@ -158,9 +167,26 @@ class LayeredVAE(nn.Module):
         self.bg_encoder = bg_encoder or BackgroundEncoder(channels, bg_latents, bg_cell)
         self.bg_decoder = bg_decoder or BackgroundDecoder(channels, bg_latents, bg_cell)
         self.has_scales = likelihood != "bernoulli"
+        self.learn_fg_scale = learn_fg_scale
+        if learn_fg_scale:
+            self.log_fg_scale = nn.Parameter(torch.full((channels,), math.log(fg_scale)))
+        elif self.has_scales:
+            self.register_buffer("fixed_fg_scale", torch.full((channels,), fg_scale))
         if self.has_scales:
-            self.register_buffer("fg_scale", torch.full((channels,), fg_scale))
             self.log_bg_scale = nn.Parameter(torch.full((channels,), math.log(0.14)))
+
+    @property
+    def fg_scale(self) -> Tensor:
+        """Standard deviation (Laplace: diversity) of a foreground pixel: [C]."""
+        return self.log_fg_scale.exp() if self.learn_fg_scale else self.fixed_fg_scale
+
+    @torch.no_grad()
+    def set_fg_scale(self, value: float) -> None:
+        """Sets it, for every channel; if it is learned, learning goes on from there."""
+        if self.learn_fg_scale:
+            self.log_fg_scale.fill_(math.log(value))
+        else:
+            self.fixed_fg_scale.fill_(value)
 
     @property
     def bg_scale(self) -> Tensor:

@@ -164,6 +164,7 @@ class LayeredVAEModule(SeparationModule):
     Args:
         channels, fg_latents, bg_latents, width, fg_scale, composition, likelihood, additive, explain_away,
             mask_prior: as in :class:`LayeredVAE`.
+        learn_fg_scale: as in :class:`LayeredVAE`, once the warm-up is over.
         fg_scale_start: the foreground scale of the first step.
         lr: peak of the one-cycle learning rate (Adam).
         kl_warmup, scale_warmup: their lengths, as fractions of the training.
@@ -205,6 +206,7 @@ class LayeredVAEModule(SeparationModule):
         prune: float = 0.0,
         supervised: bool = False,
         bg_cell: int = 8,
+        learn_fg_scale: bool = False,
         model: LayeredVAE | None = None,
     ) -> None:
         options = {
@@ -214,6 +216,7 @@ class LayeredVAEModule(SeparationModule):
             "explain_away": explain_away,
             "mask_prior": mask_prior,
             "bg_cell": bg_cell,
+            "learn_fg_scale": learn_fg_scale,
         }
         if networks not in ("object", "cells"):
             raise ValueError(f"networks is {networks!r}, expected one of object, cells")
@@ -236,10 +239,17 @@ class LayeredVAEModule(SeparationModule):
         done = self.global_step / self.trainer.estimated_stepping_batches
         if h.prune > 0 and batch_idx == 0 and done >= 2 / 3:
             self.model.fg_encoder.prune(h.prune)
-        if not self.model.has_scales:
+        warm = done >= h.scale_warmup
+        if not self.model.has_scales or (self.model.learn_fg_scale and warm):
             return
-        progress = min(1.0, done / h.scale_warmup)
-        self.model.fg_scale.fill_(h.fg_scale_start * (h.fg_scale / h.fg_scale_start) ** progress)
+        progress = 1.0 if warm else done / h.scale_warmup
+        self.model.set_fg_scale(h.fg_scale_start * (h.fg_scale / h.fg_scale_start) ** progress)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+        if "model.fg_scale" in state:  # written when it could not be learned
+            state["model.fixed_fg_scale"] = state.pop("model.fg_scale")
 
     def objective(self, out: LayeredOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         h, x = self.hparams, images_of(batch)
