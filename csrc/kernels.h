@@ -108,6 +108,7 @@ struct ReconstructionArgs {
   // forward
   View loss;                  // reduction none
   double* partial = nullptr;  // otherwise: [kTerms, B, segments]
+  bool areas = false;         // the sums of the mask are wanted; the CPU leaves them out otherwise
   // backward
   View grad_loss_elements;  // reduction none
   Upstream grad_loss;

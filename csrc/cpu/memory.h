@@ -17,7 +17,7 @@ namespace fgbg::cpu {
 inline namespace FGBG_ISA {
 
 template <class T>
-constexpr int64_t kBlock = 2048 / sizeof(T);
+constexpr int64_t kBlock = 1024 / sizeof(T);
 
 // Elements of a row (or pixels) that one task sums.
 constexpr int64_t kSegment = 4096;
@@ -122,18 +122,37 @@ inline void prefetch_next([[maybe_unused]] const View& v, [[maybe_unused]] int64
 #endif
 }
 
+// What a View holds of a span, as T.
+template <class T>
+inline void gather(const View& v, const Span& span, int64_t offset, T* to) {
+  with_storage(v.dtype, [&](auto storage) {
+    const auto* data = static_cast<const decltype(storage)*>(v.data);
+    if (offset >= 0) return widen_all<T>(data + offset, 1, span.n, to);
+    for_pieces(v, span.shape, span.index, span.n, [&](int64_t k, int64_t at, int64_t stride, int64_t n) {
+      widen_all<T>(data + at, stride, n, to + k);
+    });
+  });
+}
+
+template <class T>
+inline void scatter(const T* from, const View& v, const Span& span, int64_t offset) {
+  with_storage(v.dtype, [&](auto storage) {
+    if constexpr (sizeof(storage) > 1) {
+      auto* data = static_cast<decltype(storage)*>(v.data);
+      if (offset >= 0) return narrow_all(from, 1, span.n, data + offset);
+      for_pieces(v, span.shape, span.index, span.n, [&](int64_t k, int64_t at, int64_t stride, int64_t n) {
+        narrow_all(from + k, stride, n, data + at);
+      });
+    }
+  });
+}
+
 template <class T>
 class Input {
  public:
   const T* load(const View& v, const Span& span, int64_t offset) {
     if (offset >= 0 && v.dtype == dtype_of<T>()) return static_cast<const T*>(v.data) + offset;
-    with_storage(v.dtype, [&](auto storage) {
-      const auto* data = static_cast<const decltype(storage)*>(v.data);
-      if (offset >= 0) return widen_all<T>(data + offset, 1, span.n, buffer_);
-      for_pieces(v, span.shape, span.index, span.n, [&](int64_t k, int64_t at, int64_t stride, int64_t n) {
-        widen_all<T>(data + at, stride, n, buffer_ + k);
-      });
-    });
+    gather(v, span, offset, buffer_);
     return buffer_;
   }
   const T* load(const View& v, const Span& span) { return load(v, span, consecutive(v, span)); }
@@ -154,16 +173,7 @@ class Output {
   T* open(const View& v, const Span& span) { return open(v, v ? consecutive(v, span) : -1); }
 
   void close(const View& v, const Span& span) {
-    if (!staged_) return;
-    with_storage(v.dtype, [&](auto storage) {
-      if constexpr (sizeof(storage) > 1) {
-        auto* data = static_cast<decltype(storage)*>(v.data);
-        if (offset_ >= 0) return narrow_all(buffer_, 1, span.n, data + offset_);
-        for_pieces(v, span.shape, span.index, span.n, [&](int64_t k, int64_t at, int64_t stride, int64_t n) {
-          narrow_all(buffer_ + k, stride, n, data + at);
-        });
-      }
-    });
+    if (staged_) scatter(buffer_, v, span, offset_);
   }
 
  private:
@@ -177,41 +187,90 @@ typedef float PackOfFloat __attribute__((vector_size(64)));
 typedef double PackOfDouble __attribute__((vector_size(64)));
 template <class T>
 using Pack = std::conditional_t<sizeof(T) == 8, PackOfDouble, PackOfFloat>;
+template <class T>
+constexpr int64_t kLanes = 64 / sizeof(T);
 
-// The sum of what accumulate(to, x, y) adds to lanes. Lane by lane in four packs, which hides the latency of
-// an addition, and in an order that depends on n alone.
-template <class T, class Accumulate>
-inline T sum_of(const T* x, const T* y, int64_t n, Accumulate accumulate) {
-  constexpr int64_t kLanes = 64 / sizeof(T), kPacks = 4;
-  Pack<T> total[kPacks] = {};
-  const auto add = [&](Pack<T>& to, const T* from_x, const T* from_y, size_t bytes) {
-    Pack<T> a{}, b{};
-    std::memcpy(&a, from_x, bytes);
-    std::memcpy(&b, from_y, bytes);
-    accumulate(to, a, b);
-  };
+// The first `count` numbers of a pack, the others 0. (Packs are passed by reference: by value they would have
+// another calling convention with each instruction set.)
+template <class T>
+inline void load(Pack<T>& pack, const T* from, int64_t count = kLanes<T>) {
+  pack = Pack<T>{};
+  std::memcpy(&pack, from, static_cast<size_t>(count) * sizeof(T));
+}
+
+// Sums lane by lane in four packs, which hides the latency of an addition. flush() adds them to a total in
+// float64: between two flushes a lane of float32 must not collect more than rounding allows.
+template <class T>
+class LaneSums {
+ public:
+  static constexpr int kPacks = 4;
+  alignas(64) Pack<T> pack[kPacks] = {};
+
+  void flush() {
+    const Pack<T> all = (pack[0] + pack[1]) + (pack[2] + pack[3]);
+    for (auto& p : pack) p = Pack<T>{};
+    if constexpr (sizeof(T) == 8) {
+      total_ += all;
+    } else {
+      HalfPack half[2];
+      std::memcpy(half, &all, 64);
+      total_ +=
+          __builtin_convertvector(half[0], PackOfDouble) + __builtin_convertvector(half[1], PackOfDouble);
+    }
+  }
+
+  double take() {
+    flush();
+    double lane[8], sum = 0.0;
+    std::memcpy(lane, &total_, 64);
+    for (const double x : lane) sum += x;
+    total_ = PackOfDouble{};
+    return sum;
+  }
+
+ private:
+  typedef float HalfPack __attribute__((vector_size(32)));
+  PackOfDouble total_{};
+};
+
+// visit(i, count, p): elements [i, i + count) belong in pack p. Which do depends on n alone. The count is a
+// constant, that of a full pack, but for the last.
+template <class T, class Visit>
+inline void for_packs(int64_t n, Visit visit) {
+  constexpr int64_t kFull = kLanes<T>;
+  constexpr std::integral_constant<int64_t, kFull> full{};
   int64_t i = 0;
-  for (; i + kPacks * kLanes <= n; i += kPacks * kLanes)
-    for (int64_t p = 0; p < kPacks; ++p) add(total[p], x + i + p * kLanes, y + i + p * kLanes, 64);
-  for (; i + kLanes <= n; i += kLanes) add(total[0], x + i, y + i, 64);
-  if (i < n) add(total[1], x + i, y + i, static_cast<size_t>(n - i) * sizeof(T));
-  const Pack<T> all = (total[0] + total[1]) + (total[2] + total[3]);
-  T lane[kLanes];
-  std::memcpy(lane, &all, 64);
-  for (int64_t width = kLanes / 2; width > 0; width /= 2)
-    for (int64_t l = 0; l < width; ++l) lane[l] += lane[l + width];
-  return lane[0];
+  for (; i + LaneSums<T>::kPacks * kFull <= n; i += LaneSums<T>::kPacks * kFull)
+    for (int p = 0; p < LaneSums<T>::kPacks; ++p) visit(i + p * kFull, full, p);
+  for (; i + kFull <= n; i += kFull) visit(i, full, 0);
+  if (i < n) visit(i, n - i, 1);
+}
+
+template <class T>
+inline void add_all(const T* x, int64_t n, LaneSums<T>& to) {
+  for_packs<T>(n, [&](int64_t i, auto count, int p) {
+    Pack<T> a;
+    load(a, x + i, count);
+    to.pack[p] += a;
+  });
 }
 
 template <class T>
 inline double sum(const T* x, int64_t n) {
-  return static_cast<double>(sum_of(x, x, n, [](Pack<T>& to, const Pack<T>& a, const Pack<T>&) { to += a; }));
+  LaneSums<T> lanes;
+  add_all(x, n, lanes);
+  return lanes.take();
 }
 
+// Adds x[k] y[k].
 template <class T>
-inline double dot(const T* x, const T* y, int64_t n) {
-  return static_cast<double>(
-      sum_of(x, y, n, [](Pack<T>& to, const Pack<T>& a, const Pack<T>& b) { to += a * b; }));
+inline void add_products(const T* x, const T* y, int64_t n, LaneSums<T>& to) {
+  for_packs<T>(n, [&](int64_t i, auto count, int p) {
+    Pack<T> a, b;
+    load(a, x + i, count);
+    load(b, y + i, count);
+    to.pack[p] += a * b;
+  });
 }
 
 // Gradient reaching each of the elements of a span: read from `elements` (reduction "none") or spread by row.

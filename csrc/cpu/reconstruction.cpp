@@ -5,6 +5,7 @@
 // likelihood (once per region and channel), and what combines them. Stages rather than one fused loop:
 // the likelihood loops are then the only code that is multiplied by the list of likelihoods. What the
 // channels of a pixel share is done once per pixel.
+#include <algorithm>
 #include <vector>
 
 #include "../math/likelihood.h"
@@ -14,6 +15,27 @@
 namespace fgbg::cpu {
 inline namespace FGBG_ISA {
 namespace {
+
+// Pixels of some channels, `stride` apart.
+template <class T>
+struct Planes {
+  T* data;
+  int64_t stride;
+};
+
+// A block of a masked loss, all channels that share its mask, and where its gradients go.
+template <class T>
+struct Regions {
+  Planes<const T> fg, bg, target;
+  const T* mask;
+  bool logits;
+  const math::Scale<T>*fg_scale, *bg_scale;  // of each channel
+  int64_t channels;
+  // for the gradients
+  T to_fg, to_bg, to_area;  // what arrives at the sums
+  Planes<T> d_fg, d_bg;
+  T* d_mask;
+};
 
 template <class T>
 struct LikelihoodLoops {
@@ -25,6 +47,9 @@ struct LikelihoodLoops {
   // Its other derivatives, which few callers want. d_target is added to.
   void (*others)(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* d_target,
                  T* d_scale);
+  // A whole block of a masked loss, without and with its gradients. Its two sums are added to fg and bg.
+  void (*masked)(const Regions<T>& in, int64_t n, LaneSums<T>& fg, LaneSums<T>& bg);
+  void (*masked_gradient)(const Regions<T>& in, int64_t n, LaneSums<T>& fg, LaneSums<T>& bg);
 };
 
 template <class L, class T>
@@ -54,10 +79,76 @@ void others_loop(const T* x, const T* target, math::Scale<T> s, const T* w, int6
   }
 }
 
+// A masked loss in one loop, unlike the others: of a cheap likelihood the time would go into passing values
+// from stage to stage. It takes so few pixels at a time that reading does not wait for the exponentials of
+// the mask, and the operands of all channels are read side by side.
+template <class L, class T, bool kGradient>
+void masked_loop(const Regions<T>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<T>& sum_bg) {
+  const Regions<T> r = in;  // a copy, which no store can change
+  constexpr int64_t kStep = (kGradient ? 2 : 1) * LaneSums<T>::kPacks * kLanes<T>;
+  alignas(64) T on_buffer[kStep], off[kStep], difference[kStep];
+  LaneSums<T> fg = sum_fg, bg = sum_bg;
+  const auto step = [&](int64_t i, auto count) __attribute__((always_inline)) {
+    const T *mask = r.mask + i, *on = r.logits ? on_buffer : mask;
+    if (r.logits) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < count; ++k) {
+        const math::Mask<T> m = math::mask_from_logit(mask[k]);
+        on_buffer[k] = m.on;
+        off[k] = m.off;
+      }
+    } else {
+      FGBG_SIMD
+      for (int64_t k = 0; k < count; ++k) off[k] = T(1) - mask[k];
+    }
+    if (kGradient) std::fill(difference, difference + kStep, T(0));
+    for (int64_t c = 0; c < r.channels; ++c) {
+      const T *x_fg = r.fg.data + c * r.fg.stride + i, *x_bg = r.bg.data + c * r.bg.stride + i;
+      const T* target = r.target.data + c * r.target.stride + i;
+      T *d_fg = r.d_fg.data + c * r.d_fg.stride + i, *d_bg = r.d_bg.data + c * r.d_bg.stride + i;
+      const math::Scale<T> fg_scale = r.fg_scale[c], bg_scale = r.bg_scale[c];
+      for_packs<T>(count, [&](int64_t first, auto lanes, int p) __attribute__((always_inline)) {
+        T of_fg[kLanes<T>] = {}, of_bg[kLanes<T>] = {};
+        FGBG_SIMD
+        for (int64_t l = 0; l < lanes; ++l) {
+          const int64_t k = first + l;
+          const math::Nll<T> nll_fg = L::eval(x_fg[k], target[k], fg_scale);
+          const math::Nll<T> nll_bg = L::eval(x_bg[k], target[k], bg_scale);
+          of_fg[l] = on[k] * nll_fg.value;
+          of_bg[l] = off[k] * nll_bg.value;
+          if constexpr (kGradient) {
+            d_fg[k] = r.to_fg * on[k] * nll_fg.d_x;
+            d_bg[k] = r.to_bg * off[k] * nll_bg.d_x;
+            difference[k] += r.to_fg * nll_fg.value - r.to_bg * nll_bg.value;
+          }
+        }
+        Pack<T> a, b;
+        load(a, of_fg);
+        load(b, of_bg);
+        fg.pack[p] += a;
+        bg.pack[p] += b;
+      });
+    }
+    if constexpr (kGradient) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < count; ++k) {
+        const T d = difference[k] + r.to_area;
+        r.d_mask[i + k] = r.logits ? math::mask_slope(on[k], off[k]) * d : d;
+      }
+    }
+  };
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) step(i, std::integral_constant<int64_t, kStep>{});
+  if (i < n) step(i, n - i);
+  sum_fg = fg;
+  sum_bg = bg;
+}
+
 template <class T>
 const LikelihoodLoops<T>& loops(Likelihood likelihood) {
-#define FGBG_ENTRY(L, name) \
-  {math::L::prepare<T>, value_loop<math::L, T>, gradient_loop<math::L, T>, others_loop<math::L, T>},
+#define FGBG_ENTRY(L, name)                                                            \
+  {math::L::prepare<T>,     value_loop<math::L, T>,         gradient_loop<math::L, T>, \
+   others_loop<math::L, T>, masked_loop<math::L, T, false>, masked_loop<math::L, T, true>},
   static const LikelihoodLoops<T> table[] = {FGBG_FOR_EACH_LIKELIHOOD(FGBG_ENTRY)};
 #undef FGBG_ENTRY
   return table[static_cast<int>(likelihood)];
@@ -65,6 +156,10 @@ const LikelihoodLoops<T>& loops(Likelihood likelihood) {
 
 template <class T>
 using Buffer = T[kBlock<T>];
+
+// Pixels after which what the lanes have collected in float32 is added to a sum in float64.
+template <class T>
+constexpr int64_t kFlush = 4 * kBlock<T>;
 
 template <class T>
 class Pass {
@@ -78,7 +173,12 @@ class Pass {
         // Channels that share a mask value, or a mixture's responsibility, are handled together.
         group_(args.composition == Composition::mixture_independent || args.mask_per_channel ? 1 : channels_),
         elements_(static_cast<bool>(args.grad_loss_elements)),
-        others_(args.grad_target || args.scale_partial) {
+        others_(args.grad_target || args.scale_partial),
+        block_(kBlock<T>) {
+    const bool one_loop = args.composition == Composition::masked && !args.loss && !elements_;
+    if (one_loop && !others_ && !args.areas && direct(args.fg) && direct(args.bg) && direct(args.target) &&
+        direct(args.mask))
+      block_ = kFlush<T>;
     for (int64_t c = 0; c < channels_; ++c) {
       fg_scales_.push_back(loops_.prepare(scale_at<T>(args.fg_scale, c)));
       bg_scales_.push_back(loops_.prepare(scale_at<T>(args.bg_scale, c)));
@@ -87,15 +187,14 @@ class Pass {
 
   void forward(int64_t task) {
     locate(task);
-    double total[kTerms] = {};
     for_groups([&](int64_t p, int64_t n, int64_t c) {
       switch (args_.composition) {
-        case Composition::masked: masked_forward(p, n, c, total); break;
-        case Composition::blended: blended_forward(p, n, c, total); break;
-        default: mixture_forward(p, n, c, total);
+        case Composition::masked: masked_forward(p, n, c); break;
+        case Composition::blended: blended_forward(p, n, c); break;
+        default: mixture_forward(p, n, c);
       }
     });
-    store_sums(total);
+    store_sums();
   }
 
   // The gradients and, where there is room for them, the sums of the loss.
@@ -120,15 +219,14 @@ class Pass {
       scale_step_ = shape_.size[0] * segments_;
       for (int64_t k = 0; k < 2 * channels_; ++k) scale_sums_[k * scale_step_] = 0.0;
     }
-    double total[kTerms] = {};
     for_groups([&](int64_t p, int64_t n, int64_t c) {
       switch (args_.composition) {
-        case Composition::masked: masked_gradients(p, n, c, total); break;
-        case Composition::blended: blended_gradients(p, n, c, total); break;
-        default: mixture_gradients(p, n, c, total);
+        case Composition::masked: masked_gradients(p, n, c); break;
+        case Composition::blended: blended_gradients(p, n, c); break;
+        default: mixture_gradients(p, n, c);
       }
     });
-    store_sums(total);
+    store_sums();
   }
 
  private:
@@ -141,14 +239,20 @@ class Pass {
   template <class Body>
   void for_groups(Body body) {
     const int64_t end = min((segment_ + 1) * kSegment, shape_.plane);
-    for (int64_t p = segment_ * kSegment; p < end; p += kBlock<T>)
-      for (int64_t c = 0; c < channels_; c += group_) body(p, min(kBlock<T>, end - p), c);
+    for (int64_t p = segment_ * kSegment; p < end; p += block_) {
+      for (int64_t c = 0; c < channels_; c += group_) body(p, min(block_, end - p), c);
+      if (p % kFlush<T> + block_ >= kFlush<T>)
+        for (auto& sum : sums_) sum.flush();
+    }
   }
 
-  void store_sums(const double (&total)[kTerms]) {
+  void store_sums() {
     if (!args_.partial) return;
+    // Areas are pixels; a mask with channels has 1/C of a pixel in each.
+    const double share = args_.mask_per_channel ? 1.0 / static_cast<double>(channels_) : 1.0;
     for (int t = 0; t < kTerms; ++t)
-      args_.partial[(t * shape_.size[0] + b_) * segments_ + segment_] = total[t];
+      args_.partial[(t * shape_.size[0] + b_) * segments_ + segment_] =
+          (t < 2 ? 1.0 : share) * sums_[t].take();
   }
 
   T term(const void* terms, int t) const {
@@ -177,24 +281,31 @@ class Pass {
     bg_scale_ = bg_scales_[static_cast<size_t>(c)];
   }
 
-  // on_, off_, slope_: mask, 1 - mask, d mask / d input.
+  // on_ and off_: the mask and 1 - mask.
   void load_mask(int64_t c, int64_t p, int64_t n) {
     mask_ = load(mask_in_, args_.mask, c, p, n);
     if (args_.mask_kind == MaskKind::logits) {
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) {
         const math::Mask<T> m = math::mask_from_logit(mask_[k]);
-        on_[k] = m.on;
+        on_buffer_[k] = m.on;
         off_[k] = m.off;
-        slope_[k] = m.slope;
       }
+      on_ = on_buffer_;
     } else {
       FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k) {
-        on_[k] = mask_[k];
-        off_[k] = T(1) - mask_[k];
-        slope_[k] = T(1);
-      }
+      for (int64_t k = 0; k < n; ++k) off_[k] = T(1) - mask_[k];
+      on_ = mask_;
+    }
+  }
+
+  // From derivatives by the mask, less `constant`, to those by its input.
+  void chain_mask(T constant, int64_t n, T* d_mask) {
+    if (args_.mask_kind == MaskKind::logits) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) d_mask[k] = math::mask_slope(on_[k], off_[k]) * (d_mask[k] + constant);
+    } else if (constant != T(0)) {
+      for (int64_t k = 0; k < n; ++k) d_mask[k] += constant;
     }
   }
 
@@ -229,12 +340,6 @@ class Pass {
     for (int64_t k = 0; k < n; ++k) to[k] += x[k];
   }
 
-  void add_area(int64_t n, double* total) {
-    const double share = args_.mask_per_channel ? 1.0 / static_cast<double>(channels_) : 1.0;
-    total[2] += share * sum(on_, n);
-    total[3] += share * sum(off_, n);
-  }
-
   void open_gradients(int64_t c, int64_t p) {
     d_fg_ = open(fg_out_, args_.grad_fg, c, p);
     d_bg_ = open(bg_out_, args_.grad_bg, c, p);
@@ -246,13 +351,15 @@ class Pass {
     loops_.gradient(fg_, target_, fg_scale_, weight_fg_, n, value_fg, d_fg_);
     loops_.gradient(bg_, target_, bg_scale_, weight_bg_, n, value_bg, d_bg_);
     if (!args_.bg) add(d_bg_, n, d_fg_);
-    if (others_) {
-      open_others(c, p, n);
-      loops_.others(fg_, target_, fg_scale_, weight_fg_, n, d_target_, d_fg_scale_);
-      loops_.others(bg_, target_, bg_scale_, weight_bg_, n, d_target_, d_bg_scale_);
-      close_others(c, p, n);
-    }
+    if (others_) other_gradients(c, p, n);
     close_gradients(c, p, n);
+  }
+
+  void other_gradients(int64_t c, int64_t p, int64_t n) {
+    open_others(c, p, n);
+    loops_.others(fg_, target_, fg_scale_, weight_fg_, n, d_target_, d_fg_scale_);
+    loops_.others(bg_, target_, bg_scale_, weight_bg_, n, d_target_, d_bg_scale_);
+    close_others(c, p, n);
   }
 
   void open_others(int64_t c, int64_t p, int64_t n) {
@@ -270,66 +377,125 @@ class Pass {
     bg_out_.close(args_.grad_bg, span(c, p, n));
   }
 
-  void masked_forward(int64_t p, int64_t n, int64_t c0, double* total) {
+  void masked_forward(int64_t p, int64_t n, int64_t c0) {
+    if (!args_.loss) return masked_sums<false>(p, n, c0);
     load_mask(c0, p, n);
     for (int64_t c = c0; c < c0 + group_; ++c) {
       load_images(c, p, n);
-      T* fg = c == c0 ? sum_fg_ : value_fg_;
-      T* bg = c == c0 ? sum_bg_ : value_bg_;
-      loops_.value(fg_, target_, fg_scale_, n, fg);
-      loops_.value(bg_, target_, bg_scale_, n, bg);
-      if (args_.loss) {
-        const T fg_weight = static_cast<T>(args_.fg_weight), bg_weight = static_cast<T>(args_.bg_weight);
-        T* loss = open(loss_out_, args_.loss, c, p);
-        FGBG_SIMD
-        for (int64_t k = 0; k < n; ++k)
-          loss[k] = fg_weight * (on_[k] * fg[k]) + bg_weight * (off_[k] * bg[k]);
-        loss_out_.close(args_.loss, span(c, p, n));
-      }
-      if (c == c0) continue;
-      add(fg, n, sum_fg_);
-      add(bg, n, sum_bg_);
-    }
-    if (args_.partial) add_masked(n, total);
-  }
-
-  void add_masked(int64_t n, double* total) {
-    total[0] += dot(on_, sum_fg_, n);
-    total[1] += dot(off_, sum_bg_, n);
-    add_area(n, total);
-  }
-
-  void masked_gradients(int64_t p, int64_t n, int64_t c0, double* total) {
-    load_mask(c0, p, n);
-    T to_fg = per_fg_ + term_fg_, to_bg = per_bg_ + term_bg_;
-    for (int64_t c = c0; c < c0 + group_; ++c) {
-      load_images(c, p, n);
-      const T* u = elements_ ? load_upstream(c, p, n) : nullptr;
-      if (c == c0 || elements_) {
-        scale(u, per_fg_, term_fg_, on_, n, weight_fg_);
-        scale(u, per_bg_, term_bg_, off_, n, weight_bg_);
-      }
-      T* fg = c == c0 ? sum_fg_ : value_fg_;
-      T* bg = c == c0 ? sum_bg_ : value_bg_;
-      region_gradients(c, p, n, fg, bg);
-      if (elements_) {
-        scale(u, per_fg_, term_fg_, fg, n, fg);
-        scale(u, per_bg_, term_bg_, bg, n, bg);
-      }
-      if (c == c0) continue;
-      add(fg, n, sum_fg_);
-      add(bg, n, sum_bg_);
-    }
-    if (elements_) to_fg = to_bg = T(1);
-    if (args_.grad_mask) {
-      T* d_mask = open(mask_out_, args_.grad_mask, c0, p);
-      const T per_area = per_area_;
+      loops_.value(fg_, target_, fg_scale_, n, value_fg_);
+      loops_.value(bg_, target_, bg_scale_, n, value_bg_);
+      const T fg_weight = static_cast<T>(args_.fg_weight), bg_weight = static_cast<T>(args_.bg_weight);
+      T* loss = open(loss_out_, args_.loss, c, p);
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k)
-        d_mask[k] = slope_[k] * (to_fg * sum_fg_[k] - to_bg * sum_bg_[k] + per_area);
-      mask_out_.close(args_.grad_mask, span(c0, p, n));
+        loss[k] = fg_weight * (on_[k] * value_fg_[k]) + bg_weight * (off_[k] * value_bg_[k]);
+      loss_out_.close(args_.loss, span(c, p, n));
+      if (args_.partial) {
+        add_products(on_, value_fg_, n, sums_[0]);
+        add_products(off_, value_bg_, n, sums_[1]);
+      }
     }
-    if (args_.partial) add_masked(n, total);
+    add_areas(n);
+  }
+
+  void add_areas(int64_t n) {
+    if (!args_.areas) return;
+    add_all(on_, n, sums_[2]);
+    add_all(off_, n, sums_[3]);
+  }
+
+  void masked_gradients(int64_t p, int64_t n, int64_t c0) {
+    elements_ ? masked_element_gradients(p, n, c0) : masked_sums<true>(p, n, c0);
+  }
+
+  // A reduced loss, and its gradients.
+  template <bool kGradients>
+  void masked_sums(int64_t p, int64_t n, int64_t c0) {
+    Regions<T> r{};
+    r.fg = planes(fg_planes_, args_.fg, c0, p, n);
+    r.bg = args_.bg ? planes(bg_planes_, args_.bg, c0, p, n) : r.fg;
+    r.target = planes(target_planes_, args_.target, c0, p, n);
+    r.mask = planes(mask_planes_, args_.mask, c0, p, n, 1).data;
+    r.logits = args_.mask_kind == MaskKind::logits;
+    r.fg_scale = &fg_scales_[static_cast<size_t>(c0)];
+    r.bg_scale = &bg_scales_[static_cast<size_t>(c0)];
+    r.channels = group_;
+    if (kGradients) {
+      r.to_fg = per_fg_ + term_fg_;
+      r.to_bg = per_bg_ + term_bg_;
+      r.to_area = per_area_;
+      r.d_fg = open_planes(d_fg_planes_, args_.grad_fg, c0, p);
+      r.d_bg = open_planes(d_bg_planes_, args_.grad_bg, c0, p);
+      r.d_mask = open_planes(d_mask_planes_, args_.grad_mask, c0, p).data;
+      loops_.masked_gradient(r, n, sums_[0], sums_[1]);
+      if (!args_.bg)
+        for (int64_t c = 0; c < group_; ++c)
+          add(r.d_bg.data + c * r.d_bg.stride, n, r.d_fg.data + c * r.d_fg.stride);
+      close_planes(r.d_fg, d_fg_planes_, args_.grad_fg, c0, p, n);
+      close_planes(r.d_bg, d_bg_planes_, args_.grad_bg, c0, p, n);
+      close_planes({r.d_mask, 0}, d_mask_planes_, args_.grad_mask, c0, p, n, 1);
+    } else {
+      loops_.masked(r, n, sums_[0], sums_[1]);
+    }
+    if (!others_ && !args_.areas) return;
+    load_mask(c0, p, n);
+    add_areas(n);
+    if (!others_) return;
+    scale(nullptr, r.to_fg, T(0), on_, n, weight_fg_);
+    scale(nullptr, r.to_bg, T(0), off_, n, weight_bg_);
+    for (int64_t c = c0; c < c0 + group_; ++c) {
+      load_images(c, p, n);
+      other_gradients(c, p, n);
+    }
+  }
+
+  bool direct(const View& v) const { return !v || (v.plane_stride == 1 && v.dtype == dtype_of<T>()); }
+
+  // Pixels [p, p + n) of channels from c0 on: where they are, or gathered into a buffer.
+  Planes<const T> planes(std::vector<T>& buffer, const View& v, int64_t c0, int64_t p, int64_t n,
+                         int64_t channels) {
+    if (direct(v)) return {static_cast<const T*>(v.data) + offset(v, c0, p), v.stride[1]};
+    buffer.resize(static_cast<size_t>(channels * kBlock<T>));
+    for (int64_t c = 0; c < channels; ++c)
+      gather(v, span(c0 + c, p, n), offset(v, c0 + c, p), buffer.data() + c * kBlock<T>);
+    return {buffer.data(), kBlock<T>};
+  }
+  Planes<const T> planes(std::vector<T>& buffer, const View& v, int64_t c0, int64_t p, int64_t n) {
+    return planes(buffer, v, c0, p, n, group_);
+  }
+  Planes<T> open_planes(std::vector<T>& buffer, const View& v, int64_t c0, int64_t p) {
+    if (v && direct(v)) return {static_cast<T*>(v.data) + offset(v, c0, p), v.stride[1]};
+    buffer.resize(static_cast<size_t>(group_ * block_));
+    return {buffer.data(), block_};
+  }
+  void close_planes(const Planes<T>& from, const std::vector<T>& buffer, const View& v, int64_t c0, int64_t p,
+                    int64_t n) {
+    close_planes(from, buffer, v, c0, p, n, group_);
+  }
+  void close_planes(const Planes<T>& from, const std::vector<T>& buffer, const View& v, int64_t c0, int64_t p,
+                    int64_t n, int64_t channels) {
+    if (!v || from.data != buffer.data()) return;
+    for (int64_t c = 0; c < channels; ++c)
+      scatter(from.data + c * from.stride, v, span(c0 + c, p, n), offset(v, c0 + c, p));
+  }
+
+  // For a gradient that arrives at each element of the loss.
+  void masked_element_gradients(int64_t p, int64_t n, int64_t c0) {
+    load_mask(c0, p, n);
+    T* d_mask = open(mask_out_, args_.grad_mask, c0, p);
+    std::fill(d_mask, d_mask + n, T(0));
+    for (int64_t c = c0; c < c0 + group_; ++c) {
+      load_images(c, p, n);
+      const T* u = load_upstream(c, p, n);
+      scale(u, per_fg_, term_fg_, on_, n, weight_fg_);
+      scale(u, per_bg_, term_bg_, off_, n, weight_bg_);
+      region_gradients(c, p, n, value_fg_, value_bg_);
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k)
+        d_mask[k] += (u[k] * per_fg_ + term_fg_) * value_fg_[k] - (u[k] * per_bg_ + term_bg_) * value_bg_[k];
+    }
+    chain_mask(per_area_, n, d_mask);
+    mask_out_.close(args_.grad_mask, span(c0, p, n));
   }
 
   void blend(int64_t c, int64_t p, int64_t n) {
@@ -338,18 +504,18 @@ class Pass {
     for (int64_t k = 0; k < n; ++k) blend_[k] = on_[k] * fg_[k] + off_[k] * bg_[k];
   }
 
-  void blended_forward(int64_t p, int64_t n, int64_t c0, double* total) {
+  void blended_forward(int64_t p, int64_t n, int64_t c0) {
     load_mask(c0, p, n);
     for (int64_t c = c0; c < c0 + group_; ++c) {
       blend(c, p, n);
       T* loss = open(loss_out_, args_.loss, c, p);
       loops_.value(blend_, target_, fg_scale_, n, loss);
-      if (args_.partial) total[0] += sum(loss, n);
+      if (args_.partial) add_all(loss, n, sums_[0]);
       loss_out_.close(args_.loss, span(c, p, n));
     }
   }
 
-  void blended_gradients(int64_t p, int64_t n, int64_t c0, double* total) {
+  void blended_gradients(int64_t p, int64_t n, int64_t c0) {
     load_mask(c0, p, n);
     T* d_mask = open(mask_out_, args_.grad_mask, c0, p);
     for (int64_t k = 0; k < n; ++k) d_mask[k] = T(0);
@@ -367,13 +533,14 @@ class Pass {
       }
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) {
-        d_mask[k] += slope_[k] * (fg_[k] - bg_[k]) * d_blend[k];
+        d_mask[k] += (fg_[k] - bg_[k]) * d_blend[k];
         d_fg_[k] = on_[k] * d_blend[k];
         d_bg_[k] = off_[k] * d_blend[k];
       }
       close_gradients(c, p, n);
-      if (args_.partial) total[0] += sum(value_fg_, n);
+      if (args_.partial) add_all(value_fg_, n, sums_[0]);
     }
+    chain_mask(T(0), n, d_mask);
     mask_out_.close(args_.grad_mask, span(c0, p, n));
   }
 
@@ -392,16 +559,16 @@ class Pass {
     }
   }
 
-  void mixture_forward(int64_t p, int64_t n, int64_t c0, double* total) {
+  void mixture_forward(int64_t p, int64_t n, int64_t c0) {
     mixture_components(p, n, c0);
     T* loss = open(loss_out_, args_.loss, c0, p);
     FGBG_SIMD
     for (int64_t k = 0; k < n; ++k) loss[k] = math::mixture(mask_[k], sum_fg_[k], sum_bg_[k]).value;
-    if (args_.partial) total[0] += sum(loss, n);
+    if (args_.partial) add_all(loss, n, sums_[0]);
     loss_out_.close(args_.loss, span(c0, p, n));
   }
 
-  void mixture_gradients(int64_t p, int64_t n, int64_t c0, double* total) {
+  void mixture_gradients(int64_t p, int64_t n, int64_t c0) {
     mixture_components(p, n, c0);
     // One mask for all channels of an independent mixture collects from each of them.
     const bool first = c0 == 0 || args_.mask_per_channel;
@@ -421,7 +588,7 @@ class Pass {
       weight_bg_[k] = weight[k] * m.d_bg;
       d_mask[k] += weight[k] * m.d_logit;
     }
-    if (args_.partial) total[0] += sum(value_fg_, n);
+    if (args_.partial) add_all(value_fg_, n, sums_[0]);
     if (last) mask_out_.close(args_.grad_mask, span(mask_channel, p, n));
     for (int64_t c = c0; c < c0 + group_; ++c) {
       if (group_ > 1) load_images(c, p, n);
@@ -434,17 +601,21 @@ class Pass {
   const LikelihoodLoops<T>& loops_;
   const int64_t segments_, channels_, group_;
   const bool elements_, others_;
+  int64_t block_;  // pixels that are handled together
   int64_t b_ = 0, segment_ = 0;
   T per_fg_ = 0, per_bg_ = 0, term_fg_ = 0, term_bg_ = 0, per_area_ = 0, per_loss_ = 0;
   double* scale_sums_ = nullptr;
   int64_t scale_step_ = 0;
+  LaneSums<T> sums_[kTerms];
+  std::vector<T> fg_planes_, bg_planes_, target_planes_, mask_planes_, d_fg_planes_, d_bg_planes_,
+      d_mask_planes_;
   std::vector<math::Scale<T>> fg_scales_, bg_scales_;
   math::Scale<T> fg_scale_{}, bg_scale_{};
   Input<T> fg_in_, bg_in_, target_in_, mask_in_, upstream_in_;
-  const T *fg_ = nullptr, *bg_ = nullptr, *target_ = nullptr, *mask_ = nullptr;
+  const T *fg_ = nullptr, *bg_ = nullptr, *target_ = nullptr, *mask_ = nullptr, *on_ = nullptr;
   Output<T> loss_out_, fg_out_, bg_out_, target_out_, mask_out_;
   T *d_fg_ = nullptr, *d_bg_ = nullptr, *d_target_ = nullptr, *d_mask_ = nullptr;
-  alignas(64) Buffer<T> on_, off_, slope_, blend_;
+  alignas(64) Buffer<T> on_buffer_, off_, blend_;
   alignas(64) Buffer<T> value_fg_, value_bg_, sum_fg_, sum_bg_, weight_fg_, weight_bg_, d_fg_scale_,
       d_bg_scale_;
 };

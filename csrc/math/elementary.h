@@ -93,6 +93,18 @@ FGBG_FN float exp(float x) {
 }
 FGBG_FN double exp(double x) { return ::exp(x); }
 
+// exp(-|x|), for which one factor 2^n will do: 2^(n + 24) is no subnormal number, and 2^-24 rounds once.
+FGBG_FN float exp_minus_abs(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(-::fabsf(x));
+#else
+  const float magnitude = ::fabsf(x);
+  const Reduced red = reduce_by_ln2(-(104.0f < magnitude ? 104.0f : magnitude));
+  return (1.0f + expm1_reduced(red.r)) * pow2(red.n + 24) * 5.9604644775390625e-8f;
+#endif
+}
+FGBG_FN double exp_minus_abs(double x) { return ::exp(-::fabs(x)); }
+
 FGBG_FN float expm1(float x) {
 #if defined(__CUDA_ARCH__)
   return ::expm1f(x);

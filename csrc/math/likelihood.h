@@ -60,7 +60,7 @@ struct Unscaled {
 struct Bernoulli : Unscaled {
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
-    const T e = exp(-abs(x)), large = T(1) / (T(1) + e);
+    const T e = exp_minus_abs(x), large = T(1) / (T(1) + e);
     const bool positive = x > T(0);
     // max(x, 0) - target x first: for a confident right answer it is exactly 0.
     const T linear = positive ? (T(1) - target) * x : -target * x;

@@ -9,7 +9,7 @@ inline namespace FGBG_ISA {
 // log(1 + e^x), from an exponential that cannot overflow.
 template <class T>
 FGBG_FN T softplus(T x) {
-  return (x > T(0) ? x : T(0)) + log1p_unit(exp(-abs(x)));
+  return (x > T(0) ? x : T(0)) + log1p_unit(exp_minus_abs(x));
 }
 
 template <class T>
@@ -20,11 +20,16 @@ struct Mask {
 };
 
 template <class T>
+FGBG_FN T mask_slope(T on, T off) {
+  return on * off;
+}
+
+template <class T>
 FGBG_FN Mask<T> mask_from_logit(T logit) {
-  const T e = exp(-abs(logit));
+  const T e = exp_minus_abs(logit);
   const T large = T(1) / (T(1) + e), small = e * large;
   const bool positive = logit > T(0);
-  return {positive ? large : small, positive ? small : large, small * large};
+  return {positive ? large : small, positive ? small : large, mask_slope(small, large)};
 }
 
 // sigmoid(a) - sigmoid(b) without cancellation, given d = a - b.
@@ -75,7 +80,7 @@ FGBG_FN Mixture<T> mixture(T logit, T fg, T bg) {
   const T best = joint_fg < joint_bg ? joint_fg : joint_bg;
   // Equal terms apart: where both are infinite the posterior is inf - inf.
   const T value =
-      joint_fg == joint_bg ? joint_fg - T(0.693147180559945309) : best - log1p_unit(exp(-abs(posterior)));
+      joint_fg == joint_bg ? joint_fg - T(0.693147180559945309) : best - log1p_unit(exp_minus_abs(posterior));
   return {value, r.on, r.off, sigmoid_difference(logit, posterior, fg - bg)};
 }
 

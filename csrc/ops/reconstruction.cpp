@@ -78,6 +78,7 @@ struct Results {
     const auto options = fg.options().dtype(call.dtype());
     const bool masked = args.composition == Composition::masked;
     const bool wants_terms = masked && (return_terms || args.normalize_area);
+    args.areas = wants_terms;
     terms = at::empty(wants_terms ? at::IntArrayRef({kTerms, fg.size(0)}) : at::IntArrayRef({0}), options);
     if (reduction == Reduction::none) {
       loss = call.joint() ? at::empty(call.mask.sizes(), options) : empty_result_like(fg, options);
