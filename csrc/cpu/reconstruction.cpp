@@ -23,19 +23,26 @@ struct Planes {
   int64_t stride;
 };
 
-// A block of a masked loss, all channels that share its mask, and where its gradients go.
-template <class T>
+// A block of a masked loss, all channels that share its mask, and where its gradients go; stored as S.
+template <class T, class S>
 struct Regions {
-  Planes<const T> fg, bg, target;
-  const T* mask;
+  Planes<const S> fg, bg, target;
+  const S* mask;
   bool logits;
   const math::Scale<T>*fg_scale, *bg_scale;  // of each channel
   int64_t channels;
   // for the gradients
   T to_fg, to_bg, to_area;  // what arrives at the sums
-  Planes<T> d_fg, d_bg;
-  T* d_mask;
+  Planes<S> d_fg, d_bg;
+  S* d_mask;
 };
+
+template <class T, class S>
+using MaskedLoop = void (*)(const Regions<T, S>& in, int64_t n, LaneSums<T>& fg, LaneSums<T>& bg);
+
+// The storage type that is computed with as it comes, besides T itself.
+template <class T>
+using Half = std::conditional_t<sizeof(T) == 4, math::bf16, T>;
 
 template <class T>
 struct LikelihoodLoops {
@@ -47,9 +54,9 @@ struct LikelihoodLoops {
   // Its other derivatives, which few callers want. d_target is added to.
   void (*others)(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* d_target,
                  T* d_scale);
-  // A whole block of a masked loss, without and with its gradients. Its two sums are added to fg and bg.
-  void (*masked)(const Regions<T>& in, int64_t n, LaneSums<T>& fg, LaneSums<T>& bg);
-  void (*masked_gradient)(const Regions<T>& in, int64_t n, LaneSums<T>& fg, LaneSums<T>& bg);
+  // A whole block of a masked loss, [0] without and [1] with its gradients. Its sums are added to fg and bg.
+  MaskedLoop<T, T> masked[2];
+  MaskedLoop<T, Half<T>> masked_half[2];
 };
 
 template <class L, class T>
@@ -79,33 +86,61 @@ void others_loop(const T* x, const T* target, math::Scale<T> s, const T* w, int6
   }
 }
 
+// A few numbers as T, in a buffer if they are not; and where to put such numbers.
+template <class T, class S>
+inline const T* as(const S* from, int64_t n, T* buffer) {
+  if constexpr (std::is_same_v<S, T>) return from;
+  widen_all<T>(from, 1, n, buffer);
+  return buffer;
+}
+template <class T, class S>
+inline T* place_for(S* to, T* buffer) {
+  if constexpr (std::is_same_v<S, T>) return to;
+  return buffer;
+}
+
 // A masked loss in one loop, unlike the others: of a cheap likelihood the time would go into passing values
 // from stage to stage. It takes so few pixels at a time that reading does not wait for the exponentials of
 // the mask, and the operands of all channels are read side by side.
-template <class L, class T, bool kGradient>
-void masked_loop(const Regions<T>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<T>& sum_bg) {
-  const Regions<T> r = in;  // a copy, which no store can change
+template <class L, class T, class S, bool kGradient>
+void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<T>& sum_bg) {
+  const Regions<T, S> r = in;  // a copy, which no store can change
   constexpr int64_t kStep = (kGradient ? 2 : 1) * LaneSums<T>::kPacks * kLanes<T>;
-  alignas(64) T on_buffer[kStep], off[kStep], difference[kStep];
+  alignas(64) T on[kStep], off[kStep], difference[kStep];
+  constexpr int64_t kAhead = 2 * kStep;  // with gradients to write there are too many streams to be foreseen
+  alignas(64) T buffer[6][kStep];        // of what is not stored as T
   LaneSums<T> fg = sum_fg, bg = sum_bg;
   const auto step = [&](int64_t i, auto count) __attribute__((always_inline)) {
-    const T *mask = r.mask + i, *on = r.logits ? on_buffer : mask;
+    const T* mask = as<T>(r.mask + i, count, buffer[0]);
     if (r.logits) {
       FGBG_SIMD
       for (int64_t k = 0; k < count; ++k) {
         const math::Mask<T> m = math::mask_from_logit(mask[k]);
-        on_buffer[k] = m.on;
+        on[k] = m.on;
         off[k] = m.off;
       }
     } else {
       FGBG_SIMD
-      for (int64_t k = 0; k < count; ++k) off[k] = T(1) - mask[k];
+      for (int64_t k = 0; k < count; ++k) {
+        on[k] = mask[k];
+        off[k] = T(1) - mask[k];
+      }
     }
-    if (kGradient) std::fill(difference, difference + kStep, T(0));
+    if constexpr (kGradient) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < kStep; ++k) difference[k] = T(0);
+    }
     for (int64_t c = 0; c < r.channels; ++c) {
-      const T *x_fg = r.fg.data + c * r.fg.stride + i, *x_bg = r.bg.data + c * r.bg.stride + i;
-      const T* target = r.target.data + c * r.target.stride + i;
-      T *d_fg = r.d_fg.data + c * r.d_fg.stride + i, *d_bg = r.d_bg.data + c * r.d_bg.stride + i;
+      if constexpr (kGradient) {
+        prefetch(r.fg.data + c * r.fg.stride + i + kAhead, count);
+        prefetch(r.bg.data + c * r.bg.stride + i + kAhead, count);
+        prefetch(r.target.data + c * r.target.stride + i + kAhead, count);
+      }
+      const T* x_fg = as<T>(r.fg.data + c * r.fg.stride + i, count, buffer[1]);
+      const T* x_bg = as<T>(r.bg.data + c * r.bg.stride + i, count, buffer[2]);
+      const T* target = as<T>(r.target.data + c * r.target.stride + i, count, buffer[3]);
+      S *to_fg = r.d_fg.data + c * r.d_fg.stride + i, *to_bg = r.d_bg.data + c * r.d_bg.stride + i;
+      T *d_fg = place_for<T>(to_fg, buffer[4]), *d_bg = place_for<T>(to_bg, buffer[5]);
       const math::Scale<T> fg_scale = r.fg_scale[c], bg_scale = r.bg_scale[c];
       for_packs<T>(count, [&](int64_t first, auto lanes, int p) __attribute__((always_inline)) {
         T of_fg[kLanes<T>] = {}, of_bg[kLanes<T>] = {};
@@ -128,13 +163,19 @@ void masked_loop(const Regions<T>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<
         fg.pack[p] += a;
         bg.pack[p] += b;
       });
+      if constexpr (kGradient && !std::is_same_v<S, T>) {
+        narrow_all(d_fg, 1, count, to_fg);
+        narrow_all(d_bg, 1, count, to_bg);
+      }
     }
     if constexpr (kGradient) {
+      T* d_mask = place_for<T>(r.d_mask + i, buffer[0]);
       FGBG_SIMD
       for (int64_t k = 0; k < count; ++k) {
         const T d = difference[k] + r.to_area;
-        r.d_mask[i + k] = r.logits ? math::mask_slope(on[k], off[k]) * d : d;
+        d_mask[k] = r.logits ? math::mask_slope(on[k], off[k]) * d : d;
       }
+      if constexpr (!std::is_same_v<S, T>) narrow_all(d_mask, 1, count, r.d_mask + i);
     }
   };
   int64_t i = 0;
@@ -146,9 +187,13 @@ void masked_loop(const Regions<T>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<
 
 template <class T>
 const LikelihoodLoops<T>& loops(Likelihood likelihood) {
-#define FGBG_ENTRY(L, name)                                                            \
-  {math::L::prepare<T>,     value_loop<math::L, T>,         gradient_loop<math::L, T>, \
-   others_loop<math::L, T>, masked_loop<math::L, T, false>, masked_loop<math::L, T, true>},
+#define FGBG_ENTRY(L, name)                                               \
+  {math::L::prepare<T>,                                                   \
+   value_loop<math::L, T>,                                                \
+   gradient_loop<math::L, T>,                                             \
+   others_loop<math::L, T>,                                               \
+   {masked_loop<math::L, T, T, false>, masked_loop<math::L, T, T, true>}, \
+   {masked_loop<math::L, T, Half<T>, false>, masked_loop<math::L, T, Half<T>, true>}},
   static const LikelihoodLoops<T> table[] = {FGBG_FOR_EACH_LIKELIHOOD(FGBG_ENTRY)};
 #undef FGBG_ENTRY
   return table[static_cast<int>(likelihood)];
@@ -159,7 +204,7 @@ using Buffer = T[kBlock<T>];
 
 // Pixels after which what the lanes have collected in float32 is added to a sum in float64.
 template <class T>
-constexpr int64_t kFlush = 4 * kBlock<T>;
+constexpr int64_t kFlush = 2 * kBlock<T>;
 
 template <class T>
 class Pass {
@@ -175,10 +220,14 @@ class Pass {
         elements_(static_cast<bool>(args.grad_loss_elements)),
         others_(args.grad_target || args.scale_partial),
         block_(kBlock<T>) {
-    const bool one_loop = args.composition == Composition::masked && !args.loss && !elements_;
-    if (one_loop && !others_ && !args.areas && direct(args.fg) && direct(args.bg) && direct(args.target) &&
-        direct(args.mask))
-      block_ = kFlush<T>;
+    if (args.composition == Composition::masked && !args.loss && !elements_) {
+      const bool nothing_else = !others_ && !args.areas;
+      half_ = nothing_else && args.bg && images_stored_as<Half<T>>() && gradients_stored_as<Half<T>>();
+      // What is gathered has to stay in the first-level cache.
+      block_ = half_ || (nothing_else && images_stored_as<T>())
+                   ? kFlush<T>
+                   : std::clamp<int64_t>(kBlock<T> / group_, 64, kBlock<T>);
+    }
     for (int64_t c = 0; c < channels_; ++c) {
       fg_scales_.push_back(loops_.prepare(scale_at<T>(args.fg_scale, c)));
       bg_scales_.push_back(loops_.prepare(scale_at<T>(args.bg_scale, c)));
@@ -239,10 +288,13 @@ class Pass {
   template <class Body>
   void for_groups(Body body) {
     const int64_t end = min((segment_ + 1) * kSegment, shape_.plane);
+    int64_t since_flush = 0;
     for (int64_t p = segment_ * kSegment; p < end; p += block_) {
       for (int64_t c = 0; c < channels_; c += group_) body(p, min(block_, end - p), c);
-      if (p % kFlush<T> + block_ >= kFlush<T>)
-        for (auto& sum : sums_) sum.flush();
+      since_flush += block_;
+      if (since_flush < kFlush<T>) continue;
+      since_flush = 0;
+      for (auto& sum : sums_) sum.flush();
     }
   }
 
@@ -408,75 +460,90 @@ class Pass {
     elements_ ? masked_element_gradients(p, n, c0) : masked_sums<true>(p, n, c0);
   }
 
-  // A reduced loss, and its gradients.
+  // A reduced loss, and its gradients, from images that are stored as S, or gathered.
   template <bool kGradients>
   void masked_sums(int64_t p, int64_t n, int64_t c0) {
-    Regions<T> r{};
-    r.fg = planes(fg_planes_, args_.fg, c0, p, n);
-    r.bg = args_.bg ? planes(bg_planes_, args_.bg, c0, p, n) : r.fg;
-    r.target = planes(target_planes_, args_.target, c0, p, n);
-    r.mask = planes(mask_planes_, args_.mask, c0, p, n, 1).data;
-    r.logits = args_.mask_kind == MaskKind::logits;
-    r.fg_scale = &fg_scales_[static_cast<size_t>(c0)];
-    r.bg_scale = &bg_scales_[static_cast<size_t>(c0)];
-    r.channels = group_;
-    if (kGradients) {
-      r.to_fg = per_fg_ + term_fg_;
-      r.to_bg = per_bg_ + term_bg_;
-      r.to_area = per_area_;
-      r.d_fg = open_planes(d_fg_planes_, args_.grad_fg, c0, p);
-      r.d_bg = open_planes(d_bg_planes_, args_.grad_bg, c0, p);
-      r.d_mask = open_planes(d_mask_planes_, args_.grad_mask, c0, p).data;
-      loops_.masked_gradient(r, n, sums_[0], sums_[1]);
-      if (!args_.bg)
-        for (int64_t c = 0; c < group_; ++c)
-          add(r.d_bg.data + c * r.d_bg.stride, n, r.d_fg.data + c * r.d_fg.stride);
-      close_planes(r.d_fg, d_fg_planes_, args_.grad_fg, c0, p, n);
-      close_planes(r.d_bg, d_bg_planes_, args_.grad_bg, c0, p, n);
-      close_planes({r.d_mask, 0}, d_mask_planes_, args_.grad_mask, c0, p, n, 1);
-    } else {
-      loops_.masked(r, n, sums_[0], sums_[1]);
-    }
+    half_ ? masked_sums<kGradients, Half<T>>(loops_.masked_half[kGradients], p, n, c0)
+          : masked_sums<kGradients, T>(loops_.masked[kGradients], p, n, c0);
     if (!others_ && !args_.areas) return;
     load_mask(c0, p, n);
     add_areas(n);
     if (!others_) return;
-    scale(nullptr, r.to_fg, T(0), on_, n, weight_fg_);
-    scale(nullptr, r.to_bg, T(0), off_, n, weight_bg_);
+    scale(nullptr, per_fg_, term_fg_, on_, n, weight_fg_);
+    scale(nullptr, per_bg_, term_bg_, off_, n, weight_bg_);
     for (int64_t c = c0; c < c0 + group_; ++c) {
       load_images(c, p, n);
       other_gradients(c, p, n);
     }
   }
 
-  bool direct(const View& v) const { return !v || (v.plane_stride == 1 && v.dtype == dtype_of<T>()); }
+  template <bool kGradients, class S>
+  void masked_sums(MaskedLoop<T, S> loop, int64_t p, int64_t n, int64_t c0) {
+    Regions<T, S> r{};
+    r.fg = load_planes<S>(0, args_.fg, c0, p, n, group_);
+    r.bg = args_.bg ? load_planes<S>(1, args_.bg, c0, p, n, group_) : r.fg;
+    r.target = load_planes<S>(2, args_.target, c0, p, n, group_);
+    r.mask = load_planes<S>(3, args_.mask, c0, p, n, 1).data;
+    r.logits = args_.mask_kind == MaskKind::logits;
+    r.fg_scale = &fg_scales_[static_cast<size_t>(c0)];
+    r.bg_scale = &bg_scales_[static_cast<size_t>(c0)];
+    r.channels = group_;
+    if (!kGradients) return loop(r, n, sums_[0], sums_[1]);
+    r.to_fg = per_fg_ + term_fg_;
+    r.to_bg = per_bg_ + term_bg_;
+    r.to_area = per_area_;
+    r.d_fg = open_planes<S>(4, args_.grad_fg, c0, p, group_);
+    r.d_bg = open_planes<S>(5, args_.grad_bg, c0, p, group_);
+    r.d_mask = open_planes<S>(6, args_.grad_mask, c0, p, 1).data;
+    loop(r, n, sums_[0], sums_[1]);
+    if constexpr (std::is_same_v<S, T>) {
+      for (int64_t c = 0; c < group_ && !args_.bg; ++c)
+        add(r.d_bg.data + c * r.d_bg.stride, n, r.d_fg.data + c * r.d_fg.stride);
+      close_planes(4, args_.grad_fg, c0, p, n, group_);
+      close_planes(5, args_.grad_bg, c0, p, n, group_);
+      close_planes(6, args_.grad_mask, c0, p, n, 1);
+    }
+  }
+
+  template <class S>
+  bool stored_as(const View& v) const {
+    return v.plane_stride == 1 && v.dtype == (std::is_same_v<S, T> ? dtype_of<T>() : DType::bf16);
+  }
+  template <class S>
+  bool images_stored_as() const {
+    return stored_as<S>(args_.fg) && (!args_.bg || stored_as<S>(args_.bg)) && stored_as<S>(args_.target) &&
+           stored_as<S>(args_.mask);
+  }
+  template <class S>
+  bool gradients_stored_as() const {
+    return (!args_.grad_fg || stored_as<S>(args_.grad_fg)) &&
+           (!args_.grad_bg || stored_as<S>(args_.grad_bg)) &&
+           (!args_.grad_mask || stored_as<S>(args_.grad_mask));
+  }
 
   // Pixels [p, p + n) of channels from c0 on: where they are, or gathered into a buffer.
-  Planes<const T> planes(std::vector<T>& buffer, const View& v, int64_t c0, int64_t p, int64_t n,
-                         int64_t channels) {
-    if (direct(v)) return {static_cast<const T*>(v.data) + offset(v, c0, p), v.stride[1]};
-    buffer.resize(static_cast<size_t>(channels * kBlock<T>));
+  template <class S>
+  Planes<const S> load_planes(size_t buffer, const View& v, int64_t c0, int64_t p, int64_t n,
+                              int64_t channels) {
+    if (stored_as<S>(v)) return {static_cast<const S*>(v.data) + offset(v, c0, p), v.stride[1]};
+    T* to = buffer_of(buffer, channels);
     for (int64_t c = 0; c < channels; ++c)
-      gather(v, span(c0 + c, p, n), offset(v, c0 + c, p), buffer.data() + c * kBlock<T>);
-    return {buffer.data(), kBlock<T>};
+      gather(v, span(c0 + c, p, n), offset(v, c0 + c, p), to + c * block_);
+    return {static_cast<const S*>(static_cast<const void*>(to)), block_};
   }
-  Planes<const T> planes(std::vector<T>& buffer, const View& v, int64_t c0, int64_t p, int64_t n) {
-    return planes(buffer, v, c0, p, n, group_);
+  template <class S>
+  Planes<S> open_planes(size_t buffer, const View& v, int64_t c0, int64_t p, int64_t channels) {
+    if (v && stored_as<S>(v)) return {static_cast<S*>(v.data) + offset(v, c0, p), v.stride[1]};
+    return {static_cast<S*>(static_cast<void*>(buffer_of(buffer, channels))), block_};
   }
-  Planes<T> open_planes(std::vector<T>& buffer, const View& v, int64_t c0, int64_t p) {
-    if (v && direct(v)) return {static_cast<T*>(v.data) + offset(v, c0, p), v.stride[1]};
-    buffer.resize(static_cast<size_t>(group_ * block_));
-    return {buffer.data(), block_};
-  }
-  void close_planes(const Planes<T>& from, const std::vector<T>& buffer, const View& v, int64_t c0, int64_t p,
-                    int64_t n) {
-    close_planes(from, buffer, v, c0, p, n, group_);
-  }
-  void close_planes(const Planes<T>& from, const std::vector<T>& buffer, const View& v, int64_t c0, int64_t p,
-                    int64_t n, int64_t channels) {
-    if (!v || from.data != buffer.data()) return;
+  void close_planes(size_t buffer, const View& v, int64_t c0, int64_t p, int64_t n, int64_t channels) {
+    if (!v || stored_as<T>(v)) return;
     for (int64_t c = 0; c < channels; ++c)
-      scatter(from.data + c * from.stride, v, span(c0 + c, p, n), offset(v, c0 + c, p));
+      scatter(buffer_of(buffer, channels) + c * block_, v, span(c0 + c, p, n), offset(v, c0 + c, p));
+  }
+  T* buffer_of(size_t buffer, int64_t channels) {
+    planes_[buffer].resize(static_cast<size_t>(channels * block_));
+    return planes_[buffer].data();
   }
 
   // For a gradient that arrives at each element of the loss.
@@ -601,14 +668,14 @@ class Pass {
   const LikelihoodLoops<T>& loops_;
   const int64_t segments_, channels_, group_;
   const bool elements_, others_;
-  int64_t block_;  // pixels that are handled together
+  int64_t block_;      // pixels that are handled together
+  bool half_ = false;  // all images are stored as Half<T>
   int64_t b_ = 0, segment_ = 0;
   T per_fg_ = 0, per_bg_ = 0, term_fg_ = 0, term_bg_ = 0, per_area_ = 0, per_loss_ = 0;
   double* scale_sums_ = nullptr;
   int64_t scale_step_ = 0;
   LaneSums<T> sums_[kTerms];
-  std::vector<T> fg_planes_, bg_planes_, target_planes_, mask_planes_, d_fg_planes_, d_bg_planes_,
-      d_mask_planes_;
+  std::vector<T> planes_[7];  // what is gathered or goes nowhere: fg, bg, target, mask, their gradients
   std::vector<math::Scale<T>> fg_scales_, bg_scales_;
   math::Scale<T> fg_scale_{}, bg_scale_{};
   Input<T> fg_in_, bg_in_, target_in_, mask_in_, upstream_in_;
