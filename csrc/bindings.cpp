@@ -6,6 +6,7 @@
 #include "cpu/kernels.h"
 #include "math/philox.h"
 #include "ops/autograd.h"
+#include "ordinary.h"
 #ifdef FGBG_WITH_CUDA
 #include <cuda_runtime_api.h>
 #endif
@@ -78,6 +79,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("bernoulli_kl", bernoulli_kl_eager, release());
   m.def("reconstruction_loss", reconstruction_loss_eager, release());
   m.def("alike", alike);
+  py::module_ ordinary = m.def_submodule("ordinary");
+  fgbg::bind_ordinary(ordinary);
   m.def("build_info", build_info);
   m.def("philox4x32_10", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     const auto x =

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import types
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -822,7 +823,7 @@ def check_refused(case: Case, name: str, how: Any, device: torch.device | str = 
 
 
 class _kernel_calls:
-    """Counts calls of kernels with at least one element, by the way every public function takes."""
+    """Counts calls of kernels with at least one element, by the ways every public function takes."""
 
     def __enter__(self) -> Counter[str]:
         calls: Counter[str] = Counter()
@@ -839,9 +840,27 @@ class _kernel_calls:
 
             return op and call
 
-        self._patch = mock.patch.object(functional, "_op", counting)
-        self._patch.start()
+        short_way = vars(functional._ordinary)
+
+        def counting_ordinary(name: str) -> Any:
+            def call(*args: Any) -> Any:
+                result = short_way[name](*args)
+                if result is not None:
+                    tensors = [t for t in args if isinstance(t, Tensor)]
+                    calls[name] += (result if name == "philox_normal" else tensors[0]).numel() > 0
+                return result
+
+            return call
+
+        counted = types.SimpleNamespace(**{n: counting_ordinary(n) for n in short_way if n[0] != "_"})
+        self._patches = [
+            mock.patch.object(functional, "_op", counting),
+            mock.patch.object(functional, "_ordinary", counted),
+        ]
+        for patch in self._patches:
+            patch.start()
         return calls
 
     def __exit__(self, *error: Any) -> None:
-        self._patch.stop()
+        for patch in self._patches:
+            patch.stop()

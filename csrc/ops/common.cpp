@@ -90,27 +90,46 @@ bool all_ones(const Tensor& grad) {
   return grad.scalar_type() == at::kDouble ? all_ones_of<double>(grad) : all_ones_of<float>(grad);
 }
 
-Reduction parse_reduction(std::string_view name) {
-  constexpr std::string_view kNames[] = {"none", "sample", "batchmean", "sum", "mean"};
-  for (int i = 0; i < 5; ++i)
-    if (kNames[i] == name) return static_cast<Reduction>(i);
-  TORCH_CHECK_VALUE(false, "fgbg: unknown reduction '", name, "'");
-}
+namespace {
 
-Likelihood parse_likelihood(std::string_view name) {
+constexpr std::string_view kReductions[] = {"none", "sample", "batchmean", "sum", "mean"};
 #define FGBG_NAME(L, text) text,
-  constexpr std::string_view kNames[] = {FGBG_FOR_EACH_LIKELIHOOD(FGBG_NAME)};
+constexpr std::string_view kLikelihoods[] = {FGBG_FOR_EACH_LIKELIHOOD(FGBG_NAME)};
 #undef FGBG_NAME
-  for (size_t i = 0; i < std::size(kNames); ++i)
-    if (kNames[i] == name) return static_cast<Likelihood>(i);
-  TORCH_CHECK_VALUE(false, "fgbg: unknown likelihood '", name, "'");
+constexpr std::string_view kCompositions[] = {"masked", "blended", "mixture_joint", "mixture_independent"};
+
+// The position of a name in a list, or -1.
+template <size_t N>
+int find(const std::string_view (&names)[N], std::string_view name) {
+  for (size_t i = 0; i < N; ++i)
+    if (names[i] == name) return static_cast<int>(i);
+  return -1;
 }
 
+template <class Enum, size_t N>
+Enum parse(const std::string_view (&names)[N], std::string_view name, const char* what) {
+  const int i = find(names, name);
+  TORCH_CHECK_VALUE(i >= 0, "fgbg: unknown ", what, " '", name, "'");
+  return static_cast<Enum>(i);
+}
+
+}  // namespace
+
+bool is_reduction(std::string_view name) { return find(kReductions, name) >= 0; }
+bool is_likelihood(std::string_view name) { return find(kLikelihoods, name) >= 0; }
+Reduction parse_reduction(std::string_view name) { return parse<Reduction>(kReductions, name, "reduction"); }
+Likelihood parse_likelihood(std::string_view name) {
+  return parse<Likelihood>(kLikelihoods, name, "likelihood");
+}
 Composition parse_composition(std::string_view name) {
-  constexpr std::string_view kNames[] = {"masked", "blended", "mixture_joint", "mixture_independent"};
-  for (int i = 0; i < 4; ++i)
-    if (kNames[i] == name) return static_cast<Composition>(i);
-  TORCH_CHECK_VALUE(false, "fgbg: unknown composition '", name, "'");
+  return parse<Composition>(kCompositions, name, "composition");
+}
+
+bool has_scale(Likelihood likelihood) {
+#define FGBG_HAS_SCALE(L, text) !std::is_base_of_v<math::Unscaled, math::L>,
+  constexpr bool kHasScale[] = {FGBG_FOR_EACH_LIKELIHOOD(FGBG_HAS_SCALE)};
+#undef FGBG_HAS_SCALE
+  return kHasScale[static_cast<size_t>(likelihood)];
 }
 
 at::ScalarType compute_dtype(std::initializer_list<OptionalTensor> operands) {

@@ -28,9 +28,12 @@ inline View view_of(const OptionalTensor& tensor, const Tensor& like, bool image
   return tensor.has_value() ? view_of(*tensor, like, image) : View{};
 }
 
+bool is_reduction(std::string_view name);
+bool is_likelihood(std::string_view name);
 Reduction parse_reduction(std::string_view name);
 Likelihood parse_likelihood(std::string_view name);
 Composition parse_composition(std::string_view name);
+bool has_scale(Likelihood);
 
 // float64 if any operand is, else float32; integers (masks) do not count.
 at::ScalarType compute_dtype(std::initializer_list<OptionalTensor> operands);

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from . import _checks, reference
 from ._ops import _C, HAS_CUDA_KERNELS
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 _KERNEL_DEVICES = ("cpu", "cuda") if HAS_CUDA_KERNELS else ("cpu",)
+# The ordinary calls, all in C++: the result, or None for another call, which then goes the way written here.
+# A training loop makes hardly any other, and Python would take most of the time of the small ones.
+_ordinary = _C.ordinary
 # Kernels index up to five dimensions; more are flattened first.
 _MAX_DIMS = 5
 
@@ -41,7 +45,7 @@ def _op(name: str, device: torch.device) -> Any:
     """How to call an op here: the binding, the traceable op, or None where only reference.py works."""
     if device.type not in _KERNEL_DEVICES:
         return None
-    if torch.compiler.is_compiling():
+    if is_compiling():
         from ._while_compiling import transforming
 
         # Reading the level makes torch trace anew when it changes; transforms it watches by itself.
@@ -94,6 +98,10 @@ def philox_normal(
         >>> torch.equal(part, whole[2:])
         True
     """
+    if not is_compiling():
+        out = _ordinary.philox_normal(seed, size, offset, dtype, device)
+        if out is not None:
+            return out
     _checks.size("size", size)
     _checks.integer("offset", offset, 0)
     if seed is None:
@@ -149,6 +157,10 @@ def reparameterize(
         >>> fgbg_cuda.reparameterize(mu, logvar, num_samples=5).shape
         torch.Size([5, 2, 3])
     """
+    if not is_compiling():
+        z = _ordinary.reparameterize(mu, logvar, num_samples, seed, offset, generator)
+        if z is not None:
+            return z
     _checks.latents(mu, logvar)
     _checks.draws(seed, generator, offset, num_samples, mu)
     seed = _seed_tensor(seed, generator, mu.device)
@@ -198,6 +210,10 @@ def gaussian_kl(
         >>> fgbg_cuda.gaussian_kl(torch.full((4, 2), 3.0), torch.zeros(4, 2))  # 2 * 3^2 / 2 nats
         tensor(9.)
     """
+    if not is_compiling():
+        kl = _ordinary.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction, free_bits)
+        if kl is not None:
+            return kl
     _checks.latents(mu, logvar, prior_mu, prior_logvar)
     _checks.kl(reduction, free_bits)
     if free_bits > 0:
@@ -278,6 +294,12 @@ def sample_gaussian(
         >>> z.shape, kl
         (torch.Size([8, 16]), tensor(0.))
     """
+    if not is_compiling():
+        out = _ordinary.sample_gaussian(
+            mu, logvar, prior_mu, prior_logvar, num_samples, seed, offset, generator, reduction, free_bits
+        )
+        if out is not None:
+            return out
     _checks.latents(mu, logvar, prior_mu, prior_logvar)
     _checks.draws(seed, generator, offset, num_samples, mu)
     _checks.kl(reduction, free_bits)
@@ -434,6 +456,13 @@ def masked_reconstruction_loss(
         ... )  # half of 3 * 8 * 8 elements are off by 1
         tensor(96.)
     """
+    if normalize is None and return_terms is False and not is_compiling():
+        loss = _ordinary.reconstruction_loss(
+            fg, bg, target, mask, mask_logits, fg_scale, bg_scale, "masked", likelihood,
+            fg_weight, bg_weight, reduction,
+        )  # fmt: skip
+        if loss is not None:
+            return loss
     _checks.images(fg, bg, target, single=True)
     _checks.one_mask(mask, mask_logits)
     _check_mask_and_likelihood(fg, mask, mask_logits, likelihood, reduction)
@@ -495,6 +524,12 @@ def blended_reconstruction_loss(
         ... )  # 16 pixels, each off by 1/2
         tensor(4.)
     """
+    if not is_compiling():
+        loss = _ordinary.reconstruction_loss(
+            fg, bg, target, mask, mask_logits, scale, 1.0, "blended", likelihood, 1.0, 1.0, reduction
+        )
+        if loss is not None:
+            return loss
     _checks.images(fg, bg, target, single=False)
     _checks.one_mask(mask, mask_logits)
     _check_mask_and_likelihood(fg, mask, mask_logits, likelihood, reduction)
@@ -557,6 +592,13 @@ def mixture_reconstruction_loss(
         ... )  # the mask is certain and the foreground exact
         tensor(0.)
     """
+    if (channels == "joint" or channels == "independent") and not is_compiling():
+        loss = _ordinary.reconstruction_loss(
+            fg, bg, target, None, mask_logits, fg_scale, bg_scale, f"mixture_{channels}", likelihood,
+            1.0, 1.0, reduction,
+        )  # fmt: skip
+        if loss is not None:
+            return loss
     _checks.images(fg, bg, target, single=False)
     _checks.choice("channels", channels, ("joint", "independent"))
     _check_mask_and_likelihood(
