@@ -1,4 +1,4 @@
-"""The short way of ordinary calls (csrc/ordinary.cpp): the results of the long way, and for no other calls."""
+"""The short way of ordinary calls (csrc/ordinary.cpp): the results of the long way, for no other calls."""
 
 import types
 
