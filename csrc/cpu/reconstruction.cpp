@@ -99,16 +99,21 @@ inline T* place_for(S* to, T* buffer) {
   return buffer;
 }
 
+// Pixels that a masked loss with gradients handles at a time.
+template <class T>
+constexpr int64_t kStep = 2 * LaneSums<T>::kPacks * kLanes<T>;
+
 // A masked loss in one loop, unlike the others: of a cheap likelihood the time would go into passing values
 // from stage to stage. It takes so few pixels at a time that reading does not wait for the exponentials of
 // the mask, and the operands of all channels are read side by side.
 template <class L, class T, class S, bool kGradient>
 void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<T>& sum_bg) {
   const Regions<T, S> r = in;  // a copy, which no store can change
-  constexpr int64_t kStep = (kGradient ? 2 : 1) * LaneSums<T>::kPacks * kLanes<T>;
-  alignas(64) T on[kStep], off[kStep], difference[kStep];
-  constexpr int64_t kAhead = 2 * kStep;  // with gradients to write there are too many streams to be foreseen
-  alignas(64) T buffer[6][kStep];        // of what is not stored as T
+  constexpr int64_t kPixels = kGradient ? kStep<T> : kStep<T> / 2;
+  alignas(64) T on[kPixels], off[kPixels], difference[kPixels];
+  // With gradients to write there are too many streams for the processor to foresee them.
+  constexpr int64_t kAhead = 2 * kPixels;
+  alignas(64) T buffer[6][kPixels];  // of what is not stored as T
   LaneSums<T> fg = sum_fg, bg = sum_bg;
   const auto step = [&](int64_t i, auto count) __attribute__((always_inline)) {
     const T* mask = as<T>(r.mask + i, count, buffer[0]);
@@ -128,7 +133,7 @@ void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSu
     }
     if constexpr (kGradient) {
       FGBG_SIMD
-      for (int64_t k = 0; k < kStep; ++k) difference[k] = T(0);
+      for (int64_t k = 0; k < kPixels; ++k) difference[k] = T(0);
     }
     for (int64_t c = 0; c < r.channels; ++c) {
       if constexpr (kGradient) {
@@ -179,7 +184,7 @@ void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSu
     }
   };
   int64_t i = 0;
-  for (; i + kStep <= n; i += kStep) step(i, std::integral_constant<int64_t, kStep>{});
+  for (; i + kPixels <= n; i += kPixels) step(i, std::integral_constant<int64_t, kPixels>{});
   if (i < n) step(i, n - i);
   sum_fg = fg;
   sum_bg = bg;
@@ -223,10 +228,11 @@ class Pass {
     if (args.composition == Composition::masked && !args.loss && !elements_) {
       const bool nothing_else = !others_ && !args.areas;
       half_ = nothing_else && args.bg && images_stored_as<Half<T>>() && gradients_stored_as<Half<T>>();
-      // What is gathered has to stay in the first-level cache.
+      // What is gathered has to stay in the first-level cache. In whole steps, so that sums have the same
+      // bits whether gradients are wanted or not.
       block_ = half_ || (nothing_else && images_stored_as<T>())
                    ? kFlush<T>
-                   : std::clamp<int64_t>(kBlock<T> / group_, 64, kBlock<T>);
+                   : std::max(kBlock<T> / group_ / kStep<T> * kStep<T>, kStep<T>);
     }
     for (int64_t c = 0; c < channels_; ++c) {
       fg_scales_.push_back(loops_.prepare(scale_at<T>(args.fg_scale, c)));
