@@ -6,6 +6,7 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/Device.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -189,27 +190,34 @@ py::object sample_gaussian(handle mu, handle logvar, handle prior_mu, handle pri
   return py::make_tuple(wrap(z), wrap(kl));
 }
 
+// Where a tensor is to be: "cpu", or what a torch.device says, or by default the device of the seed.
+std::optional<at::Device> place(handle device, const Tensor* seed) {
+  if (device.is_none()) return seed ? seed->device() : at::Device(at::kCPU);
+  if (THPDevice_Check(device.ptr())) return reinterpret_cast<THPDevice*>(device.ptr())->device;
+  if (text(device) == "cpu") return at::Device(at::kCPU);
+  return {};
+}
+
 py::object philox_normal(handle seed, handle size, handle offset, handle dtype, handle device) {
   const auto from = integer(offset, 0);
-  if (!from || !undisturbed() || !device.is_none() || !PyTuple_CheckExact(size.ptr()) ||
+  if (!from || !undisturbed() || seed.is_none() || !PyTuple_CheckExact(size.ptr()) ||
       !THPDtype_Check(dtype.ptr()))
     return py::none();
-  const auto type = reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
   std::vector<c10::SymInt> sizes;
   for (const handle n : py::reinterpret_borrow<py::tuple>(size)) {
     const auto extent = integer(n, 0);
     if (!extent) return py::none();
     sizes.emplace_back(*extent);
   }
-  const Tensor* given = plain(seed);
-  const auto number = given            ? seed_tensor(seed, given->device())
-                      : seed.is_none() ? std::nullopt
-                                       : seed_tensor(seed, at::kCPU);
-  if (!number || !is_float(type) || !has_kernels(number->device())) return py::none();
+  const auto where = place(device, plain(seed));
+  const auto type = reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
+  if (!where || !has_kernels(*where) || !is_float(type)) return py::none();
+  const auto tensor = seed_tensor(seed, *where);
+  if (!tensor) return py::none();
   Tensor out;
   {
     const py::gil_scoped_release release;
-    out = ops::philox_normal_op().call(*number, sizes, *from, type);
+    out = ops::philox_normal_op().call(*tensor, sizes, *from, type);
   }
   return wrap(out);
 }

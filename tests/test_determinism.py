@@ -78,3 +78,26 @@ def test_deterministic_algorithms_mode(sample, device):
         torch.use_deterministic_algorithms(False)
     for a, b in zip(plain, strict, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 2, 28, 28), (2, 3, 37, 41), (2, 5, 64, 64)])
+def test_the_loss_does_not_depend_on_what_is_asked_besides(shape, dtype):
+    """Gradients of the images, of the scales, or the terms: on a CPU the sums are formed in one order."""
+    torch.manual_seed(1)
+    fg, bg, target = (torch.rand(shape, dtype=dtype) for _ in range(3))
+    logits = torch.randn(shape[0], 1, *shape[2:], dtype=dtype)
+    scales = torch.rand(shape[1]) + 0.2, torch.rand(()) + 0.2
+
+    def loss(of_images=False, of_scales=False, return_terms=False):
+        images = [t.clone().requires_grad_(of_images) for t in (fg, bg, logits)]
+        fg_scale, bg_scale = (t.clone().requires_grad_(of_scales) for t in scales)
+        result = fgbg_cuda.masked_reconstruction_loss(
+            images[0], images[1], target, mask_logits=images[2], fg_scale=fg_scale, bg_scale=bg_scale,
+            reduction="sample", return_terms=return_terms,
+        )  # fmt: skip
+        return result[0] if return_terms else result
+
+    alone = loss()
+    for asked in ({"of_images": True}, {"of_scales": True}, {"return_terms": True}):
+        assert torch.equal(loss(**asked), alone), asked

@@ -6,6 +6,7 @@ import pytest
 import torch
 from benchmarks.memory import peak_bytes
 from compare import assert_close, assert_rounded, assert_same, expect_ones
+from conftest import without_short_way
 from samples import SAMPLES, each
 from torch.utils.checkpoint import checkpoint
 
@@ -30,6 +31,7 @@ def plainly(monkeypatch):
 
     def call(sample, inputs):
         with monkeypatch.context() as patch:
+            without_short_way(patch)
             patch.setattr(functional, "_op", lambda name, device: getattr(torch.ops.fgbg, name).default)
             return sample(inputs)
 

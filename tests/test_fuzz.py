@@ -1,7 +1,6 @@
 """Random calls against the specification, see fuzzing.py. `make fuzz N=10000 SEED=7` runs more of them."""
 
 import os
-import types
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 pytest.importorskip("hypothesis")
 
 import fuzzing
+from conftest import without_short_way
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import fgbg_cuda
@@ -128,14 +128,8 @@ PLANTS = {
 }
 
 
-@pytest.fixture
-def no_short_way(monkeypatch):
-    """Sends the ordinary calls too through ``_op``, where faults are planted."""
-    answers = {name: lambda *args: None for name in vars(functional._ordinary) if name[0] != "_"}
-    monkeypatch.setattr(functional, "_ordinary", types.SimpleNamespace(**answers))
-
-
-def test_planted_noise_is_found(monkeypatch, no_short_way):
+def test_planted_noise_is_found(monkeypatch):
+    without_short_way(monkeypatch)
     monkeypatch.setattr(fuzzing, "OPS", ("philox_normal",))
     original = functional._op
     shift = _outputs(lambda x: x + 1e-5)
@@ -145,7 +139,8 @@ def test_planted_noise_is_found(monkeypatch, no_short_way):
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-def test_what_is_planted_is_found(plant, monkeypatch, no_short_way):
+def test_what_is_planted_is_found(plant, monkeypatch):
+    without_short_way(monkeypatch)
     original = functional._op
 
     def planted(name, device):
