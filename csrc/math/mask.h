@@ -19,6 +19,7 @@ struct Mask {
   T slope;  // dm / dlogit = m (1 - m)
 };
 
+// dm / dlogit from m and 1 - m.
 template <class T>
 FGBG_FN T mask_slope(T on, T off) {
   return on * off;
