@@ -1,6 +1,5 @@
 // The Python module: typed calls of the dispatcher ops (the eager path), and what was compiled.
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/kernels.h"
@@ -19,23 +18,6 @@ namespace {
 template <class Result, class... Args>
 auto bind(const c10::TypedOperatorHandle<Result(Args...)>& (*op)()) {
   return [op](Args... args) -> Result { return op().call(std::forward<Args>(args)...); };
-}
-
-// Whether the arguments are plain strided float tensors of one shape on one device: what every call of an op
-// in a training loop looks like. The checks in Python, which say what is wrong, take longer to find nothing.
-bool alike(const py::args& values) {
-  const at::Tensor* first = nullptr;
-  for (const py::handle value : values) {
-    if (!THPVariable_CheckExact(value.ptr())) return false;
-    const at::Tensor& t = THPVariable_Unpack(value.ptr());
-    const auto dtype = t.scalar_type();
-    const bool is_float =
-        dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kDouble;
-    if (!is_float || t.layout() != at::kStrided || t.is_nested()) return false;
-    if (first && (t.sizes() != first->sizes() || t.device() != first->device())) return false;
-    first = &t;
-  }
-  return true;
 }
 
 py::dict build_info() {
@@ -78,9 +60,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("sample_gaussian", bind(sample_gaussian_op), release());
   m.def("bernoulli_kl", bernoulli_kl_eager, release());
   m.def("reconstruction_loss", reconstruction_loss_eager, release());
-  m.def("alike", alike);
-  py::module_ ordinary = m.def_submodule("ordinary");
-  fgbg::bind_ordinary(ordinary);
+  fgbg::bind_ordinary(m);
   m.def("build_info", build_info);
   m.def("philox4x32_10", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     const auto x =

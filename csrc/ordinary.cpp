@@ -11,10 +11,10 @@
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
-#include "math/likelihood.h"
 #include "ops/autograd.h"
 #include "ops/common.h"
 
@@ -56,6 +56,14 @@ const Tensor* like(handle value, const Tensor& other) {
   return t && is_float(t->scalar_type()) && t->sizes() == other.sizes() && t->device() == other.device()
              ? t
              : nullptr;
+}
+
+// Whether the arguments are plain float tensors of one shape on one device. The checks in Python, which say
+// what is wrong, take longer to find nothing.
+bool alike(const py::args& values) {
+  const Tensor* first = values.empty() ? nullptr : plain(values[0]);
+  return first &&
+         std::all_of(values.begin(), values.end(), [&](handle v) { return like(v, *first) != nullptr; });
 }
 
 std::optional<int64_t> integer(handle value, int64_t minimum) {
@@ -269,7 +277,9 @@ py::object reconstruction_loss(handle fg, handle bg, handle target, handle mask,
 
 }  // namespace
 
-void bind_ordinary(py::module_& m) {
+void bind_ordinary(py::module_& module) {
+  module.def("alike", alike);
+  py::module_ m = module.def_submodule("ordinary");
   m.def("reparameterize", reparameterize);
   m.def("gaussian_kl", gaussian_kl);
   m.def("sample_gaussian", sample_gaussian);

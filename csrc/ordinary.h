@@ -6,6 +6,7 @@ namespace fgbg {
 
 namespace py = pybind11;
 
-void bind_ordinary(py::module_& m);
+// `alike`, and the submodule `ordinary`.
+void bind_ordinary(py::module_& module);
 
 }  // namespace fgbg
