@@ -149,20 +149,38 @@ def test_background_picture_undoes_the_pooling(x):
 
 @pytest.mark.parametrize("bg_latents", [1, 3])
 def test_the_foreground_picture_is_that_of_z1_without_the_background(x, bg_latents):
-    model = DoubleELBO(bg_latents=bg_latents)
+    model = DoubleELBO(bg_latents=bg_latents).eval()
     with torch.no_grad():
         model.interaction.weight[:, -bg_latents:] *= 30  # an untrained z2 hardly shows
+        model.recent_z_bg[:, -1] *= 3
     out, found = model(x, sample=False), model.separate(x)
     z_fg, z_bg = out.z_fg[0].mu, out.z_bg[0].mu
     torch.testing.assert_close(found.composite, model.decode(z_fg, z_bg))
     nothing = model.inactive_background(z_fg)
-    assert nothing.abs().eq(2).all()
+    reach = torch.ones(bg_latents)
+    reach[-1] = 3
+    torch.testing.assert_close(nothing.abs(), 1.645 * reach.expand_as(nothing), rtol=2e-3, atol=0)
     torch.testing.assert_close(found.foreground, model.decode(z_fg, nothing))
     for latent in range(bg_latents):  # each at its darker end
         end = torch.zeros_like(nothing)
         end[:, latent] = nothing[:, latent]
         dark, bright = (model.decode(z_fg, z).flatten(1).mean(1) for z in (end, -end))
         assert (dark <= bright).all()
+
+
+def test_where_z2_ends_is_learned_from_the_images_seen_in_training(x):
+    model = DoubleELBO(bg_latents=2)
+    before = model.recent_z_bg.clone()
+    model.eval()(x)
+    assert torch.equal(model.recent_z_bg, before)
+    model.train()
+    for _ in range(200):
+        out = model(x)
+    assert torch.equal(model.recent_z_bg[-len(x) :], out.z_bg[0].mu)
+    assert model.recent_z_bg.shape == before.shape
+    ends = torch.quantile(out.z_bg[0].mu, torch.tensor([0.0, 1.0]), dim=0)  # of six images, the outer ones
+    for z in model.eval().inactive_background(out.z_fg[0].mu):
+        assert ((z - ends).abs().amin(0) < 1e-6).all()
 
 
 def test_every_latent_is_a_row_of_the_exploration_plot(x, monkeypatch):

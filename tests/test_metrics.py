@@ -170,6 +170,25 @@ def test_f1_by_hand():
     assert scores == {"f1_open": pytest.approx(4 / 6), "f1_covered": pytest.approx(2 / 3)}
 
 
+def test_covered_precision_by_hand():
+    means = torch.tensor([[0.9, 0.6], [0.7, 0.8], [0.1, 0.2]])
+    truth = torch.tensor([[1, 0], [1, 0], [0, 1]]).bool()
+    covered = torch.tensor([[1, 1], [1, 1], [0, 0]]).bool()  # by brightness: active, not, active, not
+    precision = cell_metrics.covered_precision(means, truth, covered)
+    assert precision == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
+    assert cell_metrics.covered_precision(truth.float(), truth, covered) == 1
+
+
+@pytest.mark.parametrize("name", ["X90", "X90,20"])
+def test_discs_drawn_are_told_whatever_the_cells_do(name):
+    data = cells.CellsUnderDisc(name, train=1, val=1, test=60)
+    data.setup()
+    truth = data.splits["test"]
+    for share in (0.0, 0.3, 1.0):
+        foreground = 0.5 * truth.foreground + share * truth.background
+        assert cell_metrics.discs_drawn(foreground, truth) == pytest.approx(share, abs=1e-5)
+
+
 def test_probe_finds_what_is_linear_and_nothing_else():
     z = torch.randn(4000, 3)
     told = torch.stack([z[:, 0] + 2, 3 * z[:, 1] - z[:, 2]], 1)
@@ -217,6 +236,8 @@ def test_evaluate_gives_a_perfect_model_perfect_scores(monkeypatch):
     scores = cell_metrics.evaluate(Module(Oracle()), data)
     assert scores["f1_open"] > 0.999
     assert scores["f1_covered"] > 0.99
+    assert scores["ap_covered"] > 0.99
+    assert abs(scores["fg_discs"]) < 1e-6
     assert scores["fg_cells"] > 0.98
     assert scores["bg_discs"] > 0.99
     assert abs(scores["leakage"]) < 0.3  # ten weights, fitted on 150 images

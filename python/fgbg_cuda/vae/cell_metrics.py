@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from skimage.filters import threshold_otsu
 from sklearn.linear_model import LinearRegression
-from sklearn.metrics import f1_score, r2_score
+from sklearn.metrics import average_precision_score, f1_score, r2_score
 from torch import Tensor
 
-from .cells import CellsBatch, CellsUnderDisc, cell_masks
+from .cells import CellsBatch, CellsUnderDisc, cell_masks, disc_masks
 from .metrics import active_units, ari_fg, background_mse, importance_weighted_bound, mask_dice, mask_iou
 from .models import Latent, Separation
 from .module import SeparationModule
@@ -39,6 +39,33 @@ def cell_f1(found: Tensor, truth: Tensor, covered: Tensor) -> dict[str, float]:
         "f1_open": float(f1_score(truth[~covered], found[~covered])),
         "f1_covered": float(f1_score(truth[covered], found[covered])),
     }
+
+
+def covered_precision(means: Tensor, truth: Tensor, covered: Tensor) -> float:
+    """Average precision of the covered cells' activities [B, 10], ranked by their windows' means.
+
+    1: every active cell under a disc is brighter than every inactive one, so that some threshold tells them
+    apart; 0.5, the share of active cells: their brightness says nothing. Unlike F1 it does not ask whether
+    the same threshold serves cells in the open.
+    """
+    return float(average_precision_score(truth[covered], means[covered]))
+
+
+def discs_drawn(foreground: Tensor, truth: CellsBatch) -> float:
+    """How much of the discs a foreground [B, 1, 60, 60] draws: 0 nothing, 1 all. Averaged over the discs.
+
+    By how much an active disc makes its pixels brighter, those of the cells left out, relative to by how
+    much it does so in the true background.
+    """
+    shares = []
+    for disc, pixels in zip(truth.discs.t(), disc_masks(truth.discs.shape[1]), strict=True):
+        pixels = torch.from_numpy(pixels & ~cell_masks().any(0))
+        drawn, true = (
+            image[disc][:, 0, pixels].mean() - image[~disc][:, 0, pixels].mean()
+            for image in (foreground, truth.background)
+        )
+        shares.append(drawn / true)
+    return float(torch.stack(shares).mean())
 
 
 def probe_r2(train_latents: Tensor, train_targets: Tensor, latents: Tensor, targets: Tensor) -> float:
@@ -87,7 +114,8 @@ def evaluate(module: SeparationModule, data: CellsUnderDisc, split: str = "test"
     """Every score of a trained model on one split of its set. Thresholds and probes are fitted on "train".
 
     - ``f1_open``, ``f1_covered``: see :func:`cell_f1`; a cell is active where its window's mean in the
-      foreground is above :func:`activity_threshold`.
+      foreground is above :func:`activity_threshold`. ``ap_covered``: see :func:`covered_precision`.
+    - ``fg_discs``: see :func:`discs_drawn`.
     - ``leakage``: :func:`probe_r2` from the posterior means of z_fg to the activities of the discs;
       ``bg_leakage``: from those of z_bg to the activities of the cells; ``bg_discs`` and ``fg_cells``: to
       those of the layer's own objects, where 1 is best.
@@ -102,7 +130,7 @@ def evaluate(module: SeparationModule, data: CellsUnderDisc, split: str = "test"
     train, held_out = data.splits["train"], data.splits[split]
     before, after = encode(module, train.image), encode(module, held_out.image)
     threshold = activity_threshold(cell_means(before.found.foreground))
-    active = cell_means(after.found.foreground) > threshold
+    means = cell_means(after.found.foreground)
 
     with torch.no_grad():
         bound = importance_weighted_bound(module, held_out.image[:BOUND_IMAGES], BOUND_SAMPLES)
@@ -117,7 +145,9 @@ def evaluate(module: SeparationModule, data: CellsUnderDisc, split: str = "test"
         "bound_gain": gain,
     }
     return {
-        **cell_f1(active, held_out.cells, held_out.covered),
+        **cell_f1(means > threshold, held_out.cells, held_out.covered),
+        "ap_covered": covered_precision(means, held_out.cells, held_out.covered),
+        "fg_discs": discs_drawn(after.found.foreground, held_out),
         **probes(before, train, after, held_out),
         **{name: float(value.double().mean()) for name, value in per_image.items()},
         "active_fg": active_units(after.z_fg.mu),

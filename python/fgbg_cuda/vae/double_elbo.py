@@ -14,7 +14,8 @@ from .models import Latent, Separation, draw_latent, draw_seed
 
 SIDE = 60  # of the images: the layers below are made for it
 PLACES = 8  # of foreground latents, along each side
-INACTIVE = 2.0  # standard deviations of z2's prior, towards the dark
+RECENT = 1000  # training images whose z2 says how far its latents reach
+ENDS = (0.05, 0.95)  # the quantiles of them that count as a latent's ends
 WINDOW = 30  # of the sum-pooling that makes the background's target
 
 
@@ -125,6 +126,9 @@ class DoubleELBO(nn.Module):
             nn.ConvTranspose2d(16, 1, 6, stride=3, padding=2, output_padding=1),
         )
         self.bg_decoder = nn.Sequential(nn.Linear(bg_latents, 4), nn.Unflatten(1, (1, 2, 2)))
+        # Posterior means of z2, before any training those that N(0, 1) would have.
+        prior = torch.special.ndtri((torch.arange(RECENT) + 0.5) / RECENT)
+        self.register_buffer("recent_z_bg", prior[:, None].repeat(1, bg_latents))
 
     def forward(
         self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0
@@ -138,6 +142,9 @@ class DoubleELBO(nn.Module):
             seeds = (seed, seed + 1)
         z_fg, kl_fg = draw_latent(*self.fg_encoder(x).chunk(2, dim=1), seeds[0], first)
         z_bg, kl_bg = draw_latent(*self.bg_encoder(x).chunk(2, dim=1), seeds[1], first)
+        if self.training:
+            seen = z_bg.mu.detach().to(self.recent_z_bg)
+            self.recent_z_bg = torch.cat([self.recent_z_bg, seen])[-RECENT:]
         for_fg, for_bg = self._interact(z_fg.z, z_bg.z)
         return DoubleELBOOutput(
             self.fg_decoder(for_fg), self.bg_decoder(for_bg), kl_fg, kl_bg, (z_fg,), (z_bg,)
@@ -185,13 +192,21 @@ class DoubleELBO(nn.Module):
         """The z2 that says, with this z1 [B, fg_latents, 8, 8]: no background: [B, bg_latents].
 
         Light adds, so that without the background the image is darkest: each latent of z2 is at that end of
-        N(0, 1), two standard deviations from its mean, where the image is the darker, the others at 0.
+        its range where the image is the darker, the others at their medians. Its range is what it had on the
+        images last seen in training, from the 5 % quantile to the 95 %. So the background may be inactive in
+        as few as a tenth of the images: then that end is the middle of those.
         """
-        brighter = []
-        for end in INACTIVE * torch.eye(self.bg_latents).to(z_fg):
-            ends = [self.decode(z_fg, z.expand(len(z_fg), -1)).flatten(1).mean(1) for z in (end, -end)]
-            brighter.append(torch.where(ends[0] > ends[1], 1.0, -1.0))
-        return -INACTIVE * torch.stack(brighter, dim=1)
+        quantiles = torch.tensor((*ENDS, 0.5)).to(self.recent_z_bg)
+        low, high, middle = torch.quantile(self.recent_z_bg, quantiles, dim=0)
+        inactive = []
+        for latent in range(self.bg_latents):
+            brightness = []
+            for end in (low, high):
+                z = middle.clone()
+                z[latent] = end[latent]
+                brightness.append(self.decode(z_fg, z.expand(len(z_fg), -1)).flatten(1).mean(1))
+            inactive.append(torch.where(brightness[0] < brightness[1], low[latent], high[latent]))
+        return torch.stack(inactive, dim=1)
 
     @torch.no_grad()
     def separate(self, x: Tensor) -> Separation:

@@ -16,7 +16,7 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from .cell_metrics import cell_f1, evaluate
+from .cell_metrics import cell_f1, covered_precision, evaluate
 from .cells import SETS, CellsUnderDisc
 from .cells_oracle import posterior
 from .figures import save_separation
@@ -62,6 +62,8 @@ PICTURE_ROWS = 6
 COLUMNS = (
     ("f1_open", "F1 open", 3),
     ("f1_covered", "F1 under disc", 3),
+    ("ap_covered", "AP under disc", 3),
+    ("fg_discs", "disc in fg", 3),
     ("leakage", "leakage R²", 3),
     ("bg_leakage", "cells from z_bg R²", 3),
     ("fg_cells", "cells from z_fg R²", 3),
@@ -152,7 +154,8 @@ def oracle_scores(data: CellsUnderDisc) -> dict[str, float]:
     test = data.splits["test"]
     exact = posterior(test.image, data.hparams.name, data.threshold)
     f1 = cell_f1(exact.cells > 0.5, test.cells, test.covered)
-    return {**f1, "elbo": float(exact.log_evidence.mean())}
+    precision = covered_precision(exact.cells, test.cells, test.covered)
+    return {**f1, "ap_covered": precision, "elbo": float(exact.log_evidence.mean())}
 
 
 def _run(
