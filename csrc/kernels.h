@@ -62,8 +62,39 @@ struct NormalArgs {
   int64_t numel;
 };
 
+// Per-sample sums a masked loss is made of: foreground nats, background nats, foreground area and
+// background area in pixels. (The background has a sum of its own because the image area less the
+// foreground's would cancel.) Blended and mixture losses use the first alone.
+constexpr int kTerms = 4;
+
+// The second stage of a reduction: the partial sums of each sample in order, then the samples in order, in
+// float64.
+struct FinishArgs {
+  const double* partial = nullptr;  // [terms, batch, segments]
+  int terms;                        // 1, or up to kTerms for reconstruction losses
+  int64_t batch, segments;
+  Reduction reduction;
+  double factor = 1.0;  // of the sum over the batch
+  double fg_weight = 1.0, bg_weight = 0.0;
+  bool normalize_area = false;
+  double channels = 1.0;
+  DType dtype;                // of the outputs: f32 or f64
+  void* loss = nullptr;       // [batch] or a scalar; null for reduction none
+  void* out_terms = nullptr;  // [kTerms, batch] or null
+  FGBG_FN explicit operator bool() const { return loss || out_terms; }
+};
+
+// What becomes of a kernel's partial sums. On the CPU the second stage follows the kernel, on CUDA it is part
+// of it.
+struct Sums {
+  FinishArgs finish[3];  // of the loss and of the derivatives with respect to fg_scale and bg_scale
+  // CUDA alone:
+  int64_t segment = 0;              // elements of a sample (pixels, for images) that a warp sums
+  uint32_t* blocks_done = nullptr;  // 0 before and after every launch
+};
+
 // z = mu + exp(logvar / 2) eps and KL(N(mu, exp logvar) || prior); either may be absent.
-struct GaussianArgs {
+struct GaussianArgs : Sums {
   Shape shape;          // of mu
   int64_t samples = 1;  // z is [samples, *shape], dense when samples > 1
   Noise noise;
@@ -79,7 +110,7 @@ struct GaussianArgs {
   View grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar;
 };
 
-struct BernoulliArgs {
+struct BernoulliArgs : Sums {
   Shape shape;
   View logits, prior;
   double prior_logit = 0.0;  // where prior is absent
@@ -90,12 +121,7 @@ struct BernoulliArgs {
   View grad_logits, grad_prior;
 };
 
-// Per-sample sums a masked loss is made of: foreground nats, background nats, foreground area and
-// background area in pixels. (The background has a sum of its own because the image area less the
-// foreground's would cancel.) Blended and mixture losses use the first alone.
-constexpr int kTerms = 4;
-
-struct ReconstructionArgs {
+struct ReconstructionArgs : Sums {
   Shape shape;  // of fg
   Composition composition;
   Likelihood likelihood;
@@ -116,22 +142,6 @@ struct ReconstructionArgs {
   const void* grad_terms = nullptr;  // [kTerms, B] compute dtype, or null
   View grad_fg, grad_bg, grad_target, grad_mask;
   double* scale_partial = nullptr;  // [2, C, B, segments] sums of d(loss)/d(scale), or null
-};
-
-// The second stage of every reduction: the partial sums of each sample in order, then the samples in
-// order, in float64.
-struct FinishArgs {
-  const double* partial;  // [terms, batch, segments]
-  int terms;              // 1, or kTerms for masked losses
-  int64_t batch, segments;
-  Reduction reduction;
-  double factor = 1.0;  // of the sum over the batch
-  double fg_weight = 1.0, bg_weight = 0.0;
-  bool normalize_area = false;
-  double channels = 1.0;
-  DType dtype;                // of the outputs: f32 or f64
-  void* loss = nullptr;       // [batch] or a scalar; null for reduction none
-  void* out_terms = nullptr;  // [kTerms, batch] or null
 };
 
 // Work is cut into segments of so many elements of a sample (pixels, for images). The cut depends on

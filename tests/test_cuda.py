@@ -45,6 +45,33 @@ def test_work_goes_to_the_current_stream():
     assert torch.equal(_loss("cuda"), expected)
 
 
+def test_streams_count_their_blocks_apart():
+    """Losses on several streams at once, and a graph that is replayed beside them: each is the same as alone."""
+    images = torch.rand(3, 16, 3, 128, 128, device="cuda")
+
+    def losses() -> list[torch.Tensor]:
+        return [
+            fgbg_cuda.masked_reconstruction_loss(*images, mask=images[k][:, :1], likelihood="laplace")
+            for k in range(3)
+        ]
+
+    expected = losses()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = losses()
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(50):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append(losses())
+        graph.replay()
+    torch.cuda.synchronize()
+    for result in (*found, captured):
+        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_work_goes_to_the_device_of_the_tensors():
     """Whichever device is current."""

@@ -17,9 +17,8 @@ void bernoulli_backward(const BernoulliArgs&, bool f64, Stream);
 void reconstruction_forward(const ReconstructionArgs&, bool f64, Stream);
 void reconstruction_backward(const ReconstructionArgs&, bool f64, Stream);
 
-// How many partial sums per sample and quantity the kernels write, and the sum over them.
+// How many partial sums per sample and quantity the kernels write.
 int64_t row_segments(const Shape&);
 int64_t pixel_segments(const Shape&);
-void finish_reduction(const FinishArgs&, Stream);
 
 }  // namespace fgbg::cuda

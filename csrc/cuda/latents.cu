@@ -3,13 +3,11 @@
 // One pass over memory: forward reads mu and logvar (and priors) once and writes z, the KL being summed in
 // registers; backward reads them again with the gradients and makes eps again from the seed, and sums the KL
 // where that and its gradients are made in one go.
-// A warp takes a segment of kSegment elements of one sample. Each warp writes its own partial sum, so
-// there are no atomics and no barriers.
-#include <initializer_list>
-
+// A warp takes a segment of one sample, and writes its own partial sum of it.
 #include "../math/gaussian.h"
 #include "../math/mask.h"
 #include "../math/philox.h"
+#include "finish.cuh"
 #include "kernels.h"
 #include "memory.cuh"
 
@@ -25,7 +23,7 @@ struct Group {
   __device__ int64_t index() const { return b * shape.row + e; }
   __device__ int64_t offset(const View& v) const {
     int64_t offset = b * v.stride[0];
-    if (v.run >= shape.row) return offset + e;
+    if (V > 1 || v.run >= shape.row) return offset + e;
     int64_t rest = e;
 #pragma unroll
     for (int d = kDims - 1; d >= 1; --d) {
@@ -35,8 +33,13 @@ struct Group {
     return offset;
   }
   // `draw` counts whole tensors of this shape that follow each other.
+  __device__ Raw<V> fetch(const View& v, int64_t draw = 0) const {
+    Raw<V> raw;
+    cuda::fetch<T, V>(v, draw * shape.numel + offset(v), raw);
+    return raw;
+  }
   __device__ void load(const View& v, T (&out)[V], int64_t draw = 0) const {
-    cuda::load<T, V>(v, draw * shape.numel + offset(v), out);
+    unpack<T, V>(v, fetch(v, draw), out);
   }
   __device__ void store(const View& v, const T (&in)[V], int64_t draw = 0) const {
     if (v) cuda::store<T, V>(v, draw * shape.numel + offset(v), in);
@@ -44,14 +47,14 @@ struct Group {
 };
 
 // body(group) for the groups of this warp's segments whose results are not stored; after them the sum of a KL
-// that body has added to, if it is wanted.
+// that body has added to, if it is wanted. The last block finishes those of all.
 template <class T, int V, class Args, class Body>
 __device__ __forceinline__ void for_row_groups(const Args& args, T& sum, Body body) {
   const Shape& shape = args.shape;
-  const int64_t segments = segments_of(shape.row, kSegment);
+  const int64_t segments = segments_of(shape.row, args.segment);
   for_warp_items(shape.size[0] * segments, [&](int64_t item, int lane) {
-    const int64_t b = item / segments, begin = item % segments * kSegment;
-    const int64_t end = begin + kSegment < shape.row ? begin + kSegment : shape.row;
+    const int64_t b = item / segments, begin = item % segments * args.segment;
+    const int64_t end = begin + args.segment < shape.row ? begin + args.segment : shape.row;
     if (stored<T>(args.grad_kl, b)) return;
     for (int64_t e = begin + lane * V; e < end; e += kWarp * V) body(Group<T, V>{shape, b, e});
     if (!args.partial) return;
@@ -59,6 +62,7 @@ __device__ __forceinline__ void for_row_groups(const Args& args, T& sum, Body bo
     if (lane == 0) args.partial[item] = static_cast<double>(total);
     sum = T(0);
   });
+  finish_if_last<T>(args);
 }
 
 // Numbers start .. start + V - 1 of the stream; start is a multiple of 4 if V > 1.
@@ -79,7 +83,8 @@ __device__ __forceinline__ void normals(uint64_t seed, uint64_t start, float (&o
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 1) normal_kernel(NormalArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
+    normal_kernel(const __grid_constant__ NormalArgs args) {
   const uint64_t seed = static_cast<uint64_t>(*args.noise.seed);
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -94,15 +99,17 @@ __global__ void __launch_bounds__(kThreads, 1) normal_kernel(NormalArgs args) {
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 1) gaussian_forward_kernel(GaussianArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
+    gaussian_forward_kernel(const __grid_constant__ GaussianArgs args) {
   const Shape& shape = args.shape;
   const bool wants_kl = args.kl || args.partial;
   const uint64_t seed = args.z ? static_cast<uint64_t>(*args.noise.seed) : 0;
   T sum = T(0);
   for_row_groups<T, V>(args, sum, [&](const Group<T, V>& g) {
+    const Raw<V> raw_mu = g.fetch(args.mu), raw_logvar = g.fetch(args.logvar);
     T mu[V], logvar[V];
-    g.load(args.mu, mu);
-    g.load(args.logvar, logvar);
+    unpack<T, V>(args.mu, raw_mu, mu);
+    unpack<T, V>(args.logvar, raw_logvar, logvar);
     if (args.z) {
       T deviation[V];
 #pragma unroll
@@ -140,20 +147,25 @@ __device__ __forceinline__ void load_upstream(const Args& args, const Group<T, V
 
 // d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 1) gaussian_backward_kernel(GaussianArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
+    gaussian_backward_kernel(const __grid_constant__ GaussianArgs args) {
   const Shape& shape = args.shape;
   const bool has_kl = args.grad_kl || args.grad_kl_elements;
   const uint64_t seed = args.grad_z ? static_cast<uint64_t>(*args.noise.seed) : 0;
   T sum = T(0);
   for_row_groups<T, V>(args, sum, [&](const Group<T, V>& g) {
     T logvar[V], d_mu[V] = {}, d_logvar[V] = {}, d_prior_mu[V] = {}, d_prior_logvar[V] = {};
-    g.load(args.logvar, logvar);
+    const Raw<V> raw_logvar = g.fetch(args.logvar);
+    Raw<V> raw_mu;
+    if (has_kl) raw_mu = g.fetch(args.mu);
+    unpack<T, V>(args.logvar, raw_logvar, logvar);
     if (args.grad_z) {
       for (int64_t s = 0; s < args.samples; ++s) {
-        T grad[V];
-        g.load(args.grad_z, grad, s);
+        const Raw<V> raw_grad = g.fetch(args.grad_z, s);
         float eps[V];
         normals(seed, args.noise.offset + static_cast<uint64_t>(s * shape.numel + g.index()), eps);
+        T grad[V];
+        unpack<T, V>(args.grad_z, raw_grad, grad);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           d_mu[j] += grad[j];
@@ -165,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1) gaussian_backward_kernel(Gaussian
     }
     if (has_kl) {
       T mu[V], prior_mu[V] = {}, prior_logvar[V] = {}, u[V];
-      g.load(args.mu, mu);
+      unpack<T, V>(args.mu, raw_mu, mu);
       if (args.prior_mu) g.load(args.prior_mu, prior_mu);
       if (args.prior_logvar) g.load(args.prior_logvar, prior_logvar);
       load_upstream(args, g, u);
@@ -194,7 +206,8 @@ __device__ __forceinline__ void load_prior(const BernoulliArgs& args, const Grou
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 1) bernoulli_forward_kernel(BernoulliArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
+    bernoulli_forward_kernel(const __grid_constant__ BernoulliArgs args) {
   T sum = T(0);
   for_row_groups<T, V>(args, sum, [&](const Group<T, V>& g) {
     T logits[V], prior[V], kl[V];
@@ -210,7 +223,8 @@ __global__ void __launch_bounds__(kThreads, 1) bernoulli_forward_kernel(Bernoull
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 1) bernoulli_backward_kernel(BernoulliArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
+    bernoulli_backward_kernel(const __grid_constant__ BernoulliArgs args) {
   T sum = T(0);
   for_row_groups<T, V>(args, sum, [&](const Group<T, V>& g) {
     T logits[V], prior[V], u[V], d_logits[V], d_prior[V];
@@ -229,59 +243,59 @@ __global__ void __launch_bounds__(kThreads, 1) bernoulli_backward_kernel(Bernoul
   });
 }
 
-// Whether 8 elements at a time are 8 consecutive, aligned numbers in every operand that is present.
-bool vectorizable(const Shape& shape, std::initializer_list<View> views) {
-  if (shape.row % kVector != 0) return false;
-  for (const View& v : views)
-    if (v && !(v.run >= shape.row && v.vector_aligned)) return false;
-  return true;
+int vector_width(const Shape& shape, std::initializer_list<View> views) {
+  return common_width(shape.row, views, [](const View& v) { return v.run; });
 }
 
-bool vectorizable(const GaussianArgs& a) {
-  return a.noise.offset % 4 == 0 &&
-         vectorizable(a.shape,
+int vector_width(const GaussianArgs& a) {
+  if (a.noise.offset % 4 != 0) return 1;
+  return vector_width(a.shape,
                       {a.mu, a.logvar, a.prior_mu, a.prior_logvar, a.z, a.kl, a.grad_z, a.grad_kl_elements,
                        a.grad_mu, a.grad_logvar, a.grad_prior_mu, a.grad_prior_logvar});
 }
 
-bool vectorizable(const BernoulliArgs& a) {
-  return vectorizable(a.shape, {a.logits, a.prior, a.kl, a.grad_kl_elements, a.grad_logits, a.grad_prior});
+int vector_width(const BernoulliArgs& a) {
+  return vector_width(a.shape, {a.logits, a.prior, a.kl, a.grad_kl_elements, a.grad_logits, a.grad_prior});
 }
 
 // float64 is for checking, not for speed: it takes the general kernels.
-#define FGBG_CHOOSE(kernel, f64, vector) \
-  ((f64) ? kernel<double, 1> : ((vector) ? kernel<float, kVector> : kernel<float, 1>))
+#define FGBG_CHOOSE(kernel, f64, width)          \
+  ((f64)                ? kernel<double, 1>      \
+   : (width) == 1       ? kernel<float, 1>       \
+   : (width) == kVector ? kernel<float, kVector> \
+                        : kernel<float, kVectorHalf>)
 
 template <class Args>
-int64_t row_warps(const Args& args) {
-  return args.shape.size[0] * row_segments(args.shape);
+void run_rows(void (*kernel)(Args), Args args, Stream stream) {
+  args.segment = segment_length(args.shape, args.shape.row);
+  launch(kernel, args.shape.size[0] * row_segments(args.shape), args, args.blocks_done, stream);
 }
 
 }  // namespace
 
-int64_t row_segments(const Shape& shape) { return segments_of(shape.row, kSegment); }
+int64_t row_segments(const Shape& shape) { return segments_of(shape.row, segment_length(shape, shape.row)); }
 
 void normal(const NormalArgs& args, bool f64, Stream stream) {
-  const bool vector =
-      !f64 && args.noise.offset % 4 == 0 && args.numel % kVector == 0 && args.out.vector_aligned;
-  const int64_t warps = segments_of(args.numel, kWarp * (vector ? kVector : 1));
-  launch(FGBG_CHOOSE(normal_kernel, f64, vector), warps, args, stream);
+  const bool aligned = !f64 && args.noise.offset % 4 == 0;
+  const int width =
+      aligned ? common_width(args.numel, {args.out}, [&](const View&) { return args.numel; }) : 1;
+  launch(FGBG_CHOOSE(normal_kernel, f64, width), segments_of(args.numel, kWarp * width), args, false, stream);
 }
 
 void gaussian_forward(const GaussianArgs& args, bool f64, Stream stream) {
-  launch(FGBG_CHOOSE(gaussian_forward_kernel, f64, vectorizable(args)), row_warps(args), args, stream);
+  run_rows(FGBG_CHOOSE(gaussian_forward_kernel, f64, vector_width(args)), args, stream);
 }
 
 void gaussian_backward(const GaussianArgs& args, bool f64, Stream stream) {
-  launch(FGBG_CHOOSE(gaussian_backward_kernel, f64, vectorizable(args)), row_warps(args), args, stream);
+  run_rows(FGBG_CHOOSE(gaussian_backward_kernel, f64, vector_width(args)), args, stream);
 }
 
 void bernoulli_forward(const BernoulliArgs& args, bool f64, Stream stream) {
-  launch(FGBG_CHOOSE(bernoulli_forward_kernel, f64, vectorizable(args)), row_warps(args), args, stream);
+  run_rows(FGBG_CHOOSE(bernoulli_forward_kernel, f64, vector_width(args)), args, stream);
 }
 
 void bernoulli_backward(const BernoulliArgs& args, bool f64, Stream stream) {
-  launch(FGBG_CHOOSE(bernoulli_backward_kernel, f64, vectorizable(args)), row_warps(args), args, stream);
+  run_rows(FGBG_CHOOSE(bernoulli_backward_kernel, f64, vector_width(args)), args, stream);
 }
 
 }  // namespace fgbg::cuda

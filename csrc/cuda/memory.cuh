@@ -1,26 +1,59 @@
-// How the CUDA kernels walk memory. Every kernel exists twice, from one template: with V = 8 a thread
-// handles 8 consecutive elements in 16-byte accesses, for operands that are all contiguous, aligned and of
-// a multiple of 8 elements; with V = 1 it takes one element at a time from any layout. The storage type is
-// a run-time property of each operand (a branch that is uniform over the grid), so that any mix of types
-// works without a copy and kernels are not multiplied by types.
+// How the CUDA kernels walk memory. Every kernel exists three times, from one template. A thread handles V
+// consecutive elements: 8 where all floating-point operands are of half precision, else 4, so that 16 bytes
+// are accessed at a time and no more registers are in use than that takes; or 1, where an operand is not
+// contiguous, not aligned, or no multiple of V. The storage type is a run-time property of each operand (a
+// branch that is uniform over the grid), so that any mix of types works without a copy and kernels are not
+// multiplied by types.
 #pragma once
+
+#include <algorithm>
+#include <initializer_list>
+#include <map>
+#include <utility>
 
 #include "../storage.h"
 
 namespace fgbg::cuda {
 
-// 8 float32 are two 16-byte accesses, 8 half-precision numbers one.
-constexpr int kVector = 8;
+constexpr int kVectorHalf = 8, kVector = 4;
 
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 4096;  // beyond, threads take several items of work each
 
-// Elements of a row (or pixels) that one warp sums.
-constexpr int64_t kSegment = 1024;
+// As many blocks of a kernel as a multiprocessor must have room for: what bounds its registers.
+template <int V>
+constexpr int kBlocks = V == kVectorHalf ? 1 : 2;
+
+// Elements of a row (or pixels) that one warp sums: few, so that small tensors occupy many multiprocessors,
+// but more where that would make too many sums for the one block that adds them.
+constexpr int64_t kSegment = 256, kMaxSums = 4096;
+
+inline int64_t segment_length(const Shape& shape, int64_t extent) {
+  int64_t segment = kSegment;
+  while (segment < extent && shape.size[0] * segments_of(extent, segment) > kMaxSums) segment *= 2;
+  return segment;
+}
+
+// How many elements a thread handles, of rows (or planes) of `extent`; `run(view)` says how many elements of
+// a row of `view` are consecutive.
+template <class Run>
+int common_width(int64_t extent, std::initializer_list<View> views, Run run) {
+  bool half = true;
+  for (const View& v : views) {
+    if (!v) continue;
+    if (run(v) < extent || !v.vector_aligned) return 1;
+    half &= v.dtype != DType::f32;
+  }
+  if (half && extent % kVectorHalf == 0) return kVectorHalf;
+  return extent % kVector == 0 ? kVector : 1;
+}
 
 template <int N>
 struct Bytes;
+template <>
+struct Bytes<1> {
+  using type = uint8_t;
+};
 template <>
 struct Bytes<2> {
   using type = uint16_t;
@@ -38,74 +71,69 @@ struct Bytes<16> {
   using type = uint4;
 };
 
-// N storage elements from / to an aligned address.
-template <class Storage, int N>
-__device__ __forceinline__ void read_vector(const Storage* from, Storage (&to)[N]) {
-  constexpr int kTotal = N * sizeof(Storage), kEach = kTotal > 16 ? 16 : kTotal;
-  using Word = typename Bytes<kEach>::type;
-  Word words[kTotal / kEach];
-#pragma unroll
-  for (int k = 0; k < kTotal / kEach; ++k) words[k] = reinterpret_cast<const Word*>(from)[k];
-  memcpy(to, words, kTotal);
-}
-
-template <class Storage, int N>
-__device__ __forceinline__ void write_vector(const Storage (&from)[N], Storage* to) {
-  constexpr int kTotal = N * sizeof(Storage), kEach = kTotal > 16 ? 16 : kTotal;
-  using Word = typename Bytes<kEach>::type;
-  Word words[kTotal / kEach];
-  memcpy(words, from, kTotal);
-#pragma unroll
-  for (int k = 0; k < kTotal / kEach; ++k) reinterpret_cast<Word*>(to)[k] = words[k];
-}
-
-// Element `offset`, and the V - 1 after it, of an operand. float32 kernels never see float64 operands.
-template <class T, int V>
-__device__ __forceinline__ void load(const View& v, int64_t offset, T (&out)[V]) {
-  const auto as = [&](auto storage) {
-    using Storage = decltype(storage);
-    const Storage* from = static_cast<const Storage*>(v.data) + offset;
-    Storage raw[V];
-    if constexpr (V == 1)
-      raw[0] = *from;
-    else
-      read_vector(from, raw);
-#pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = widen<T>(raw[j]);
-  };
-  switch (v.dtype) {
+// Calls with_type(Storage{}) for the storage type of an operand, if a kernel with this T and V can meet it.
+template <class T, int V, class Visit>
+__device__ __forceinline__ void with_storage(DType dtype, Visit with_type) {
+  switch (dtype) {
     case DType::f64:
-      if constexpr (sizeof(T) == 8) as(double{});
+      if constexpr (sizeof(T) == 8) with_type(double{});
       break;
-    case DType::f32: as(float{}); break;
-    case DType::bf16: as(math::bf16{}); break;
-    case DType::f16: as(math::f16{}); break;
-    case DType::u8: as(uint8_t{}); break;
+    case DType::f32:
+      if constexpr (V != kVectorHalf) with_type(float{});
+      break;
+    case DType::bf16: with_type(math::bf16{}); break;
+    case DType::f16: with_type(math::f16{}); break;
+    case DType::u8: with_type(uint8_t{}); break;
   }
+}
+
+// V numbers as they are stored. Fetching them from memory and unpacking them are two steps, so that all
+// operands are on their way before the first is waited for.
+template <int V>
+struct Raw {
+  uint32_t words[V == 1 ? 2 : 4];
+};
+
+// Element `offset`, and the V - 1 after it, of an operand, in one access.
+template <class T, int V>
+__device__ __forceinline__ void fetch(const View& v, int64_t offset, Raw<V>& to) {
+  with_storage<T, V>(v.dtype, [&](auto storage) {
+    using Storage = decltype(storage);
+    using Word = typename Bytes<V * sizeof(Storage)>::type;
+    const Word word = *reinterpret_cast<const Word*>(static_cast<const Storage*>(v.data) + offset);
+    memcpy(to.words, &word, sizeof word);
+  });
+}
+
+template <class T, int V>
+__device__ __forceinline__ void unpack(const View& v, const Raw<V>& from, T (&out)[V]) {
+  with_storage<T, V>(v.dtype, [&](auto storage) {
+    decltype(storage) numbers[V];
+    memcpy(numbers, from.words, sizeof numbers);
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = widen<T>(numbers[j]);
+  });
 }
 
 template <class T, int V>
 __device__ __forceinline__ void store(const View& v, int64_t offset, const T (&in)[V]) {
-  const auto as = [&](auto storage) {
+  with_storage<T, V>(v.dtype, [&](auto storage) {
     using Storage = decltype(storage);
-    Storage* to = static_cast<Storage*>(v.data) + offset;
-    Storage raw[V];
+    using Word = typename Bytes<V * sizeof(Storage)>::type;
+    Storage numbers[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) narrow(in[j], raw[j]);
-    if constexpr (V == 1)
-      *to = raw[0];
-    else
-      write_vector(raw, to);
-  };
-  switch (v.dtype) {
-    case DType::f64:
-      if constexpr (sizeof(T) == 8) as(double{});
-      break;
-    case DType::f32: as(float{}); break;
-    case DType::bf16: as(math::bf16{}); break;
-    case DType::f16: as(math::f16{}); break;
-    case DType::u8: break;
-  }
+    for (int j = 0; j < V; j += 2) {
+      if constexpr (sizeof(Storage) == 1)
+        break;  // masks are not written
+      else if constexpr (V > 1 && sizeof(Storage) == 2)
+        narrow_pair(in[j], in[j + 1], numbers + j);
+      else
+        for (int k = j; k < j + 2 && k < V; ++k) narrow(in[k], numbers[k]);
+    }
+    Word word;
+    memcpy(&word, numbers, sizeof word);
+    *reinterpret_cast<Word*>(static_cast<Storage*>(v.data) + offset) = word;
+  });
 }
 
 // The sum over a warp, in lane 0; always the same tree.
@@ -116,13 +144,30 @@ __device__ __forceinline__ T warp_sum(T x) {
   return x;
 }
 
-// Launches `kernel` with one warp for each of `warps` items of work, up to the cap of the grid.
+// How many blocks of a kernel the device has room for at a time.
+inline int64_t resident_blocks(const void* kernel) {
+  int device = 0;
+  cudaGetDevice(&device);
+  // Asking costs as much as a launch.
+  thread_local std::map<std::pair<int, const void*>, int64_t> known;
+  int64_t& blocks = known[{device, kernel}];
+  if (blocks == 0) {
+    int multiprocessors = 1, each = 1;
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0);
+    blocks = std::max<int64_t>(1, static_cast<int64_t>(multiprocessors) * each);
+  }
+  return blocks;
+}
+
+// Launches `kernel` with one warp for each of `warps` items of work, as long as the device has room; beyond
+// that each warp takes several. Without any work it is launched if there is a sum to be finished.
 template <class Args>
-inline void launch(void (*kernel)(Args), int64_t warps, const Args& args, cudaStream_t stream) {
-  const int64_t wanted = (warps * kWarp + kThreads - 1) / kThreads;
+void launch(void (*kernel)(Args), int64_t warps, const Args& args, bool finishes, cudaStream_t stream) {
+  const int64_t wanted = std::max<int64_t>(finishes ? 1 : 0, (warps * kWarp + kThreads - 1) / kThreads);
   if (wanted == 0) return;
-  const int blocks = static_cast<int>(wanted < kMaxBlocks ? wanted : kMaxBlocks);
-  kernel<<<blocks, kThreads, 0, stream>>>(args);
+  const int64_t blocks = std::min(wanted, resident_blocks(reinterpret_cast<const void*>(kernel)));
+  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
 }
 
 // The items of work of this warp.

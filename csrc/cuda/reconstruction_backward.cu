@@ -19,14 +19,15 @@ __device__ __forceinline__ void add_scale_gradient(const ReconstructionArgs& arg
 }
 
 template <class T, int V, class L, Composition kind>
-__global__ void __launch_bounds__(kThreads, 1) backward_kernel(ReconstructionArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
+    backward_kernel(const __grid_constant__ ReconstructionArgs args) {
   const Shape& shape = args.shape;
   const int64_t channels = shape.size[1];
-  const int64_t segments = segments_of(shape.plane, kSegment), items = shape.size[0] * segments;
+  const int64_t segments = segments_of(shape.plane, args.segment), items = shape.size[0] * segments;
   const bool elements = static_cast<bool>(args.grad_loss_elements);
   T sums[kTerms] = {};
   for_pixel_groups<T, V>(args, sums, [&](const Pixels<T, V>& px, int64_t item, int lane) {
-    const bool first = px.p - lane * V == item % segments * kSegment;
+    const bool first = px.p - lane * V == item % segments * args.segment;
     const T g = upstream<T>(args.grad_loss, px.b);
     T per_fg = elements ? T(1) : g, per_bg = per_fg, term_fg = T(0), term_bg = T(0), per_area = T(0);
     if constexpr (kind == Composition::masked) {
@@ -45,9 +46,9 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(ReconstructionArg
       if (args.mask_per_channel) per_area /= static_cast<T>(channels);
     }
 
-    Images<T, V, L> in;
+    Operands<T, V, L> in;
     math::Mask<T> m[V];
-    T logit[V], weight_fg[V], weight_bg[V], d_mask[V];
+    T weight_fg[V], weight_bg[V], d_mask[V];
     const bool joint = args.composition == Composition::mixture_joint;
     // The channels [c0, c1) that share responsibilities: all of them if joint, else one at a time.
     const int64_t step = kind == Composition::mixture_joint && joint ? channels : 1;
@@ -65,10 +66,9 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(ReconstructionArg
         for (int j = 0; j < V; ++j) d_mask[j] = T(0);
       }
       if constexpr (kind == Composition::mixture_joint) {
-        if (new_mask) px.load(args.mask, c0, logit);
         T fg[V] = {}, bg[V] = {};
         for (int64_t c = c0; c < c0 + step; ++c) {
-          in.load(args, px, c);
+          in.load(args, px, c, c == c0 && new_mask);
 #pragma unroll
           for (int j = 0; j < V; ++j) {
             fg[j] += L::eval(in.fg[j], in.target[j], in.fg_scale).value;
@@ -77,26 +77,28 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(ReconstructionArg
         }
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const auto mix = math::mixture(logit[j], fg[j], bg[j]);
+          const auto mix = math::mixture(in.mask[j], fg[j], bg[j]);
           if (px.live) sums[0] += mix.value;
           weight_fg[j] = u[j] * per_fg * mix.d_fg;
           weight_bg[j] = u[j] * per_fg * mix.d_bg;
           d_mask[j] += u[j] * per_fg * mix.d_logit;
         }
-      } else if (new_mask) {
-        load_mask(args, px, c0, m);
-        if constexpr (kind == Composition::masked) {
+      } else {
+        in.load(args, px, c0, new_mask);
+        if (new_mask) {
+          in.make_mask(args, m);
           const T share = args.mask_per_channel ? T(1) / static_cast<T>(channels) : T(1);
 #pragma unroll
           for (int j = 0; j < V; ++j) {
-            if (!px.live) continue;
+            if (!px.live || kind != Composition::masked) continue;
             sums[2] += share * m[j].on;
             sums[3] += share * m[j].off;
           }
         }
       }
       for (int64_t c = c0; c < c0 + step; ++c) {
-        if (!(kind == Composition::mixture_joint && step == 1)) in.load(args, px, c);
+        // Of a joint mixture the responsibilities needed all channels first: these come from cache.
+        if (kind == Composition::mixture_joint && step > 1) in.load(args, px, c, false);
         T d_fg[V], d_bg[V], d_target[V], d_fg_scale = T(0), d_bg_scale = T(0);
 #pragma unroll
         for (int j = 0; j < V; ++j) {

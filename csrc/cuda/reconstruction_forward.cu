@@ -5,17 +5,19 @@ namespace fgbg::cuda {
 namespace {
 
 template <class T, int V, class L, Composition kind>
-__global__ void __launch_bounds__(kThreads, 1) forward_kernel(ReconstructionArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
+    forward_kernel(const __grid_constant__ ReconstructionArgs args) {
   const int64_t channels = args.shape.size[1];
   T sums[kTerms] = {};
   for_pixel_groups<T, V>(args, sums, [&](const Pixels<T, V>& px, int64_t, int) {
-    Images<T, V, L> in;
+    Operands<T, V, L> in;
     if constexpr (kind == Composition::masked || kind == Composition::blended) {
       math::Mask<T> m[V];
       T area_on = T(0), area_off = T(0);
       for (int64_t c = 0; c < channels; ++c) {
-        in.load(args, px, c);
-        if (c == 0 || args.mask_per_channel) load_mask(args, px, c, m);
+        const bool new_mask = c == 0 || args.mask_per_channel;
+        in.load(args, px, c, new_mask);
+        if (new_mask) in.make_mask(args, m);
         T loss[V];
 #pragma unroll
         for (int j = 0; j < V; ++j) {
@@ -26,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(ReconstructionArgs
             if (px.live) {
               sums[0] += fg;
               sums[1] += bg;
-              if (c == 0 || args.mask_per_channel) {
+              if (new_mask) {
                 area_on += m[j].on;
                 area_off += m[j].off;
               }
@@ -44,10 +46,9 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(ReconstructionArgs
       sums[3] += share * area_off;
     } else {
       const bool joint = args.composition == Composition::mixture_joint;
-      T logit[V], fg[V] = {}, bg[V] = {};
+      T fg[V] = {}, bg[V] = {};
       for (int64_t c = 0; c < channels; ++c) {
-        in.load(args, px, c);
-        if (c == 0 || args.mask_per_channel) px.load(args.mask, c, logit);
+        in.load(args, px, c, c == 0 || args.mask_per_channel);
         T loss[V];
 #pragma unroll
         for (int j = 0; j < V; ++j) {
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(ReconstructionArgs
         if (joint && c + 1 < channels) continue;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          loss[j] = math::mixture(logit[j], fg[j], bg[j]).value;
+          loss[j] = math::mixture(in.mask[j], fg[j], bg[j]).value;
           if (px.live) sums[0] += loss[j];
         }
         px.store(args.loss, joint ? 0 : c, loss);
@@ -79,6 +80,8 @@ void reconstruction_forward(const ReconstructionArgs& args, bool f64, Stream str
   run<Kernels>(args, f64, stream);
 }
 
-int64_t pixel_segments(const Shape& shape) { return segments_of(shape.plane, kSegment); }
+int64_t pixel_segments(const Shape& shape) {
+  return segments_of(shape.plane, segment_length(shape, shape.plane));
+}
 
 }  // namespace fgbg::cuda

@@ -58,5 +58,27 @@ FGBG_FN f16 to_f16(float x) {
 #endif
 }
 
+FGBG_FN void to_half_pair(float first, float second, bf16* out) {
+#if defined(__CUDA_ARCH__)
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  out[0] = {__bfloat16_as_ushort(pair.x)};
+  out[1] = {__bfloat16_as_ushort(pair.y)};
+#else
+  out[0] = to_bf16(first);
+  out[1] = to_bf16(second);
+#endif
+}
+
+FGBG_FN void to_half_pair(float first, float second, f16* out) {
+#if defined(__CUDA_ARCH__)
+  const __half2 pair = __floats2half2_rn(first, second);
+  out[0] = {__half_as_ushort(pair.x)};
+  out[1] = {__half_as_ushort(pair.y)};
+#else
+  out[0] = to_f16(first);
+  out[1] = to_f16(second);
+#endif
+}
+
 }  // namespace FGBG_ISA
 }  // namespace fgbg::math

@@ -1,5 +1,8 @@
 #include "common.h"
 
+#include <map>
+#include <mutex>
+
 #include "../math/likelihood.h"
 
 namespace fgbg::ops {
@@ -137,6 +140,26 @@ at::ScalarType compute_dtype(std::initializer_list<OptionalTensor> operands) {
     if (t.has_value() && t->scalar_type() == at::kDouble) return at::kDouble;
   return at::kFloat;
 }
+
+#ifdef FGBG_WITH_CUDA
+Tensor zero_counter(const Tensor& like, const c10::cuda::CUDAStream& stream) {
+  const auto options = like.options().dtype(at::kInt);
+  // A captured graph may be replayed beside any other work, so it has counters of its own, and zeroes them.
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
+    const Tensor counter = at::empty({1}, options);
+    C10_CUDA_CHECK(cudaMemsetAsync(counter.mutable_data_ptr(), 0, sizeof(int32_t), stream.stream()));
+    return counter;
+  }
+  // The kernels of a stream follow each other, and each leaves its counter at 0. Never destroyed: CUDA may be
+  // gone by then.
+  static std::mutex mutex;
+  static auto& counters = *new std::map<std::pair<c10::DeviceIndex, c10::StreamId>, Tensor>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Tensor& counter = counters[{stream.device_index(), stream.id()}];
+  if (!counter.defined()) counter = at::zeros({1}, options);
+  return counter;
+}
+#endif
 
 double reduction_factor(Reduction reduction, int64_t batch, int64_t elements) {
   if (reduction == Reduction::batchmean) return 1.0 / static_cast<double>(batch);

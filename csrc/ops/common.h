@@ -6,6 +6,7 @@
 
 #ifdef FGBG_WITH_CUDA
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -93,40 +94,62 @@ bool all_ones(const Tensor& grad);
 void check_operand(const Tensor& tensor, const Tensor& like, const char* name);
 void check_seed(const Tensor& seed);
 
+inline int64_t elements(const NormalArgs& args) { return args.numel; }
+template <class Args>
+int64_t elements(const Args& args) {
+  return args.shape.numel;
+}
+
+inline bool has_sums(const NormalArgs&) { return false; }
+inline bool has_sums(const Sums& args) {
+  return std::any_of(std::begin(args.finish), std::end(args.finish),
+                     [](const FinishArgs& f) { return static_cast<bool>(f); });
+}
+
+// Runs a kernel, and finishes its sums.
 template <class Args>
 void run_cpu(const cpu::Kernel<Args>& kernel, const Args& args, bool f64) {
   // Below this many elements a second thread costs more than it brings.
   constexpr int64_t kGrain = 16384;
-  const int64_t cost = std::max<int64_t>(1, kernel.cost(args));
-  const int64_t grain = std::max<int64_t>(1, kGrain / cost);
-  at::parallel_for(0, kernel.tasks(args), grain,
-                   [&](int64_t begin, int64_t end) { kernel.run[f64 ? 1 : 0](args, begin, end); });
+  if (elements(args) > 0) {
+    const int64_t cost = std::max<int64_t>(1, kernel.cost(args));
+    const int64_t grain = std::max<int64_t>(1, kGrain / cost);
+    at::parallel_for(0, kernel.tasks(args), grain,
+                     [&](int64_t begin, int64_t end) { kernel.run[f64 ? 1 : 0](args, begin, end); });
+  }
+  if constexpr (std::is_base_of_v<Sums, Args>)
+    for (const FinishArgs& f : args.finish)
+      if (f) cpu::finish_reduction(f);
 }
 
 #ifdef FGBG_WITH_CUDA
+// A number on the device that is 0 whenever a kernel of `stream` starts.
+Tensor zero_counter(const Tensor& like, const c10::cuda::CUDAStream& stream);
+
 // The one place that launches: device guard, current stream, launch check.
-template <class Launch>
-void on_cuda(const Tensor& like, Launch launch) {
+template <class Args, class Launch>
+void on_cuda(const Tensor& like, Args& args, Launch launch) {
+  if (elements(args) == 0 && !has_sums(args)) return;
   const c10::cuda::CUDAGuard guard(like.device());
-  launch(c10::cuda::getCurrentCUDAStream().stream());
+  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
+  Tensor counter;
+  if constexpr (std::is_base_of_v<Sums, Args>) {
+    if (has_sums(args)) {
+      counter = zero_counter(like, stream);
+      args.blocks_done = reinterpret_cast<uint32_t*>(counter.mutable_data_ptr<int32_t>());
+    }
+  }
+  launch(stream.stream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
-#define FGBG_RUN(kernel, args, f64, like)                                                              \
-  (like).is_cuda() ? ops::on_cuda(like, [&](cuda::Stream stream) { cuda::kernel(args, f64, stream); }) \
+#define FGBG_RUN(kernel, args, f64, like)                                                                    \
+  (like).is_cuda() ? ops::on_cuda(like, args, [&](cuda::Stream stream) { cuda::kernel(args, f64, stream); }) \
                    : ops::run_cpu(cpu::kernels().kernel, args, f64)
 #define FGBG_ON_DEVICE(function, args, like) ((like).is_cuda() ? cuda::function(args) : cpu::function(args))
 #else
 #define FGBG_RUN(kernel, args, f64, like) ops::run_cpu(cpu::kernels().kernel, args, f64)
 #define FGBG_ON_DEVICE(function, args, like) cpu::function(args)
 #endif
-
-inline void finish(const FinishArgs& args, [[maybe_unused]] const Tensor& like) {
-#ifdef FGBG_WITH_CUDA
-  if (like.is_cuda())
-    return on_cuda(like, [&](cuda::Stream stream) { cuda::finish_reduction(args, stream); });
-#endif
-  cpu::finish_reduction(args);
-}
 
 inline DType kernel_dtype(at::ScalarType t) { return t == at::kDouble ? DType::f64 : DType::f32; }
 

@@ -68,21 +68,16 @@ struct Kl {
       partial = at::empty({args.shape.size[0], FGBG_ON_DEVICE(row_segments, args.shape, like)},
                           like.options().dtype(at::kDouble));
       args.partial = partial.mutable_data_ptr<double>();
+      FinishArgs& f = args.finish[0];
+      f.partial = args.partial;
+      f.terms = 1;
+      f.batch = partial.size(0);
+      f.segments = partial.size(1);
+      f.reduction = reduction;
+      f.factor = reduction_factor(reduction, f.batch, like.numel());
+      f.dtype = kernel_dtype(dtype);
+      f.loss = out.mutable_data_ptr();
     }
-  }
-
-  void finish(const Tensor& like, Reduction reduction) {
-    if (reduction == Reduction::none) return;
-    FinishArgs f{};
-    f.partial = partial.const_data_ptr<double>();
-    f.terms = 1;
-    f.batch = partial.size(0);
-    f.segments = partial.size(1);
-    f.reduction = reduction;
-    f.factor = reduction_factor(reduction, f.batch, like.numel());
-    f.dtype = kernel_dtype(out.scalar_type());
-    f.loss = out.mutable_data_ptr();
-    ops::finish(f, like);
   }
 };
 
@@ -114,7 +109,7 @@ Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Tensor& seed
   set_noise(args, seed, offset, samples);
   Tensor z = empty_draws(g, samples);
   args.z = draws_view(z, g, samples);
-  if (z.numel() > 0) FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
+  FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
   return z;
 }
 
@@ -124,8 +119,7 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor&
   const Reduction reduction = parse_reduction(reduction_name);
   GaussianArgs args = g.args();
   Kl kl(args, mu, reduction, g.dtype());
-  if (mu.numel() > 0) FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
-  kl.finish(mu, reduction);
+  FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
   return kl.out;
 }
 
@@ -140,8 +134,7 @@ std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logva
   Tensor z = empty_draws(g, samples);
   args.z = draws_view(z, g, samples);
   Kl kl(args, mu, reduction, g.dtype());
-  if (mu.numel() > 0) FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
-  kl.finish(mu, reduction);
+  FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
   return {z, kl.out};
 }
 
@@ -159,7 +152,6 @@ Gradients<4> empty_gradients(const Gaussian& g, std::array<bool, 4> needs) {
 
 // Sets where the gradients go and runs the kernel that writes them.
 void run_gradients(GaussianArgs& args, const Gaussian& g, const Gradients<4>& to) {
-  if (g.mu.numel() == 0) return;
   args.grad_mu = view_of(to[0], g.mu, false);
   args.grad_logvar = view_of(to[1], g.mu, false);
   args.grad_prior_mu = view_of(to[2], g.mu, false);
@@ -220,7 +212,6 @@ std::tuple<Tensor, std::vector<Tensor>> gaussian_kl_with_gradients(const Tensor&
   args.grad_kl.factor = reduction_factor(reduction, mu.size(0), mu.numel());
   const Gradients<4> out = empty_gradients(g, needs);
   run_gradients(args, g, out);
-  kl.finish(mu, reduction);
   return {kl.out, listed(out)};
 }
 
@@ -252,13 +243,11 @@ Tensor bernoulli_kl(const Tensor& logits, const OptionalTensor& prior, double pr
   BernoulliArgs args = bernoulli_args(logits, prior, prior_logit);
   const auto dtype = compute_dtype({logits, prior});
   Kl kl(args, logits, reduction, dtype);
-  if (logits.numel() > 0) FGBG_RUN(bernoulli_forward, args, dtype == at::kDouble, logits);
-  kl.finish(logits, reduction);
+  FGBG_RUN(bernoulli_forward, args, dtype == at::kDouble, logits);
   return kl.out;
 }
 
 void run_gradients(BernoulliArgs& args, const Tensor& logits, bool f64, const Gradients<2>& to) {
-  if (logits.numel() == 0) return;
   args.grad_logits = view_of(to[0], logits, false);
   args.grad_prior = view_of(to[1], logits, false);
   FGBG_RUN(bernoulli_backward, args, f64, logits);
@@ -286,7 +275,6 @@ std::tuple<Tensor, std::vector<Tensor>> bernoulli_kl_with_gradients(const Tensor
   args.grad_kl.factor = reduction_factor(reduction, logits.size(0), logits.numel());
   const Gradients<2> out = ops::empty_gradients<2>({logits, prior}, needs);
   run_gradients(args, logits, dtype == at::kDouble, out);
-  kl.finish(logits, reduction);
   return {kl.out, listed(out)};
 }
 

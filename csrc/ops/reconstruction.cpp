@@ -69,7 +69,8 @@ struct Loss {
   int64_t elements() const { return joint() ? fg.numel() / fg.size(1) : fg.numel(); }
 };
 
-// What a forward kernel writes: the loss per element, or the sums that it and the terms are made of.
+// What a forward kernel writes: the loss per element, or the sums that it and the terms are made of, and how
+// those are finished.
 struct Results {
   Tensor loss, terms, partial;
 
@@ -90,26 +91,21 @@ struct Results {
       const int64_t segments = FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
       partial = at::empty({kTerms, fg.size(0), fg.numel() > 0 ? segments : 0}, options.dtype(at::kDouble));
       args.partial = partial.mutable_data_ptr<double>();
+      FinishArgs& f = args.finish[0];
+      f.partial = args.partial;
+      f.terms = wants_terms ? kTerms : (masked ? 2 : 1);
+      f.batch = partial.size(1);
+      f.segments = partial.size(2);
+      f.reduction = reduction;
+      f.factor = reduction_factor(reduction, f.batch, call.elements());
+      f.fg_weight = args.fg_weight;
+      f.bg_weight = args.bg_weight;
+      f.normalize_area = args.normalize_area;
+      f.channels = static_cast<double>(fg.size(1));
+      f.dtype = kernel_dtype(loss.scalar_type());
+      f.loss = reduction == Reduction::none ? nullptr : loss.mutable_data_ptr();
+      f.out_terms = terms.numel() > 0 ? terms.mutable_data_ptr() : nullptr;
     }
-  }
-
-  void finish(const ReconstructionArgs& args, const Loss& call, Reduction reduction) {
-    if (!partial.defined()) return;
-    FinishArgs f{};
-    f.partial = partial.const_data_ptr<double>();
-    f.terms = kTerms;
-    f.batch = partial.size(1);
-    f.segments = partial.size(2);
-    f.reduction = reduction;
-    f.factor = reduction_factor(reduction, f.batch, call.elements());
-    f.fg_weight = args.fg_weight;
-    f.bg_weight = args.bg_weight;
-    f.normalize_area = args.normalize_area;
-    f.channels = static_cast<double>(call.fg.size(1));
-    f.dtype = kernel_dtype(loss.scalar_type());
-    f.loss = reduction == Reduction::none ? nullptr : loss.mutable_data_ptr();
-    f.out_terms = terms.numel() > 0 ? terms.mutable_data_ptr() : nullptr;
-    ops::finish(f, call.fg);
   }
 };
 
@@ -125,39 +121,39 @@ Gradients<6> empty_gradients(const Loss& call, Needs needs) {
   return out;
 }
 
-// Runs the backward kernel, and the second stage of the sums that the gradients of the scales are.
+// Runs the backward kernel. The gradients of the scales are sums too.
 void run_gradients(ReconstructionArgs& args, const Loss& call, const Gradients<6>& to) {
   const Tensor& fg = call.fg;
-  if (fg.numel() == 0) return;
   const bool f64 = call.dtype() == at::kDouble;
   args.grad_fg = view_of(to[0], fg, true);
   args.grad_bg = view_of(to[1], fg, true);
   args.grad_target = view_of(to[2], fg, true);
   args.grad_mask = view_of(to[3], fg, true);
-  if (!to[4].defined() && !to[5].defined()) {
+  if (fg.numel() == 0 || (!to[4].defined() && !to[5].defined())) {
     FGBG_RUN(reconstruction_backward, args, f64, fg);
     return;
   }
   const int64_t channels = fg.size(1), tasks = fg.size(0) * FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
   const Tensor partial = at::empty({2, channels, tasks}, fg.options().dtype(at::kDouble));
   args.scale_partial = partial.mutable_data_ptr<double>();
-  FGBG_RUN(reconstruction_backward, args, f64, fg);
-  const auto finish_scale = [&](Tensor gradient, int which) {
+  Tensor sums[2];
+  for (int which = 0; which < 2; ++which) {
+    const Tensor& gradient = to[4 + which];
+    if (!gradient.defined()) continue;
     const bool shared = gradient.numel() == 1;
-    const Tensor sums = at::empty({shared ? 1 : channels}, fg.options().dtype(call.dtype()));
-    FinishArgs f{};
-    f.partial = partial.const_data_ptr<double>() + which * channels * tasks;
+    sums[which] = at::empty({shared ? 1 : channels}, fg.options().dtype(call.dtype()));
+    FinishArgs& f = args.finish[1 + which];
+    f.partial = args.scale_partial + which * channels * tasks;
     f.terms = 1;
-    f.batch = sums.numel();
+    f.batch = sums[which].numel();
     f.segments = shared ? channels * tasks : tasks;
     f.reduction = Reduction::sample;
     f.dtype = kernel_dtype(call.dtype());
-    f.loss = sums.mutable_data_ptr();
-    finish(f, fg);
-    gradient.copy_(sums.view_as(gradient));
-  };
-  if (to[4].defined()) finish_scale(to[4], 0);
-  if (to[5].defined()) finish_scale(to[5], 1);
+    f.loss = sums[which].mutable_data_ptr();
+  }
+  FGBG_RUN(reconstruction_backward, args, f64, fg);
+  for (int which = 0; which < 2; ++which)
+    if (to[4 + which].defined()) to[4 + which].copy_(sums[which].view_as(to[4 + which]));
 }
 
 void set_upstream(ReconstructionArgs& args, const Loss& call, const Tensor& grad, Reduction reduction) {
@@ -185,9 +181,8 @@ std::tuple<Tensor, Tensor> reconstruction_loss(FGBG_LOSS_PARAMETERS, bool return
   const Reduction reduction = parse_reduction(reduction_name);
   TORCH_CHECK_VALUE(!(args.normalize_area && reduction == Reduction::none),
                     "fgbg: normalize_area has no unreduced kernel");
-  Results results(args, call, reduction, return_terms);
-  if (fg.numel() > 0) FGBG_RUN(reconstruction_forward, args, call.dtype() == at::kDouble, fg);
-  results.finish(args, call, reduction);
+  const Results results(args, call, reduction, return_terms);
+  FGBG_RUN(reconstruction_forward, args, call.dtype() == at::kDouble, fg);
   return {results.loss, results.terms};
 }
 
@@ -229,11 +224,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> reconstruction_loss_with_gradien
   ReconstructionArgs args = call.args();
   const Reduction reduction = parse_reduction(reduction_name);
   check_fusable(args, reduction, needs);
-  Results results(args, call, reduction, return_terms);
+  const Results results(args, call, reduction, return_terms);
   const Gradients<6> out = empty_gradients(call, needs);
   args.grad_loss.factor = reduction_factor(reduction, fg.size(0), call.elements());
   run_gradients(args, call, out);
-  results.finish(args, call, reduction);
   return {results.loss, results.terms, listed(out)};
 }
 

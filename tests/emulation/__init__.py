@@ -8,8 +8,8 @@
 - torch.h, torch.cpp: csrc/ops in its CUDA configuration, registered over the CPU kernels while running;
   and an allocator that puts every tensor, filled with NaN, next to an inaccessible page.
 
-Two things in the sources are not C++, and are rewritten in the copy that is compiled: a launch, and a
-shared array.
+Two things in the sources are not C++, and are rewritten in the copy that is compiled: a launch, and shared
+memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ SOURCES = (
     "reconstruction_forward.cu",
     "latents.cu",
     "cuda.cpp",
-    "finish.cu",
 )
 
 _FLAGS = ["-fPIC", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-w"]
@@ -49,6 +48,7 @@ _KERNEL_FLAGS = ["-std=c++17", "-O1", *_TRAPS, "-include", HERE / "cuda.h", "-x"
 _REWRITES = (
     (re.compile(r"([\w:]+(?:<\w+>)?)<<<(.+?)>>>\("), r"emulation::launch(\1, \2)("),
     (re.compile(r"__shared__ (\w+) (\w+)\[(.+?)\];"), r"\1* const \2 = emulation::shared<\1>(\3);"),
+    (re.compile(r"__shared__ (\w+) (\w+);"), r"\1& \2 = emulation::shared_variable<\1>();"),
 )
 
 
@@ -61,9 +61,12 @@ class Emulation:
         self._library.emulation_kernels.restype = ctypes.c_size_t
 
     @contextlib.contextmanager
-    def running(self, seed: int = 0) -> Iterator[None]:
-        """Meanwhile the public functions run these kernels, and new tensors lie between guard pages."""
-        self._library.emulation_start(ctypes.c_uint64(seed))
+    def running(self, seed: int = 0, capturing: bool = False) -> Iterator[None]:
+        """Meanwhile the public functions run these kernels, and new tensors lie between guard pages.
+
+        `capturing`: as if the launches were captured into a graph.
+        """
+        self._library.emulation_start(ctypes.c_uint64(seed), ctypes.c_bool(capturing))
         try:
             yield
         finally:
@@ -140,7 +143,7 @@ def _sources(changes: dict[str, tuple[str, str]]) -> Path:
         (unfinished / path).write_text(text)
     # Empty in the place of those of torch, which want the CUDA toolkit; torch.h has what is used of them.
     (unfinished / "c10/cuda").mkdir(parents=True)
-    for name in ("Exception", "Guard", "Stream"):
+    for name in ("Exception", "GraphsC10Utils", "Guard", "Stream"):
         (unfinished / f"c10/cuda/CUDA{name}.h").touch()
     with contextlib.suppress(OSError):  # another process was faster
         unfinished.rename(folder)

@@ -1,5 +1,5 @@
-// Runs the threads of a block as fibers, one at a time, in an order that is random but for what the barriers
-// of the block and of its warps impose.
+// Runs the threads of several blocks as fibers, one at a time, in an order that is random but for what the
+// barriers of a block and of its warps impose.
 #include "cuda.h"
 
 #include <setjmp.h>
@@ -28,7 +28,7 @@ std::set<const void*> kernels_run;
 
 namespace {
 
-constexpr int kWarp = 32, kMaxThreads = 1024;
+constexpr int kWarp = 32, kMaxThreads = 1024, kResident = kMultiprocessors * kBlocksOfEach;
 constexpr size_t kStack = 64 << 10, kSharedMemory = 48 << 10;
 
 enum class State { ready, shuffle, barrier, finished };
@@ -43,14 +43,22 @@ struct Fiber {
   ucontext_t start;
 };
 
-std::vector<Fiber> fibers(kMaxThreads);
+struct Block {
+  unsigned index;
+  std::vector<int> running;  // the first thread of each warp that does not wait for the others
+  // Shared memory: arrays from the end, variables from the begin; by the line of their declaration.
+  char* const shared_end = guarded_allocate(kSharedMemory, true) + kSharedMemory;
+  std::map<int, void*> declared;
+  size_t arrays, variables;
+  std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
+};
+
+Block blocks_resident[kResident];
+Block* block;  // that of the thread that runs, and the thread
 Fiber* current;
 jmp_buf scheduler;
 std::string failure;
 const std::function<void()>* body;
-std::map<int, void*> shared_arrays;
-size_t shared_used;
-char* const shared_end = guarded_allocate(kSharedMemory, true) + kSharedMemory;
 
 // Contexts are used to give a fiber its stack, once; after that _setjmp and _longjmp, without system calls.
 void leave(State state) {
@@ -66,14 +74,15 @@ void live() {
 }
 
 void resume(int thread) {
-  current = &fibers[thread];
+  current = &block->fibers[thread];
   threadIdx = {static_cast<unsigned>(thread), 0, 0};
   if (_setjmp(scheduler) != 0) return;
   if (current->started) _longjmp(current->position, 1);
-  static char* const stacks = static_cast<char*>(mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE,
-                                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  static char* const stacks =
+      static_cast<char*>(mmap(nullptr, kResident * kMaxThreads * kStack, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   getcontext(&current->start);
-  current->start.uc_stack.ss_sp = stacks + thread * kStack;
+  current->start.uc_stack.ss_sp = stacks + ((block - blocks_resident) * kMaxThreads + thread) * kStack;
   current->start.uc_stack.ss_size = kStack;
   makecontext(&current->start, live, 0);
   current->started = true;
@@ -123,6 +132,7 @@ std::vector<int> shuffled(int begin, int end) {
 
 // Threads first .. first + count - 1 are where the first is, else they have parted for good.
 State common_state(int first, int count) {
+  const std::vector<Fiber>& fibers = block->fibers;
   const Fiber& f = fibers[first];
   for (int t = first + 1; t < first + count; ++t)
     if (fibers[t].state != f.state || (f.state != State::finished && fibers[t].line != f.line) ||
@@ -140,6 +150,7 @@ State run_warp(int first) {
     if (!failure.empty()) fail(failure);
   }
   const State state = common_state(first, kWarp);
+  std::vector<Fiber>& fibers = block->fibers;
   if (state == State::shuffle) {
     // Upwards: the lane above still has what it brought.
     for (int lane = 0; lane + static_cast<int>(fibers[first].delta) < kWarp; ++lane)
@@ -148,21 +159,31 @@ State run_warp(int first) {
   return state;
 }
 
-void run_block(int threads) {
-  memset(shared_end - kSharedMemory, kPoison, kSharedMemory);
-  shared_arrays.clear();
-  shared_used = 0;
-  do {
-    // Warps take turns at random, so that one may be far ahead of another.
-    std::vector<int> running;
-    for (int first = 0; first < threads; first += kWarp) running.push_back(first);
-    while (!running.empty()) {
-      const size_t k = random_numbers() % running.size();
-      if (run_warp(running[k]) == State::shuffle) continue;
-      running[k] = running.back();
-      running.pop_back();
-    }
-  } while (common_state(0, threads) == State::barrier);
+void let_warps_run(int threads) {
+  for (int first = 0; first < threads; first += kWarp) block->running.push_back(first);
+}
+
+void start_block(unsigned index, int threads) {
+  block->index = index;
+  memset(block->shared_end - kSharedMemory, kPoison, kSharedMemory);
+  block->declared.clear();
+  block->arrays = block->variables = 0;
+  block->running.clear();
+  let_warps_run(threads);
+}
+
+// Runs one warp, any of those that can, to where it waits. Returns false when all threads have finished.
+bool advance_block(int threads, int unwanted) {
+  std::vector<int>& running = block->running;
+  const size_t k = random_numbers() % running.size();
+  if (running[k] == unwanted) return true;
+  if (run_warp(running[k]) == State::shuffle) return true;
+  running[k] = running.back();
+  running.pop_back();
+  if (!running.empty()) return true;
+  if (common_state(0, threads) == State::finished) return false;
+  let_warps_run(threads);
+  return true;
 }
 
 }  // namespace
@@ -175,21 +196,55 @@ void run(const void* kernel, int blocks, int threads, const std::function<void()
   body = &thread;
   failure.clear();
   const FaultHandlers handlers;
+  std::vector<int> waiting = shuffled(0, blocks);
+  std::vector<Block*> resident;
+  const auto start = [&](Block* here) {
+    block = here;
+    start_block(waiting.back(), threads);
+    waiting.pop_back();
+  };
+  for (Block& here : blocks_resident) {
+    if (waiting.empty()) break;
+    start(&here);
+    resident.push_back(&here);
+  }
+  // Blocks take turns at random, too. One warp only runs where nothing else can: what does not wait for it shows.
+  const unsigned late_block = random_numbers() % blocks;
+  const int late_warp = random_numbers() % (threads / kWarp) * kWarp;
+  const auto others_run = [&] {
+    return std::any_of(resident.begin(), resident.end(), [&](const Block* b) {
+      return std::any_of(b->running.begin(), b->running.end(),
+                         [&](int warp) { return b->index != late_block || warp != late_warp; });
+    });
+  };
   try {
-    for (int block : shuffled(0, blocks)) {
-      blockIdx = {static_cast<unsigned>(block), 0, 0};
-      run_block(threads);
+    while (!resident.empty()) {
+      const size_t k = random_numbers() % resident.size();
+      block = resident[k];
+      blockIdx = {block->index, 0, 0};
+      const bool hold_back = block->index == late_block && others_run();
+      if (advance_block(threads, hold_back ? late_warp : -1)) continue;
+      if (!waiting.empty()) {
+        start(block);
+      } else {
+        resident[k] = resident.back();
+        resident.pop_back();
+      }
     }
   } catch (...) {
-    for (Fiber& f : fibers) f.started = false;  // abandons the threads of this block
+    for (Block& here : blocks_resident)  // abandons the threads
+      for (Fiber& f : here.fibers) f.started = false;
     throw;
   }
 }
 
-void* shared_memory(size_t bytes, int line) {
-  void*& array = shared_arrays[line];
-  if (!array) array = shared_end - (shared_used += bytes);
-  return array;
+void* shared_memory(size_t bytes, int line, bool at_end) {
+  void*& memory = block->declared[line];
+  if (memory) return memory;
+  if (at_end) return memory = block->shared_end - (block->arrays += bytes);
+  memory = block->shared_end - kSharedMemory + block->variables;
+  block->variables += 16;  // whatever its type, the next one is aligned
+  return memory;
 }
 
 uint64_t shuffle_down(unsigned mask, uint64_t bits, unsigned delta, int line) {

@@ -14,6 +14,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
@@ -37,16 +38,24 @@ namespace emulation {
 // barrier.
 void run(const void* kernel, int blocks, int threads, const std::function<void()>& thread);
 
-// __shared__ T name[count], as __init__.py rewrites it: T* name = shared<T>(count). Poisoned before each
-// block.
-void* shared_memory(size_t bytes, int line);
+// __shared__ T name[count], as __init__.py rewrites it: T* name = shared<T>(count); and __shared__ T name.
+// Poisoned before each block. Arrays end where a guard page begins, single variables do not.
+void* shared_memory(size_t bytes, int line, bool at_end);
 template <class T>
 T* shared(size_t count, int line = __builtin_LINE()) {
-  return static_cast<T*>(shared_memory(count * sizeof(T), line));
+  return static_cast<T*>(shared_memory(count * sizeof(T), line, true));
+}
+template <class T>
+T& shared_variable(int line = __builtin_LINE()) {
+  return *static_cast<T*>(shared_memory(sizeof(T), line, false));
 }
 
 // Waits until the whole warp is there; the value of the lane `delta` above, or one's own at the end.
 uint64_t shuffle_down(unsigned mask, uint64_t bits, unsigned delta, int line);
+
+// How many threads may run at a time, and of how many multiprocessors: few, so that small tensors suffice for
+// a thread to get several items of work.
+constexpr int kMultiprocessors = 3, kBlocksOfEach = 2;
 
 // kernel<<<blocks, threads, shared, stream>>>(args), as __init__.py rewrites it:
 // launch(kernel, blocks, threads, shared, stream)(args)
@@ -58,6 +67,26 @@ auto launch(void (*kernel)(Args), int blocks, int threads, int, cudaStream_t) {
 }
 
 }  // namespace emulation
+
+// Of the runtime.
+enum { cudaDevAttrMultiProcessorCount };
+inline void cudaGetDevice(int* device) { *device = 0; }
+inline void cudaDeviceGetAttribute(int* value, int, int) { *value = emulation::kMultiprocessors; }
+inline void cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
+  *blocks = emulation::kBlocksOfEach;
+}
+
+// One thread runs at a time, and sees what the others have written.
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* to, unsigned value) {
+  const unsigned before = *to;
+  *to += value;
+  return before;
+}
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
+}
 
 // The line of the call tells barriers apart: a thread that waits at another one than its neighbours is an
 // error.

@@ -22,6 +22,8 @@ int64_t pixel_segments(const Shape&) { TORCH_CHECK(false, "a CPU kernel"); }
 void finish_reduction(const FinishArgs&) { TORCH_CHECK(false, "a CPU kernel"); }
 }  // namespace fgbg::cpu
 
+c10::cuda::CaptureStatus c10::cuda::capture_status;
+
 namespace emulation {
 namespace {
 
@@ -93,8 +95,10 @@ bool add_implementation(c10::DispatchKey key, Implement implement) {
 
 extern "C" {
 
-void emulation_start(uint64_t seed) {
+void emulation_start(uint64_t seed, bool capturing) {
   using namespace emulation;
+  ++c10::cuda::CUDAStream::stream_id;
+  c10::cuda::capture_status = capturing ? c10::cuda::CaptureStatus::Active : c10::cuda::CaptureStatus::None;
   static Allocator allocator;
   random_numbers.seed(seed);
   kernels_run.clear();

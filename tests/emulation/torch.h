@@ -15,12 +15,21 @@ namespace c10::cuda {
 struct CUDAGuard {
   explicit CUDAGuard(c10::Device) {}
 };
-struct Stream {
+struct CUDAStream {
   CUstream_st* stream() const { return nullptr; }
+  c10::DeviceIndex device_index() const { return 0; }
+  c10::StreamId id() const { return stream_id; }
+  // Another one each time that the emulation starts: a kernel that failed leaves its stream unusable.
+  inline static c10::StreamId stream_id = 0;
 };
-inline Stream getCurrentCUDAStream() { return {}; }
+inline CUDAStream getCurrentCUDAStream() { return {}; }
+enum class CaptureStatus { None, Active };
+extern CaptureStatus capture_status;
+inline CaptureStatus currentStreamCaptureStatusMayInitCtx() { return capture_status; }
 }  // namespace c10::cuda
 #define C10_CUDA_KERNEL_LAUNCH_CHECK()
+#define C10_CUDA_CHECK(call) call
+inline void cudaMemsetAsync(void* to, int value, size_t bytes, CUstream_st*) { memset(to, value, bytes); }
 
 // The ops exist already, with their CPU kernels: no schemas, and implementations for start() to put in place.
 namespace emulation {

@@ -1,0 +1,120 @@
+// The second stage of every reduction, in the block that is done last, so that no other kernel need be
+// launched. Which block that is does not matter: it reads the partial sums of all, and the order in which it
+// adds them, in float64, follows from the sizes alone.
+#pragma once
+
+#include "../math/mask.h"
+#include "memory.cuh"
+
+namespace fgbg::cuda {
+namespace {
+
+__device__ __forceinline__ double loss_of(const FinishArgs& args, const double (&sums)[kTerms]) {
+  return math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, args.fg_weight, args.bg_weight,
+                                   args.normalize_area, args.channels);
+}
+
+// Every `step`-th of `count` partial sums of each term, whose rows begin `row` apart. They come from the
+// cache that the multiprocessors share, several at a time.
+__device__ __forceinline__ void add_partial(const FinishArgs& args, const double* partial, int64_t row,
+                                            int64_t count, int first, int step, double (&sums)[kTerms]) {
+#pragma unroll
+  for (int t = 0; t < kTerms; ++t) {
+    if (t >= args.terms) break;
+#pragma unroll 8
+    for (int64_t k = first; k < count; k += step) sums[t] += __ldcg(partial + t * row + k);
+  }
+}
+
+// Writes what is wanted of a sample; its loss.
+template <class T>
+__device__ __forceinline__ double write_sample(const FinishArgs& args, int64_t b,
+                                               const double (&sums)[kTerms]) {
+  T* terms = static_cast<T*>(args.out_terms);
+#pragma unroll
+  for (int t = 0; t < kTerms; ++t)
+    if (terms && t < args.terms) terms[t * args.batch + b] = static_cast<T>(sums[t]);
+  const double loss = loss_of(args, sums);
+  if (args.loss && args.reduction == Reduction::sample) static_cast<T*>(args.loss)[b] = static_cast<T>(loss);
+  return loss;
+}
+
+// Each sample's results; the sum of this thread's losses. Few samples are shared by as many threads each as
+// there are for them, a power of two.
+template <class T>
+__device__ double finish_samples(const FinishArgs& args, double* totals) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t row = args.batch * args.segments;
+  int lanes = kThreads;
+  while (lanes > 1 && lanes * args.batch > kThreads) lanes /= 2;
+  if (lanes == 1) {
+    double loss = 0.0;
+    for (int64_t b = thread; b < args.batch; b += kThreads) {
+      double sums[kTerms] = {};
+      add_partial(args, args.partial + b * args.segments, row, args.segments, 0, 1, sums);
+      loss += write_sample<T>(args, b, sums);
+    }
+    return loss;
+  }
+  const int64_t b = thread / lanes;
+  const int lane = thread % lanes;
+  double sums[kTerms] = {};
+  if (b < args.batch)
+    add_partial(args, args.partial + b * args.segments, row, args.segments, lane, lanes, sums);
+#pragma unroll
+  for (int t = 0; t < kTerms; ++t) totals[t * kThreads + thread] = sums[t];
+  for (int width = lanes / 2; width > 0; width /= 2) {
+    __syncthreads();
+    if (lane >= width) continue;
+#pragma unroll
+    for (int t = 0; t < kTerms; ++t) totals[t * kThreads + thread] += totals[t * kThreads + thread + width];
+  }
+#pragma unroll
+  for (int t = 0; t < kTerms; ++t) sums[t] = totals[t * kThreads + thread];
+  return b < args.batch && lane == 0 ? write_sample<T>(args, b, sums) : 0.0;
+}
+
+template <class T>
+__device__ void finish(const FinishArgs& args) {
+  __shared__ double totals[kTerms * kThreads];
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool one_loss = args.loss && args.reduction != Reduction::sample;
+  // Without areas the loss is linear in the sums. It has the same bits whether terms are wanted or not.
+  const bool linear = one_loss && !args.normalize_area;
+  double loss = !linear || args.out_terms ? finish_samples<T>(args, totals) : 0.0;
+  if (linear) {
+    const int64_t row = args.batch * args.segments;
+    double sums[kTerms] = {};
+    add_partial(args, args.partial, row, row, thread, kThreads, sums);
+    loss = loss_of(args, sums);
+  }
+  __syncthreads();
+  totals[thread] = loss;
+  for (int width = kThreads / 2; width > 0; width /= 2) {
+    __syncthreads();
+    if (thread < width) totals[thread] += totals[thread + width];
+  }
+  if (thread == 0 && one_loss) *static_cast<T*>(args.loss) = static_cast<T>(totals[0] * args.factor);
+  __syncthreads();
+}
+
+// To be called by every thread, after its last partial sum.
+template <class T>
+__device__ __forceinline__ void finish_if_last(const Sums& args) {
+  if (!args.blocks_done) return;
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();  // what this block has written comes before its being done,
+    last = atomicAdd(args.blocks_done, 1u) == gridDim.x - 1;
+    __threadfence();  // and what the others have written before what follows
+  }
+  __syncthreads();
+  if (!last) return;
+  for (const FinishArgs& f : args.finish)
+    if (f) finish<T>(f);
+  if (threadIdx.x == 0) *args.blocks_done = 0;
+}
+
+}  // namespace
+}  // namespace fgbg::cuda
