@@ -78,9 +78,9 @@ struct FinishArgs {
   double fg_weight = 1.0, bg_weight = 0.0;
   bool normalize_area = false;
   double channels = 1.0;
-  DType dtype;                // of the outputs: f32 or f64
   void* loss = nullptr;       // [batch] or a scalar; null for reduction none
-  void* out_terms = nullptr;  // [kTerms, batch] or null
+  DType dtype;                // of the loss
+  void* out_terms = nullptr;  // [kTerms, batch] compute dtype, or null
   FGBG_FN explicit operator bool() const { return loss || out_terms; }
 };
 

@@ -63,6 +63,17 @@ FGBG_FN T read(const void* data, DType dtype, int64_t i) {
   return T(0);
 }
 
+template <class T>
+FGBG_FN void write(T x, void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::f64: return narrow(x, static_cast<double*>(data)[i]);
+    case DType::f32: return narrow(x, static_cast<float*>(data)[i]);
+    case DType::bf16: return narrow(x, static_cast<math::bf16*>(data)[i]);
+    case DType::f16: return narrow(x, static_cast<math::f16*>(data)[i]);
+    case DType::u8: return;
+  }
+}
+
 // Scale of a channel.
 template <class T>
 FGBG_FN T scale_at(const ScaleView& s, int64_t channel) {

@@ -46,7 +46,7 @@ def test_work_goes_to_the_current_stream():
 
 
 def test_streams_count_their_blocks_apart():
-    """Losses on several streams at once, and a graph that is replayed beside them: each is the same as alone."""
+    """Losses on several streams at once, and a graph that is replayed beside them: the same as alone."""
     images = torch.rand(3, 16, 3, 128, 128, device="cuda")
 
     def losses() -> list[torch.Tensor]:

@@ -303,8 +303,8 @@ DEFECTS = [
     ),
     (
         "a barrier that half of the threads reach", "latents.cu", "cuda/finish.cuh",
-        "    __syncthreads();\n    if (thread < width)", "    if (thread < width) __syncthreads();\n    if (thread < width)",
-        _ROWS, "different barriers",
+        "    __syncthreads();\n    if (thread < width)",
+        "    if (thread < width) __syncthreads();\n    if (thread < width)", _ROWS, "different barriers",
     ),
     (
         "no barrier between the rounds of a sample's sum", "latents.cu", "cuda/finish.cuh",
@@ -371,13 +371,13 @@ def test_defects_are_seen(defect, kernels):
     inputs = sample.inputs(dtype=torch.float32, grad=True)
     layout = _misaligned if says == "misaligned" else _identity
     broken = emulation.load({file: (text, other)}, compiled)
-    seen = 0
+    found = []
     for seed in range(5):
         _check(kernels, sample, inputs, layout, seed)
         try:
             _check(broken, sample, inputs, layout, seed)
         except (AssertionError, RuntimeError) as error:
-            assert re.search(says, str(error)), error
-            seen += 1
+            found.append(str(error))
+    assert all(re.search(says, error) for error in found), found
     # A race between blocks shows in some orders only.
-    assert seen >= (3 if "counts as done" in what else 5)
+    assert len(found) >= (3 if "counts as done" in what else 5)

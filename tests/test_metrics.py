@@ -158,7 +158,13 @@ def test_cell_means_are_the_means_of_the_windows():
 
 def test_threshold_parts_two_groups():
     means = torch.tensor([[0.1, 0.12, 0.7], [0.8, 0.11, 0.75]])
-    assert 0.12 <= cell_metrics.activity_threshold(means) < 0.7
+    assert cell_metrics.activity_threshold(means) == pytest.approx((0.11 + 0.75) / 2)
+
+
+def test_threshold_lies_in_the_middle_of_a_gap():
+    """Where Otsu's own lies at its edge, so that inactive cells of other images are above it."""
+    off, on = 0.07 + 0.005 * torch.randn(5000).clamp(-2, 2), 0.78 + 0.02 * torch.randn(5000).clamp(-2, 2)
+    assert cell_metrics.activity_threshold(torch.cat([off, on])) == pytest.approx(0.425, abs=0.01)
 
 
 def test_f1_by_hand():

@@ -1,4 +1,5 @@
 #include "../math/mask.h"
+#include "../storage.h"
 #include "kernels.h"
 
 namespace fgbg::cpu {
@@ -6,7 +7,6 @@ namespace {
 
 template <class T>
 void finish(const FinishArgs& args) {
-  T* loss = static_cast<T*>(args.loss);
   T* terms = static_cast<T*>(args.out_terms);
   double total = 0.0;
   for (int64_t b = 0; b < args.batch; ++b) {
@@ -18,10 +18,12 @@ void finish(const FinishArgs& args) {
     }
     const double value = math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, args.fg_weight,
                                                    args.bg_weight, args.normalize_area, args.channels);
-    if (loss && args.reduction == Reduction::sample) loss[b] = static_cast<T>(value);
+    if (args.loss && args.reduction == Reduction::sample)
+      write(static_cast<T>(value), args.loss, args.dtype, b);
     total += value;
   }
-  if (loss && args.reduction != Reduction::sample) *loss = static_cast<T>(total * args.factor);
+  if (args.loss && args.reduction != Reduction::sample)
+    write(static_cast<T>(total * args.factor), args.loss, args.dtype, 0);
 }
 
 }  // namespace

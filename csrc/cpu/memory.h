@@ -8,6 +8,10 @@
 #include <iterator>
 #include <type_traits>
 
+#if defined(__AVX512BW__)
+#include <immintrin.h>
+#endif
+
 #include "../storage.h"
 
 // Blocks in different buffers never overlap, which the compiler cannot see.
@@ -81,6 +85,27 @@ inline void narrow_all(const T* from, int64_t stride, int64_t n, Storage* to) {
     for (int64_t j = 0; j < n; ++j) narrow(from[j], to[j * stride]);
   }
 }
+
+#if defined(__AVX512BW__)
+// With the instruction for it, which takes subnormal numbers for zeros: those are rounded again.
+__attribute__((target("avx512bf16"), noinline)) inline void round_to_bf16(const float* from, int64_t n,
+                                                                          math::bf16* to) {
+  constexpr int kSubnormal = 0x20, kHalf = 16;
+  int64_t k = 0;
+  for (; k + 2 * kHalf <= n; k += 2 * kHalf) {
+    const __m512 low = _mm512_loadu_ps(from + k), high = _mm512_loadu_ps(from + k + kHalf);
+    _mm512_storeu_si512(to + k, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+    if (_mm512_fpclass_ps_mask(low, kSubnormal) | _mm512_fpclass_ps_mask(high, kSubnormal)) [[unlikely]]
+      for (int64_t j = k; j < k + 2 * kHalf; ++j) narrow(from[j], to[j]);
+  }
+  for (; k < n; ++k) narrow(from[k], to[k]);
+}
+
+inline void narrow_all(const float* from, int64_t stride, int64_t n, math::bf16* to) {
+  if (stride == 1 && __builtin_cpu_supports("avx512bf16")) return round_to_bf16(from, n, to);
+  narrow_all<float, math::bf16>(from, stride, n, to);
+}
+#endif
 
 // The elements [index, index + n) of operands of one shape. Where they are consecutive in memory, `offset`
 // tells where they begin, else it is -1.

@@ -35,7 +35,7 @@ __device__ __forceinline__ double write_sample(const FinishArgs& args, int64_t b
   for (int t = 0; t < kTerms; ++t)
     if (terms && t < args.terms) terms[t * args.batch + b] = static_cast<T>(sums[t]);
   const double loss = loss_of(args, sums);
-  if (args.loss && args.reduction == Reduction::sample) static_cast<T*>(args.loss)[b] = static_cast<T>(loss);
+  if (args.loss && args.reduction == Reduction::sample) write(static_cast<T>(loss), args.loss, args.dtype, b);
   return loss;
 }
 
@@ -94,7 +94,7 @@ __device__ void finish(const FinishArgs& args) {
     __syncthreads();
     if (thread < width) totals[thread] += totals[thread + width];
   }
-  if (thread == 0 && one_loss) *static_cast<T*>(args.loss) = static_cast<T>(totals[0] * args.factor);
+  if (thread == 0 && one_loss) write(static_cast<T>(totals[0] * args.factor), args.loss, args.dtype, 0);
   __syncthreads();
 }
 

@@ -81,6 +81,8 @@ template <class T, int V, class Body>
 __device__ __forceinline__ void for_pixel_groups(const ReconstructionArgs& args, T (&sums)[kTerms],
                                                  Body body) {
   const Shape& shape = args.shape;
+  // Of one gradient for all samples: nothing is left to do, nor are there sums to be finished.
+  if (args.grad_loss.stride == 0 && stored<T>(args.grad_loss, 0)) return;
   const int64_t segments = segments_of(shape.plane, args.segment), items = shape.size[0] * segments;
   for_warp_items(items, [&](int64_t item, int lane) {
     const int64_t b = item / segments, begin = item % segments * args.segment;

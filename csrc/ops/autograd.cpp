@@ -402,11 +402,8 @@ std::tuple<Tensor, Tensor> reconstruction_loss_eager(
     const OptionalTensor& fg_scale, const OptionalTensor& bg_scale, double fg_scale_value,
     double bg_scale_value, string_view composition, bool mask_is_logits, string_view likelihood,
     double fg_weight, double bg_weight, bool normalize_area, string_view reduction, bool return_terms) {
-  // The gradient of a scale is a sum over samples, and on a GPU the kernels cannot tell beforehand whether
-  // it has to be formed anew.
-  const bool fusable =
-      ReconstructionLoss::habit.one() && reduction != "none" && !normalize_area &&
-      (!(wants_grad(fg_scale) || wants_grad(bg_scale)) || (reduction != "sample" && !fg.is_cuda()));
+  const bool fusable = ReconstructionLoss::habit.one() && reduction != "none" && !normalize_area &&
+                       !(reduction == "sample" && (wants_grad(fg_scale) || wants_grad(bg_scale)));
   if (fusable && any_wants_grad({fg, bg, target, mask, fg_scale, bg_scale}) &&
       plain({fg, bg, target, mask, fg_scale, bg_scale})) {
     const auto out = ReconstructionLoss::apply(fg, bg, target, mask, fg_scale, bg_scale, fg_scale_value,

@@ -151,6 +151,4 @@ void on_cuda(const Tensor& like, Args& args, Launch launch) {
 #define FGBG_ON_DEVICE(function, args, like) cpu::function(args)
 #endif
 
-inline DType kernel_dtype(at::ScalarType t) { return t == at::kDouble ? DType::f64 : DType::f32; }
-
 }  // namespace fgbg::ops

@@ -75,8 +75,8 @@ struct Kl {
       f.segments = partial.size(1);
       f.reduction = reduction;
       f.factor = reduction_factor(reduction, f.batch, like.numel());
-      f.dtype = kernel_dtype(dtype);
       f.loss = out.mutable_data_ptr();
+      f.dtype = storage_dtype(out);
     }
   }
 };

@@ -102,7 +102,7 @@ struct Results {
       f.bg_weight = args.bg_weight;
       f.normalize_area = args.normalize_area;
       f.channels = static_cast<double>(fg.size(1));
-      f.dtype = kernel_dtype(loss.scalar_type());
+      f.dtype = storage_dtype(loss);
       f.loss = reduction == Reduction::none ? nullptr : loss.mutable_data_ptr();
       f.out_terms = terms.numel() > 0 ? terms.mutable_data_ptr() : nullptr;
     }
@@ -136,24 +136,20 @@ void run_gradients(ReconstructionArgs& args, const Loss& call, const Gradients<6
   const int64_t channels = fg.size(1), tasks = fg.size(0) * FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
   const Tensor partial = at::empty({2, channels, tasks}, fg.options().dtype(at::kDouble));
   args.scale_partial = partial.mutable_data_ptr<double>();
-  Tensor sums[2];
   for (int which = 0; which < 2; ++which) {
     const Tensor& gradient = to[4 + which];
     if (!gradient.defined()) continue;
     const bool shared = gradient.numel() == 1;
-    sums[which] = at::empty({shared ? 1 : channels}, fg.options().dtype(call.dtype()));
     FinishArgs& f = args.finish[1 + which];
     f.partial = args.scale_partial + which * channels * tasks;
     f.terms = 1;
-    f.batch = sums[which].numel();
+    f.batch = gradient.numel();
     f.segments = shared ? channels * tasks : tasks;
     f.reduction = Reduction::sample;
-    f.dtype = kernel_dtype(call.dtype());
-    f.loss = sums[which].mutable_data_ptr();
+    f.loss = gradient.mutable_data_ptr();
+    f.dtype = storage_dtype(gradient);
   }
   FGBG_RUN(reconstruction_backward, args, f64, fg);
-  for (int which = 0; which < 2; ++which)
-    if (to[4 + which].defined()) to[4 + which].copy_(sums[which].view_as(to[4 + which]));
 }
 
 void set_upstream(ReconstructionArgs& args, const Loss& call, const Tensor& grad, Reduction reduction) {
@@ -239,8 +235,7 @@ void reconstruction_loss_backward_(at::TensorList gradients, const Tensor& grad_
   const Reduction reduction = parse_reduction(reduction_name);
   check_fusable(args, reduction, needs);
   set_upstream(args, call, grad_loss, reduction);
-  // The sums that a scale's gradient consists of need the part of every sample.
-  args.grad_loss.stored = !(needs[4] || needs[5]);
+  args.grad_loss.stored = true;
   run_gradients(args, call, from_list<6>(gradients, needs));
 }
 
