@@ -111,6 +111,7 @@ __device__ __forceinline__ void finish_if_last(const Sums& args) {
   }
   __syncthreads();
   if (!last) return;
+#pragma unroll 1
   for (const FinishArgs& f : args.finish)
     if (f) finish<T>(f);
   if (threadIdx.x == 0) *args.blocks_done = 0;

@@ -115,24 +115,42 @@ __device__ __forceinline__ void unpack(const View& v, const Raw<V>& from, T (&ou
   });
 }
 
+// In one access. (nvcc may take an assignment apart again, into four.)
+template <class Word>
+__device__ __forceinline__ void put(const Word& word, Word* to) {
+  *to = word;
+}
+#if defined(__CUDA_ARCH__)
+__device__ __forceinline__ void put(const uint2& word, uint2* to) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x),
+               "r"(word.y)
+               : "memory");
+}
+__device__ __forceinline__ void put(const uint4& word, uint4* to) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x),
+               "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+#endif
+
 template <class T, int V>
 __device__ __forceinline__ void store(const View& v, int64_t offset, const T (&in)[V]) {
   with_storage<T, V>(v.dtype, [&](auto storage) {
     using Storage = decltype(storage);
-    using Word = typename Bytes<V * sizeof(Storage)>::type;
-    Storage numbers[V];
+    if constexpr (sizeof(Storage) > 1) {  // masks are not written
+      Storage numbers[V];
 #pragma unroll
-    for (int j = 0; j < V; j += 2) {
-      if constexpr (sizeof(Storage) == 1)
-        break;  // masks are not written
-      else if constexpr (V > 1 && sizeof(Storage) == 2)
-        narrow_pair(in[j], in[j + 1], numbers + j);
-      else
-        for (int k = j; k < j + 2 && k < V; ++k) narrow(in[k], numbers[k]);
+      for (int j = 0; j < V; j += 2) {
+        if constexpr (V > 1 && sizeof(Storage) == 2)
+          narrow_pair(in[j], in[j + 1], numbers + j);
+        else
+          for (int k = j; k < j + 2 && k < V; ++k) narrow(in[k], numbers[k]);
+      }
+      using Word = typename Bytes<sizeof numbers>::type;
+      Word word;
+      memcpy(&word, numbers, sizeof word);
+      put(word, reinterpret_cast<Word*>(static_cast<Storage*>(v.data) + offset));
     }
-    Word word;
-    memcpy(&word, numbers, sizeof word);
-    *reinterpret_cast<Word*>(static_cast<Storage*>(v.data) + offset) = word;
   });
 }
 
