@@ -16,8 +16,8 @@ for side in (24, 13):  # planes of a multiple of 8 pixels, and not
         def leaf(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.rand(shape, dtype=dtype, device="cuda", requires_grad=True)
 
-        images = [leaf(2, 3, side, side) for _ in range(3)]
-        logits, scale = leaf(2, 1, side, side), leaf(3)
+        images = [leaf(20, 3, side, side) for _ in range(3)]  # several blocks
+        logits, scale = leaf(20, 1, side, side), leaf(3)
         for likelihood in LIKELIHOODS:
             for loss in LOSSES:
                 loss(*images, mask_logits=logits, likelihood=likelihood).backward()

@@ -1,7 +1,7 @@
 // As much of the CUDA language as the kernels of csrc/cuda use, for g++. Included ahead of each source
 // (-include).
 //
-// A block's threads are fibers of one thread of the machine, so that threadIdx and shared memory can be
+// All threads are fibers of one thread of the machine, so that threadIdx and shared memory can be
 // ordinary variables: cuda.cpp sets them whenever it goes from one fiber to another. g++ sees no
 // __CUDA_ARCH__ and no __CUDACC__, so csrc/math takes its host branches.
 #pragma once
