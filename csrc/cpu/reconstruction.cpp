@@ -31,6 +31,7 @@ struct Regions {
   bool logits;
   const math::Scale<T>*fg_scale, *bg_scale;  // of each channel
   int64_t channels;
+  bool far;  // the images are not in a cache
   // for the gradients
   T to_fg, to_bg, to_area;  // what arrives at the sums
   Planes<S> d_fg, d_bg;
@@ -111,8 +112,9 @@ template <class L, class T, class S, bool kGradient>
 void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<T>& sum_bg) {
   const Regions<T, S> r = in;  // a copy, which no store can change
   alignas(64) T on[kStep<T>], off[kStep<T>], difference[kStep<T>];
-  // With gradients to write there are too many streams for the processor to foresee them.
-  constexpr int64_t kAhead = 2 * kStep<T>;
+  // What comes next is asked for: there are too many streams for the processor to foresee them. (From a cache
+  // it comes soon enough; with gradients to write, the asking costs nothing.)
+  constexpr int64_t kAhead = (kGradient ? 2 : 4) * kStep<T>;
   alignas(64) T buffer[6][kStep<T>];  // of what is not stored as T
   LaneSums<T> fg = sum_fg, bg = sum_bg;
   const auto step = [&](int64_t i, auto count) __attribute__((always_inline)) {
@@ -136,7 +138,7 @@ void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSu
       for (int64_t k = 0; k < kStep<T>; ++k) difference[k] = T(0);
     }
     for (int64_t c = 0; c < r.channels; ++c) {
-      if constexpr (kGradient) {
+      if (kGradient || r.far) {
         prefetch(r.fg.data + c * r.fg.stride + i + kAhead, count);
         prefetch(r.bg.data + c * r.bg.stride + i + kAhead, count);
         prefetch(r.target.data + c * r.target.stride + i + kAhead, count);
@@ -211,6 +213,9 @@ using Buffer = T[kBlock<T>];
 template <class T>
 constexpr int64_t kFlush = 2 * kBlock<T>;
 
+// Images of more bytes than this come from memory.
+constexpr int64_t kCache = 32 << 20;
+
 template <class T>
 class Pass {
  public:
@@ -224,6 +229,7 @@ class Pass {
         group_(args.composition == Composition::mixture_independent || args.mask_per_channel ? 1 : channels_),
         elements_(static_cast<bool>(args.grad_loss_elements)),
         others_(args.grad_target || args.scale_partial),
+        far_(3 * shape_.numel * size_of(args.fg.dtype) > kCache),
         block_(kBlock<T>) {
     if (args.composition == Composition::masked && !args.loss && !elements_) {
       const bool nothing_else = !others_ && !args.areas;
@@ -494,6 +500,7 @@ class Pass {
     r.fg_scale = &fg_scales_[static_cast<size_t>(c0)];
     r.bg_scale = &bg_scales_[static_cast<size_t>(c0)];
     r.channels = group_;
+    r.far = far_;
     if (!kGradients) return loop(r, n, sums_[0], sums_[1]);
     r.to_fg = per_fg_ + term_fg_;
     r.to_bg = per_bg_ + term_bg_;
@@ -673,7 +680,7 @@ class Pass {
   const Shape& shape_;
   const LikelihoodLoops<T>& loops_;
   const int64_t segments_, channels_, group_;
-  const bool elements_, others_;
+  const bool elements_, others_, far_;
   int64_t block_;      // pixels that are handled together
   bool half_ = false;  // all images are stored as Half<T>
   int64_t b_ = 0, segment_ = 0;
