@@ -139,12 +139,12 @@ __device__ __forceinline__ void store(const View& v, int64_t offset, const T (&i
     using Storage = decltype(storage);
     if constexpr (sizeof(Storage) > 1) {  // masks are not written
       Storage numbers[V];
+      if constexpr (V > 1 && sizeof(Storage) == 2) {
 #pragma unroll
-      for (int j = 0; j < V; j += 2) {
-        if constexpr (V > 1 && sizeof(Storage) == 2)
-          narrow_pair(in[j], in[j + 1], numbers + j);
-        else
-          for (int k = j; k < j + 2 && k < V; ++k) narrow(in[k], numbers[k]);
+        for (int j = 0; j < V; j += 2) narrow_pair(in[j], in[j + 1], numbers + j);
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j) narrow(in[j], numbers[j]);
       }
       using Word = typename Bytes<sizeof numbers>::type;
       Word word;
@@ -166,7 +166,7 @@ __device__ __forceinline__ T warp_sum(T x) {
 inline int64_t resident_blocks(const void* kernel) {
   int device = 0;
   cudaGetDevice(&device);
-  // Asking costs as much as a launch.
+  // It does not change, so it is asked for once, not at every launch.
   thread_local std::map<std::pair<int, const void*>, int64_t> known;
   int64_t& blocks = known[{device, kernel}];
   if (blocks == 0) {

@@ -145,7 +145,8 @@ class DoubleELBO(nn.Module):
         z_bg, kl_bg = draw_latent(*self.bg_encoder(x).chunk(2, dim=1), seeds[1], first)
         if self.training:
             seen = z_bg.mu.detach().to(self.recent_z_bg)
-            self.recent_z_bg = torch.cat([self.recent_z_bg, seen])[-RECENT:]
+            # In place: DistributedDataParallel keeps the buffers it found.
+            self.recent_z_bg.copy_(torch.cat([self.recent_z_bg, seen])[-RECENT:])
         for_fg, for_bg = self._interact(z_fg.z, z_bg.z)
         return DoubleELBOOutput(
             self.fg_decoder(for_fg), self.bg_decoder(for_bg), kl_fg, kl_bg, (z_fg,), (z_bg,)
