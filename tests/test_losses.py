@@ -254,6 +254,33 @@ def test_empty_region_is_exactly_zero(kind, reduction, dtype, device):
     assert_same(loss, other)
 
 
+@pytest.mark.parametrize("wide", ["fg_scale", "bg_scale"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_infinite_scale_by_area_is_infinite(reduction, wide, device):
+    """log(inf) in one region is not times 0 in the other."""
+    fg, bg, target, mask = _images(device)
+    options = {"normalize": "area", "likelihood": "gaussian", wide: torch.tensor(math.inf, device=device)}
+    loss = fgbg_cuda.masked_reconstruction_loss(fg, bg, target, mask=mask, reduction=reduction, **options)
+    assert loss.isposinf().all()
+
+
+@pytest.mark.parametrize("likelihood", reference.SCALED_LIKELIHOODS)
+def test_scales_of_an_empty_batch_get_zeros(likelihood, device):
+    """A sum over no elements is 0, also where the derivative of each would be infinite."""
+    empty = torch.zeros(0, 2, 5, device=device)
+    scales = [torch.zeros(2, device=device, requires_grad=True) for _ in range(2)]
+    loss = fgbg_cuda.masked_reconstruction_loss(
+        empty, empty, empty, mask=empty, likelihood=likelihood, fg_scale=scales[0], bg_scale=scales[1],
+        reduction="sum",
+    )  # fmt: skip
+    specified = reference.reconstruction_loss(
+        empty, empty, empty, empty, *scales, "masked", False, likelihood, reduction="sum"
+    )[0]
+    for value in (loss, specified):
+        for gradient in torch.autograd.grad(value, scales):
+            assert_same(gradient, torch.zeros(2, device=device))
+
+
 def test_zero_weight_silences_a_region(device):
     fg, bg, target, mask = _images(device)
     fg.requires_grad_()

@@ -658,12 +658,15 @@ def _reconstruction(
     operands = (fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value)
     if normalize_area and reduction == "none":
         # The areas have to be known before the first element is: one pass for them, one per region.
-        # There the other region, of weight 0, holds the target: 0 times its error is 0, never 0 * inf.
-        fg, bg, target, *others = _widened(*operands)
+        # There the other region, of weight 0, holds the target, and its scale is 1: 0 times its error is 0,
+        # never 0 * inf.
+        fg, bg, target, mask, fg_tensor, bg_tensor, *_ = _widened(*operands)
         bg = fg if bg is None else bg
-        terms = op(fg, bg, target, *others, *options, 1.0, 1.0, False, "sample", True)[1]
-        fg_loss = op(fg, target, target, *others, *options, fg_weight, 0.0, False, "none", False)[0]
-        bg_loss = op(target, bg, target, *others, *options, 0.0, bg_weight, False, "none", False)[0]
+        fg_scales, bg_scales = (fg_tensor, None, fg_value, 1.0), (None, bg_tensor, 1.0, bg_value)
+        terms = op(fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value, *options,
+                   1.0, 1.0, False, "sample", True)[1]  # fmt: skip
+        fg_loss = op(fg, target, target, mask, *fg_scales, *options, fg_weight, 0.0, False, "none", False)[0]
+        bg_loss = op(target, bg, target, mask, *bg_scales, *options, 0.0, bg_weight, False, "none", False)[0]
         areas = terms[2:].reshape(2, -1, *(1,) * (fg.dim() - 1))
         loss = sum(
             reference.region_mean(part, area, fg.shape[1])

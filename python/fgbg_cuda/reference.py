@@ -203,10 +203,12 @@ SCALED_LIKELIHOODS = ("gaussian", "laplace")
 
 
 def _per_channel(scale: Tensor | float, like: Tensor) -> Tensor:
-    """A scale that broadcasts against [B, C, *spatial]."""
+    """A scale for every element of ``like``, [B, C, *spatial]."""
     if not isinstance(scale, Tensor):
         return torch.as_tensor(scale, dtype=like.dtype, device=like.device)
-    return scale.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 2))
+    # Expanded, so that its gradient is a sum of the elements': of an empty batch 0, where the derivative of
+    # log(scale), taken once and times 0, would be NaN at 0.
+    return scale.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 2)).expand_as(like)
 
 
 def region_mean(total: Tensor, area: Tensor, channels: int) -> Tensor:
