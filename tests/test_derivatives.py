@@ -1,8 +1,10 @@
 """Derivatives of every sample against finite differences."""
 
 import torch
-from compare import assert_close, cotangents
+from compare import assert_close, assert_same, cotangents
 from samples import SAMPLES, each
+
+import fgbg_cuda
 
 SMOOTH = [s for s in SAMPLES if s.smooth]
 
@@ -59,3 +61,24 @@ def test_higher_derivatives_of_a_function_of_the_loss(sample, device):
             # the specification's noise, off by 2e-6 from the kernel's where a sample is drawn.
             noise = 0.0 if order == 1 or "seed" not in (*inputs, *sample.options) else 1e-5
             assert_close(a / largest, e / largest, operations=64 * order + noise / torch.finfo(e.dtype).eps)
+
+
+def test_what_arrives_at_a_draw_goes_on_to_mu(device):
+    """Not copied, as in torch's own addition, unless mu is stored in another type."""
+    mu, logvar, upstream = (torch.randn(5, 7, device=device) for _ in range(3))
+    mu.requires_grad_()
+    logvar.requires_grad_()
+    z = fgbg_cuda.reparameterize(mu, logvar, seed=3)
+    d_mu, d_logvar = torch.autograd.grad(z, (mu, logvar), upstream)
+    assert d_mu.data_ptr() == upstream.data_ptr()
+    assert_same(
+        d_logvar, torch.autograd.grad(fgbg_cuda.reparameterize(mu, logvar, seed=3), logvar, upstream)[0]
+    )
+
+    half = mu.detach().bfloat16().requires_grad_()
+    z = fgbg_cuda.reparameterize(half, logvar, seed=3)
+    assert_same(torch.autograd.grad(z, half, upstream)[0], upstream.bfloat16())
+
+    fgbg_cuda.reparameterize(mu, logvar, seed=3).sum().backward()
+    assert_same(mu.grad, torch.ones_like(mu))
+    mu.grad += 1  # it is mu's own, though what arrived had one element

@@ -56,9 +56,11 @@ def test_gaussian_kl_is_accurate_everywhere(dtype, device):
         )
         exact = torch.where(near, series, 0.5 * (torch.expm1(exact_d) - exact_d))
         keep = exact != 0
-        # The exponential's argument is exact, so its relative error is a few ulp; and likewise the KL's.
+        # The argument is exact and the function right to 2 epsilon in float32; in float64 expm1(d) - d leaves
+        # a fifth of expm1(d) at |d| = 1/2. The sum and the half add one rounding.
         # The series leaves out |d|^6 / 20160 < 5e-11 of the KL.
-        assert _relative(kl[keep], exact[keep]) < 16 * EPS[dtype] + (5e-11 if dtype == torch.float64 else 0)
+        bound = 3 * EPS[dtype] if dtype == torch.float32 else 6 * EPS[dtype] + 5e-11
+        assert _relative(kl[keep], exact[keep]) < bound
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

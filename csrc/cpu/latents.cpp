@@ -75,6 +75,17 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
   rows.run_all<T>(begin, end, {}, args.partial, block);
 }
 
+// What one draw adds to the gradients; d_logvar is the derivative by the standard deviation until the last.
+template <bool kFirst, bool kLast, class T>
+void draw_gradients(const T* grad, const float* eps, const T* logvar, int64_t n, T* d_mu, T* d_logvar) {
+  FGBG_SIMD
+  for (int64_t k = 0; k < n; ++k) {
+    const T d_std = (kFirst ? T(0) : d_logvar[k]) + grad[k] * static_cast<T>(eps[k]);
+    d_mu[k] = (kFirst ? T(0) : d_mu[k]) + grad[k];
+    d_logvar[k] = kLast ? d_std * (T(0.5) * math::std_from_logvar(logvar[k])) : d_std;
+  }
+}
+
 // What a KL against N(0, 1) adds to the gradients, or all there is to them.
 template <bool kAdd, bool kValue, class T>
 void standard_kl_gradients(const T* mu, const T* logvar, const T* grad, int64_t n, T* d_mu, T* d_logvar,
@@ -106,21 +117,17 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
     const T* logvar = logvar_in.load(args.logvar, span);
     T* d_mu = mu_out.open(args.grad_mu, span);
     T* d_logvar = logvar_out.open(args.grad_logvar, span);
-    // Where a KL against N(0, 1) is all there is, its loop writes them.
-    if (args.grad_z || !has_kl || !standard)
-      for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
     if (args.grad_z) {
       for (int64_t s = 0; s < args.samples; ++s) {
         const T* grad = grad_z_in.load(draw(args.grad_z, shape, s), span);
         const float* eps = normals.fill(s * shape.numel + i, n);
-        FGBG_SIMD
-        for (int64_t k = 0; k < n; ++k) {
-          d_mu[k] += grad[k];
-          d_logvar[k] += grad[k] * static_cast<T>(eps[k]);
-        }
+        const bool first = s == 0, last = s + 1 == args.samples;
+        auto gradients = first ? (last ? draw_gradients<true, true, T> : draw_gradients<true, false, T>)
+                               : (last ? draw_gradients<false, true, T> : draw_gradients<false, false, T>);
+        gradients(grad, eps, logvar, n, d_mu, d_logvar);
       }
-      FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k) d_logvar[k] *= T(0.5) * math::std_from_logvar(logvar[k]);
+    } else if (!has_kl || !standard) {  // else the loop of the KL writes them
+      for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
     }
     if (has_kl && standard) {
       const T* mu = mu_in.load(args.mu, span);

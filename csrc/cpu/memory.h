@@ -75,6 +75,21 @@ inline void widen_all(const Storage* from, int64_t stride, int64_t n, T* to) {
   }
 }
 
+// By hand: g++ would take the numbers apart in smaller registers, which pass through memory.
+template <>
+inline void widen_all<float, math::bf16>(const math::bf16* from, int64_t stride, int64_t n, float* to) {
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+  typedef uint32_t Words __attribute__((vector_size(64)));
+  int64_t k = 0;
+  for (; stride == 1 && k + 16 <= n; k += 16) {
+    Halves halves;
+    std::memcpy(&halves, from + k, sizeof(halves));
+    const Words words = __builtin_convertvector(halves, Words) << 16;
+    std::memcpy(to + k, &words, sizeof(words));
+  }
+  for (; k < n; ++k) to[k] = widen<float>(from[k * stride]);
+}
+
 template <class T, class Storage>
 inline void narrow_all(const T* from, int64_t stride, int64_t n, Storage* to) {
   if (stride == 1) {

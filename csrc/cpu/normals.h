@@ -13,30 +13,31 @@
 namespace fgbg::cpu {
 inline namespace FGBG_ISA {
 
-// Lanes::kBlocks Philox blocks at a time. Words holds half of them, as 32-bit words in the low halves of
+// Lanes::kBlocks Philox blocks at a time. A Register holds half of them, as 32-bit words in the low halves of
 // 64-bit lanes, where the widening multiply reads them; what stands in the high halves is ignored. A second
-// Words is packed into those. Which block goes to which lane is chosen such that unpacking within 128-bit
+// Register is packed into those. Which block goes to which lane is chosen such that unpacking within 128-bit
 // parts, the one interleaving that is cheap, brings the results into order: part p of the registers that
 // interleave() makes has the blocks p, p + kParts, p + 2 kParts, p + 3 kParts.
 #if defined(__AVX512F__)
-struct Words {
+struct Register {
   __m512i v;
 };
-inline void multiply_high_low(Words a, uint32_t m, Words& high, Words& low) {
+constexpr int kChains = 4;
+inline void multiply_high_low(Register a, uint32_t m, Register& high, Register& low) {
   low.v = _mm512_mul_epu32(a.v, _mm512_set1_epi64(m));
   high.v = _mm512_srli_epi64(low.v, 32);
 }
-inline Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.v, b.v)}; }
-inline Words operator^(Words a, uint32_t b) { return {_mm512_xor_si512(a.v, _mm512_set1_epi64(b))}; }
+inline Register operator^(Register a, Register b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline Register operator^(Register a, uint32_t b) { return {_mm512_xor_si512(a.v, _mm512_set1_epi64(b))}; }
 
 struct Lanes {
   static constexpr int kBlocks = 16, kParts = 4;
-  static math::Philox4<Words> counters(uint64_t first) {
+  static math::Philox4<Register> counters(uint64_t first) {
     const __m512i b = _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(first)),
                                        _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11));
     return {{b}, {_mm512_srli_epi64(b, 32)}, {_mm512_setzero_si512()}, {_mm512_setzero_si512()}};
   }
-  static void pack(Words even, Words odd, uint32_t* to) {
+  static void pack(Register even, Register odd, uint32_t* to) {
     _mm512_store_si512(to, _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32)));
   }
   static void interleave(const float* a, const float* b, const float* c, const float* d, float* out) {
@@ -53,24 +54,25 @@ struct Lanes {
   }
 };
 #elif defined(__AVX2__)
-struct Words {
+struct Register {
   __m256i v;
 };
-inline void multiply_high_low(Words a, uint32_t m, Words& high, Words& low) {
+constexpr int kChains = 2;
+inline void multiply_high_low(Register a, uint32_t m, Register& high, Register& low) {
   low.v = _mm256_mul_epu32(a.v, _mm256_set1_epi64x(m));
   high.v = _mm256_srli_epi64(low.v, 32);
 }
-inline Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
-inline Words operator^(Words a, uint32_t b) { return {_mm256_xor_si256(a.v, _mm256_set1_epi64x(b))}; }
+inline Register operator^(Register a, Register b) { return {_mm256_xor_si256(a.v, b.v)}; }
+inline Register operator^(Register a, uint32_t b) { return {_mm256_xor_si256(a.v, _mm256_set1_epi64x(b))}; }
 
 struct Lanes {
   static constexpr int kBlocks = 8, kParts = 2;
-  static math::Philox4<Words> counters(uint64_t first) {
+  static math::Philox4<Register> counters(uint64_t first) {
     const __m256i b =
         _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(first)), _mm256_setr_epi64x(0, 4, 1, 5));
     return {{b}, {_mm256_srli_epi64(b, 32)}, {_mm256_setzero_si256()}, {_mm256_setzero_si256()}};
   }
-  static void pack(Words even, Words odd, uint32_t* to) {
+  static void pack(Register even, Register odd, uint32_t* to) {
     const __m256i packed = _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa);
     _mm256_store_si256(reinterpret_cast<__m256i*>(to), packed);
   }
@@ -88,14 +90,16 @@ struct Lanes {
   }
 };
 #else
-using Words = uint32_t;
+using Register = uint32_t;
+using math::multiply_high_low;
+constexpr int kChains = 2;
 
 struct Lanes {
   static constexpr int kBlocks = 2, kParts = 1;
-  static math::Philox4<Words> counters(uint64_t first) {
+  static math::Philox4<Register> counters(uint64_t first) {
     return {static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32), 0u, 0u};
   }
-  static void pack(Words even, Words odd, uint32_t* to) {
+  static void pack(Register even, Register odd, uint32_t* to) {
     to[0] = even;
     to[1] = odd;
   }
@@ -110,6 +114,23 @@ struct Lanes {
 };
 #endif
 
+// The words of kChains registers, at which every step is taken in turn: one register's are a long chain, each
+// step waiting for the one before.
+struct Words {
+  Register v[kChains];
+};
+inline void multiply_high_low(Words a, uint32_t m, Words& high, Words& low) {
+  for (int i = 0; i < kChains; ++i) multiply_high_low(a.v[i], m, high.v[i], low.v[i]);
+}
+inline Words operator^(Words a, Words b) {
+  for (int i = 0; i < kChains; ++i) a.v[i] = a.v[i] ^ b.v[i];
+  return a;
+}
+inline Words operator^(Words a, uint32_t b) {
+  for (int i = 0; i < kChains; ++i) a.v[i] = a.v[i] ^ b;
+  return a;
+}
+
 class Normals {
  public:
   explicit Normals(const Noise& noise)
@@ -122,16 +143,14 @@ class Normals {
     const int64_t skip = static_cast<int64_t>(start % 4), quads = (skip + n + 3) / 4;
     const uint32_t key0 = static_cast<uint32_t>(seed_), key1 = static_cast<uint32_t>(seed_ >> 32);
     // Whole groups only: every number comes out of the same vector code wherever a block begins. Three
-    // loops rather than one, so that the processor finds independent work: each step is a long chain.
+    // loops rather than one, so that the processor finds independent work.
     int64_t end = 0;
     for (; end < quads; end += kGroup) {
-      const uint64_t block = first + static_cast<uint64_t>(end);
-      const auto even = math::philox4x32_10<Words>(Lanes::counters(block), key0, key1);
-      const auto odd = math::philox4x32_10<Words>(Lanes::counters(block + Lanes::kParts), key0, key1);
-      Lanes::pack(even.x0, odd.x0, bits_[0] + end);
-      Lanes::pack(even.x1, odd.x1, bits_[1] + end);
-      Lanes::pack(even.x2, odd.x2, bits_[2] + end);
-      Lanes::pack(even.x3, odd.x3, bits_[3] + end);
+      const auto x = math::philox4x32_10<Words>(counters(first + static_cast<uint64_t>(end)), key0, key1);
+      pack(x.x0, bits_[0] + end);
+      pack(x.x1, bits_[1] + end);
+      pack(x.x2, bits_[2] + end);
+      pack(x.x3, bits_[3] + end);
     }
     for (int pair = 0; pair < 4; pair += 2) {
       FGBG_SIMD
@@ -141,15 +160,31 @@ class Normals {
         normals_[pair + 1][q] = z.second;
       }
     }
-    for (int64_t q = 0; q < end; q += kGroup)
+    for (int64_t q = 0; q < end; q += Lanes::kBlocks)
       Lanes::interleave(normals_[0] + q, normals_[1] + q, normals_[2] + q, normals_[3] + q, buffer_ + 4 * q);
     return buffer_ + skip;
   }
 
  private:
-  static constexpr int64_t kGroup = Lanes::kBlocks;
+  static constexpr int64_t kGroup = Lanes::kBlocks * kChains / 2;
   // Numbers that are asked for, and those that share a group with the first or the last of them.
   static constexpr int64_t kQuads = kBlock<float> / 4 + 2 * kGroup;
+
+  static math::Philox4<Words> counters(uint64_t first) {
+    math::Philox4<Words> out;
+    for (int i = 0; i < kChains; ++i) {
+      const auto c =
+          Lanes::counters(first + static_cast<uint64_t>(i / 2 * Lanes::kBlocks + i % 2 * Lanes::kParts));
+      out.x0.v[i] = c.x0;
+      out.x1.v[i] = c.x1;
+      out.x2.v[i] = c.x2;
+      out.x3.v[i] = c.x3;
+    }
+    return out;
+  }
+  static void pack(const Words& words, uint32_t* to) {
+    for (int i = 0; i < kChains; i += 2) Lanes::pack(words.v[i], words.v[i + 1], to + i / 2 * Lanes::kBlocks);
+  }
 
   uint64_t seed_, offset_;
   alignas(64) uint32_t bits_[4][kQuads];

@@ -115,7 +115,7 @@ void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSu
   // What comes next is asked for: there are too many streams for the processor to foresee them. (From a cache
   // it comes soon enough; with gradients to write, the asking costs nothing.)
   constexpr int64_t kAhead = (kGradient ? 2 : 4) * kStep<T>;
-  alignas(64) T buffer[6][kStep<T>];  // of what is not stored as T
+  alignas(64) T buffer[3][kStep<T>];  // of what is not stored as T
   LaneSums<T> fg = sum_fg, bg = sum_bg;
   const auto step = [&](int64_t i, auto count) __attribute__((always_inline)) {
     const T* mask = as<T>(r.mask + i, count, buffer[0]);
@@ -143,19 +143,23 @@ void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSu
         prefetch(r.bg.data + c * r.bg.stride + i + kAhead, count);
         prefetch(r.target.data + c * r.target.stride + i + kAhead, count);
       }
-      const T* x_fg = as<T>(r.fg.data + c * r.fg.stride + i, count, buffer[1]);
-      const T* x_bg = as<T>(r.bg.data + c * r.bg.stride + i, count, buffer[2]);
-      const T* target = as<T>(r.target.data + c * r.target.stride + i, count, buffer[3]);
+      const S *from_fg = r.fg.data + c * r.fg.stride + i, *from_bg = r.bg.data + c * r.bg.stride + i;
+      const S* from_target = r.target.data + c * r.target.stride + i;
       S *to_fg = r.d_fg.data + c * r.d_fg.stride + i, *to_bg = r.d_bg.data + c * r.d_bg.stride + i;
-      T *d_fg = place_for<T>(to_fg, buffer[4]), *d_bg = place_for<T>(to_bg, buffer[5]);
+      T *d_fg = place_for<T>(to_fg, buffer[1]), *d_bg = place_for<T>(to_bg, buffer[2]);
       const math::Scale<T> fg_scale = r.fg_scale[c], bg_scale = r.bg_scale[c];
       for_packs<T>(count, [&](int64_t first, auto lanes, int p) __attribute__((always_inline)) {
+        // One pack at a time, so that what has to be widened stays in registers.
+        alignas(64) T wide[3][kLanes<T>];
+        const T* x_fg = as<T>(from_fg + first, lanes, wide[0]);
+        const T* x_bg = as<T>(from_bg + first, lanes, wide[1]);
+        const T* target = as<T>(from_target + first, lanes, wide[2]);
         T of_fg[kLanes<T>] = {}, of_bg[kLanes<T>] = {};
         FGBG_SIMD
         for (int64_t l = 0; l < lanes; ++l) {
           const int64_t k = first + l;
-          const math::Nll<T> nll_fg = L::eval(x_fg[k], target[k], fg_scale);
-          const math::Nll<T> nll_bg = L::eval(x_bg[k], target[k], bg_scale);
+          const math::Nll<T> nll_fg = L::eval(x_fg[l], target[l], fg_scale);
+          const math::Nll<T> nll_bg = L::eval(x_bg[l], target[l], bg_scale);
           of_fg[l] = on[k] * nll_fg.value;
           of_bg[l] = off[k] * nll_bg.value;
           if constexpr (kGradient) {

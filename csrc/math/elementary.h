@@ -185,14 +185,28 @@ FGBG_FN T sign(T x) {  // 0 at 0, NaN at NaN
 }
 
 // exp(x) - 1 - x >= 0 with full relative accuracy: near 0 the subtraction would cancel.
-template <class T>
-FGBG_FN T expm1_minus_x(T x) {
+FGBG_FN double expm1_minus_x(double x) {
   // x^2/2 (1 + x/3 (1 + x/4 (...))); what is left out is below epsilon / 2 for |x| < 1/2.
-  constexpr int kLast = sizeof(T) == 8 ? 16 : 9;
-  T series = T(1);
-  for (int k = kLast; k >= 3; --k) series = fma(series * x, T(1) / T(k), T(1));
-  const T near = T(0.5) * x * x * series;
-  return abs(x) < T(0.5) ? near : expm1(x) - x;
+  double series = 1.0;
+  for (int k = 16; k >= 3; --k) series = fma(series * x, 1.0 / k, 1.0);
+  return abs(x) < 0.5 ? 0.5 * x * x * series : expm1(x) - x;
+}
+
+// With x = n ln 2 + r and exp(r) = 1 + r + r^2 q(r) it is 2^n r^2 q(r) + (2^n - 1) r + (2^n - 1 - n ln 2),
+// of which the first term alone is left near 0. Right to 2 epsilon.
+FGBG_FN float expm1_minus_x(float x) {
+  const float clamped = clamp_for_exp(x, -87.0f);
+  const Reduced red = reduce_by_ln2(clamped);
+  float q = 1.98578025e-4f;
+  q = fma(q, red.r, 1.39336066e-3f);
+  q = fma(q, red.r, 8.33336078e-3f);
+  q = fma(q, red.r, 0.0416664667f);
+  q = fma(q, red.r, 0.166666672f);
+  q = fma(q, red.r, 0.5f);
+  // All by halves, since 2^n may overflow; where x was clamped, what was cut off comes back.
+  const float half = pow2(red.n - 1), less = half - 0.5f;
+  const float constant = fma(static_cast<float>(red.n), -0.34657359f, less);
+  return 2.0f * fma(half, red.r * red.r * q, fma(less, red.r, constant)) + (clamped - x);
 }
 
 // log(1 + y) - y <= 0 with full relative accuracy, for -0.4 < y < 0.7. With s = y / (2 + y),
@@ -230,7 +244,11 @@ FGBG_FN SinCos sincos_turns(float t) {
   const float c = fma(xx, p, 1.0f);
   const bool swap = (quarter & 1) != 0;
   const float sin_abs = swap ? c : s, cos_abs = swap ? s : c;
-  return {(quarter & 2) != 0 ? -sin_abs : sin_abs, ((quarter + 1) & 2) != 0 ? -cos_abs : cos_abs};
+  // The signs are bit 1 of quarter and of quarter + 1.
+  const uint32_t sin_sign = static_cast<uint32_t>(quarter) << 30 & 0x80000000u;
+  const uint32_t cos_sign = (static_cast<uint32_t>(quarter) + 1) << 30 & 0x80000000u;
+  return {bits_as<float>(bits_as<uint32_t>(sin_abs) ^ sin_sign),
+          bits_as<float>(bits_as<uint32_t>(cos_abs) ^ cos_sign)};
 #endif
 }
 

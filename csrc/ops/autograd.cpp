@@ -127,10 +127,21 @@ struct Reparameterize : Function<Reparameterize> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto needs = saved_needs<2>(ctx);
-    const auto [d_mu, d_logvar] = call_backward(reparameterize_backward_op(), grads[0], saved[0], saved[1],
-                                                saved[2], saved_offset(ctx), saved_samples(ctx), needs);
-    return {undefined_unless(needs[0], d_mu), undefined_unless(needs[1], d_logvar), {}, {}, {}};
+    const auto samples = saved_samples(ctx);
+    auto needs = saved_needs<2>(ctx);
+    variable_list out(5);
+    // dz/dmu = 1: what arrives at one draw goes on to mu as it is, as from torch's own addition.
+    if (needs[0] && !samples && grads[0].scalar_type() == saved[0].scalar_type()) {
+      out[0] = grads[0];
+      needs[0] = false;
+    }
+    if (needs[0] || needs[1]) {
+      const auto [d_mu, d_logvar] = call_backward(reparameterize_backward_op(), grads[0], saved[0], saved[1],
+                                                  saved[2], saved_offset(ctx), samples, needs);
+      if (needs[0]) out[0] = d_mu;
+      if (needs[1]) out[1] = d_logvar;
+    }
+    return out;
   }
 };
 
