@@ -1,0 +1,205 @@
+// What is done to a block of pixels with one likelihood: the only code that is multiplied by their list.
+#pragma once
+
+#include "../math/likelihood.h"
+#include "memory.h"
+
+namespace fgbg::cpu {
+inline namespace FGBG_ISA {
+
+// Pixels of some channels, `stride` apart.
+template <class T>
+struct Planes {
+  T* data;
+  int64_t stride;
+};
+
+// A block of a masked loss, all channels that share its mask, and where its gradients go; stored as S.
+template <class T, class S>
+struct Regions {
+  Planes<const S> fg, bg, target;
+  const S* mask;
+  bool logits;
+  const math::Scale<T>*fg_scale, *bg_scale;  // of each channel
+  int64_t channels;
+  bool far;  // the images are not in a cache
+  // for the gradients
+  T to_fg, to_bg, to_area;  // what arrives at the sums
+  Planes<S> d_fg, d_bg;
+  S* d_mask;
+};
+
+template <class T, class S>
+using MaskedLoop = void (*)(const Regions<T, S>& in, int64_t n, LaneSums<T>& fg, LaneSums<T>& bg);
+
+// The storage type that is computed with as it comes, besides T itself.
+template <class T>
+using Half = std::conditional_t<sizeof(T) == 4, math::bf16, T>;
+
+template <class T>
+struct LikelihoodLoops {
+  math::Scale<T> (*prepare)(T scale);
+  // value[k] = -log p(target[k] | x[k])
+  void (*value)(const T* x, const T* target, math::Scale<T> s, int64_t n, T* value);
+  // The same, and d_x[k], the derivative of w[k] * value[k].
+  void (*gradient)(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* value, T* d_x);
+  // Its other derivatives, which few callers want. d_target is added to.
+  void (*others)(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* d_target,
+                 T* d_scale);
+  // A whole block of a masked loss, [0] without and [1] with its gradients. Its sums are added to fg and bg.
+  MaskedLoop<T, T> masked[2];
+  MaskedLoop<T, Half<T>> masked_half[2];
+};
+
+template <class L, class T>
+void value_loop(const T* x, const T* target, math::Scale<T> s, int64_t n, T* value) {
+  FGBG_SIMD
+  for (int64_t k = 0; k < n; ++k) value[k] = L::eval(x[k], target[k], s).value;
+}
+
+template <class L, class T>
+void gradient_loop(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* value, T* d_x) {
+  FGBG_SIMD
+  for (int64_t k = 0; k < n; ++k) {
+    const math::Nll<T> nll = L::eval(x[k], target[k], s);
+    value[k] = nll.value;
+    d_x[k] = w[k] * nll.d_x;
+  }
+}
+
+template <class L, class T>
+void others_loop(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* d_target,
+                 T* d_scale) {
+  FGBG_SIMD
+  for (int64_t k = 0; k < n; ++k) {
+    const math::Nll<T> nll = L::eval(x[k], target[k], s);
+    d_target[k] += w[k] * nll.d_target;
+    d_scale[k] = w[k] * nll.d_scale;
+  }
+}
+
+// A few numbers as T, in a buffer if they are not; and where to put such numbers.
+template <class T, class S>
+inline const T* as(const S* from, int64_t n, T* buffer) {
+  if constexpr (std::is_same_v<S, T>) return from;
+  widen_all<T>(from, 1, n, buffer);
+  return buffer;
+}
+template <class T, class S>
+inline T* place_for(S* to, T* buffer) {
+  if constexpr (std::is_same_v<S, T>) return to;
+  return buffer;
+}
+
+// Pixels that a masked loss handles at a time. (With half as many its forward pass would be no faster, and
+// sum in another order than with gradients.)
+template <class T>
+constexpr int64_t kStep = 2 * LaneSums<T>::kPacks * kLanes<T>;
+
+// A masked loss in one loop, unlike the others: of a cheap likelihood the time would go into passing values
+// from stage to stage. It takes so few pixels at a time that reading does not wait for the exponentials of
+// the mask, and the operands of all channels are read side by side.
+template <class L, class T, class S, bool kGradient>
+void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<T>& sum_bg) {
+  const Regions<T, S> r = in;  // a copy, which no store can change
+  alignas(64) T on[kStep<T>], off[kStep<T>], difference[kStep<T>];
+  // What comes next is asked for: there are too many streams for the processor to foresee them. (From a cache
+  // it comes soon enough; with gradients to write, the asking costs nothing.)
+  constexpr int64_t kAhead = (kGradient ? 2 : 4) * kStep<T>;
+  alignas(64) T buffer[3][kStep<T>];  // of what is not stored as T
+  LaneSums<T> fg = sum_fg, bg = sum_bg;
+  const auto step = [&](int64_t i, auto count) __attribute__((always_inline)) {
+    const T* mask = as<T>(r.mask + i, count, buffer[0]);
+    if (r.logits) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < count; ++k) {
+        const math::Mask<T> m = math::mask_from_logit(mask[k]);
+        on[k] = m.on;
+        off[k] = m.off;
+      }
+    } else {
+      FGBG_SIMD
+      for (int64_t k = 0; k < count; ++k) {
+        on[k] = mask[k];
+        off[k] = T(1) - mask[k];
+      }
+    }
+    if constexpr (kGradient) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < kStep<T>; ++k) difference[k] = T(0);
+    }
+    for (int64_t c = 0; c < r.channels; ++c) {
+      if (kGradient || r.far) {
+        prefetch(r.fg.data + c * r.fg.stride + i + kAhead, count);
+        prefetch(r.bg.data + c * r.bg.stride + i + kAhead, count);
+        prefetch(r.target.data + c * r.target.stride + i + kAhead, count);
+      }
+      const S *from_fg = r.fg.data + c * r.fg.stride + i, *from_bg = r.bg.data + c * r.bg.stride + i;
+      const S* from_target = r.target.data + c * r.target.stride + i;
+      S *to_fg = r.d_fg.data + c * r.d_fg.stride + i, *to_bg = r.d_bg.data + c * r.d_bg.stride + i;
+      T *d_fg = place_for<T>(to_fg, buffer[1]), *d_bg = place_for<T>(to_bg, buffer[2]);
+      const math::Scale<T> fg_scale = r.fg_scale[c], bg_scale = r.bg_scale[c];
+      for_packs<T>(count, [&](int64_t first, auto lanes, int p) __attribute__((always_inline)) {
+        // One pack at a time, so that what has to be widened stays in registers.
+        alignas(64) T wide[3][kLanes<T>];
+        const T* x_fg = as<T>(from_fg + first, lanes, wide[0]);
+        const T* x_bg = as<T>(from_bg + first, lanes, wide[1]);
+        const T* target = as<T>(from_target + first, lanes, wide[2]);
+        T of_fg[kLanes<T>] = {}, of_bg[kLanes<T>] = {};
+        FGBG_SIMD
+        for (int64_t l = 0; l < lanes; ++l) {
+          const int64_t k = first + l;
+          const math::Nll<T> nll_fg = L::eval(x_fg[l], target[l], fg_scale);
+          const math::Nll<T> nll_bg = L::eval(x_bg[l], target[l], bg_scale);
+          of_fg[l] = on[k] * nll_fg.value;
+          of_bg[l] = off[k] * nll_bg.value;
+          if constexpr (kGradient) {
+            d_fg[k] = r.to_fg * on[k] * nll_fg.d_x;
+            d_bg[k] = r.to_bg * off[k] * nll_bg.d_x;
+            difference[k] += r.to_fg * nll_fg.value - r.to_bg * nll_bg.value;
+          }
+        }
+        Pack<T> a, b;
+        load(a, of_fg);
+        load(b, of_bg);
+        fg.pack[p] += a;
+        bg.pack[p] += b;
+      });
+      if constexpr (kGradient && !std::is_same_v<S, T>) {
+        narrow_all(d_fg, 1, count, to_fg);
+        narrow_all(d_bg, 1, count, to_bg);
+      }
+    }
+    if constexpr (kGradient) {
+      T* d_mask = place_for<T>(r.d_mask + i, buffer[0]);
+      FGBG_SIMD
+      for (int64_t k = 0; k < count; ++k) {
+        const T d = difference[k] + r.to_area;
+        d_mask[k] = r.logits ? math::mask_slope(on[k], off[k]) * d : d;
+      }
+      if constexpr (!std::is_same_v<S, T>) narrow_all(d_mask, 1, count, r.d_mask + i);
+    }
+  };
+  int64_t i = 0;
+  for (; i + kStep<T> <= n; i += kStep<T>) step(i, std::integral_constant<int64_t, kStep<T>>{});
+  if (i < n) step(i, n - i);
+  sum_fg = fg;
+  sum_bg = bg;
+}
+
+template <class T>
+const LikelihoodLoops<T>& likelihood_loops(Likelihood likelihood) {
+#define FGBG_ENTRY(L, name)                                               \
+  {math::L::prepare<T>,                                                   \
+   value_loop<math::L, T>,                                                \
+   gradient_loop<math::L, T>,                                             \
+   others_loop<math::L, T>,                                               \
+   {masked_loop<math::L, T, T, false>, masked_loop<math::L, T, T, true>}, \
+   {masked_loop<math::L, T, Half<T>, false>, masked_loop<math::L, T, Half<T>, true>}},
+  static const LikelihoodLoops<T> table[] = {FGBG_FOR_EACH_LIKELIHOOD(FGBG_ENTRY)};
+#undef FGBG_ENTRY
+  return table[static_cast<int>(likelihood)];
+}
+
+}  // namespace FGBG_ISA
+}  // namespace fgbg::cpu
