@@ -55,7 +55,9 @@ def test_it_writes_every_score_config_curve_and_picture(tmp_path):
         folder = tmp_path / model / "X50" / "seed-0"
         for picture in ("curves.png", "separation.png"):
             assert (folder / picture).read_bytes().startswith(b"\x89PNG")
-        assert json.loads((folder / "config.json").read_text())["model"] == cls.__name__
+        config = json.loads((folder / "config.json").read_text())
+        assert config["model"] == cls.__name__
+        assert config["data"]["batch_size"] == reproduce.MODELS[model].batch_size
         cls.load_from_checkpoint(folder / "model.ckpt", weights_only=True)
 
 
