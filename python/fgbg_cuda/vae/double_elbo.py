@@ -83,7 +83,7 @@ class DoubleELBO(nn.Module):
     So z2 tells the disc better, and the foreground is nearer the truth, where the disc is active half of the
     time: for each seed and both sizes of batch. (On seeds 10 and 11, by which the size was chosen, batches of
     10 let the foreground draw 0.02 and 0.01 of the disc at X50, 0.10 and 0.06 at X90.) In every one of these
-    runs the disc can be predicted from z1 too (R^2 0.91 to 0.99): local brightness is what its encoder sees,
+    runs the disc can be predicted from z1 too (R^2 0.89 to 0.99): local brightness is what its encoder sees,
     and an empty cell under a disc looks to it like half of one. (With the four latents as numbers for the
     whole image, that was 0.96 to 0.98 on all sets, seeds 1 to 3, and they could not tell ten cells apart:
     R^2 0.18 to 0.25.)
