@@ -55,9 +55,9 @@ PYBIND11_MODULE(_C, m) {
   using release = py::call_guard<py::gil_scoped_release>;
   using namespace fgbg::ops;
   m.def("philox_normal", bind(philox_normal_op), release());
-  m.def("reparameterize", bind(reparameterize_op), release());
+  m.def("reparameterize", reparameterize_eager, release());
   m.def("gaussian_kl", gaussian_kl_eager, release());
-  m.def("sample_gaussian", bind(sample_gaussian_op), release());
+  m.def("sample_gaussian", sample_gaussian_eager, release());
   m.def("bernoulli_kl", bernoulli_kl_eager, release());
   m.def("reconstruction_loss", reconstruction_loss_eager, release());
   fgbg::bind_ordinary(m);

@@ -103,6 +103,8 @@ struct GaussianArgs : Sums {
   View z;
   View kl;                    // reduction none
   double* partial = nullptr;  // otherwise: [B, segments]
+  // Of a single draw, on the CPU alone: written by forward where present; backward then makes no noise.
+  View dz_dlogvar;
   // backward
   View grad_z;
   View grad_kl_elements;  // reduction none

@@ -159,7 +159,7 @@ py::object reparameterize(handle mu, handle logvar, handle num_samples, handle s
   Tensor z;
   {
     const py::gil_scoped_release release;
-    z = ops::reparameterize_op().call(*x->mu, *x->logvar, draw->seed, draw->offset, draw->samples);
+    z = ops::reparameterize_eager(*x->mu, *x->logvar, draw->seed, draw->offset, draw->samples);
   }
   return wrap(z);
 }
@@ -192,8 +192,8 @@ py::object sample_gaussian(handle mu, handle logvar, handle prior_mu, handle pri
   {
     const string_view name = text(reduction);
     const py::gil_scoped_release release;
-    std::tie(z, kl) = ops::sample_gaussian_op().call(*x->mu, *x->logvar, x->prior_mu, x->prior_logvar,
-                                                     draw->seed, draw->offset, draw->samples, name);
+    std::tie(z, kl) = ops::sample_gaussian_eager(*x->mu, *x->logvar, x->prior_mu, x->prior_logvar, draw->seed,
+                                                 draw->offset, draw->samples, name);
   }
   return py::make_tuple(wrap(z), wrap(kl));
 }

@@ -76,6 +76,9 @@ def test_each_call_is_one_forward_and_one_backward_op(sample, device):
     assert names[1] == f"{names[0]}_backward"
 
 
+SAMPLING = ("reparameterize", "sample_gaussian")
+
+
 def _fused(func, args, into):
     """The ops that the eager way takes in the place of a loss and its backward op: their calls, made from a
     recorded call of the loss."""
@@ -91,7 +94,7 @@ def _fused(func, args, into):
 
 
 @pytest.mark.parametrize("reduction", ["sample", "batchmean"])
-@each([s for s in first_of_each_op() if s.op not in ("reparameterize", "sample_gaussian")])
+@each([s for s in first_of_each_op() if s.op not in SAMPLING])
 def test_opcheck_of_fused_ops(sample, reduction, device):
     inputs = {"gaussian_kl": 4, "bernoulli_kl": 2}.get(sample.op, 6)
     reduced = dataclasses.replace(sample, options={**sample.options, "reduction": reduction})
@@ -99,6 +102,23 @@ def test_opcheck_of_fused_ops(sample, reduction, device):
     args = [a.detach() if torch.is_tensor(a) else a for a in args]
     for fused, fused_args in _fused(func, args, inputs):
         torch.library.opcheck(fused, fused_args, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "sample", "batchmean"])
+def test_opcheck_of_kept_gradients(reduction, with_prior):
+    """Of samples, on the CPU alone."""
+    mu, logvar = torch.randn(4, 3, 5), torch.randn(5, 3, 4).transpose(0, 2)
+    prior = torch.randn(2, 4, 3, 5) if with_prior else (None, None)
+    seed, ops, tests = torch.tensor([3]), torch.ops.fgbg, ("test_schema", "test_faketensor")
+    torch.library.opcheck(ops.reparameterize_with_gradient.default, (mu, logvar, seed, 2), test_utils=tests)
+    args = (mu, logvar, *prior, seed, 2, reduction)
+    torch.library.opcheck(ops.sample_gaussian_with_gradient.default, args, test_utils=tests)
+    z, kl, slope = ops.sample_gaussian_with_gradient(*args)
+    needs = [True, True, with_prior, False]
+    for grad_kl in (None, torch.ones_like(kl)):
+        args = (slope, torch.ones_like(z), grad_kl, mu, logvar, *prior, reduction, needs)
+        torch.library.opcheck(ops.sample_gaussian_backward_.default, args, test_utils=tests)
 
 
 @pytest.mark.parametrize("size", [(), (0,), (7,), (2, 3, 4)])
@@ -113,6 +133,7 @@ def test_every_op_of_the_library_is_checked(device):
     seen = {f.name() for s in first_of_each_op() for f, _ in _calls(s, device)}
     for loss in ("gaussian_kl", "bernoulli_kl", "reconstruction_loss"):
         seen |= {f"fgbg::{loss}_with_gradients", f"fgbg::{loss}_backward_"}
+    seen |= {f"fgbg::{name}_with_gradient" for name in SAMPLING} | {"fgbg::sample_gaussian_backward_"}
     registered = {
         name
         for name in torch._C._dispatch_get_all_op_names()

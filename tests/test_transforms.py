@@ -218,8 +218,8 @@ def test_no_grad_makes_no_graph(device):
         assert fgbg_cuda.reparameterize(x, x).shape == x.shape
 
 
-def test_backward_stores_no_noise(device):
-    """eps is made again from the seed: the inputs are all that a sample keeps."""
+def test_several_draws_store_no_noise(device):
+    """eps is made again from the seed: the inputs are all that they keep."""
     mu = torch.randn(4, 300, device=device, requires_grad=True)
     logvar = torch.randn(4, 300, device=device, requires_grad=True)
     saved = []

@@ -40,21 +40,28 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
   const bool wants_kl = args.kl || args.partial;
   Normals normals(args.noise);
   Input<T> mu_in, logvar_in, prior_mu_in, prior_logvar_in;
-  Output<T> z_out, kl_out;
-  T zeros[kBlock<T>] = {};
+  Output<T> z_out, slope_out, kl_out;
+  T zeros[kBlock<T>] = {}, std[kBlock<T>];
   auto block = [&](int64_t i, int64_t n) -> const T* {
     const Span span{shape, i, n};
     const T* mu = mu_in.load(args.mu, span);
     const T* logvar = logvar_in.load(args.logvar, span);
     if (args.z) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) std[k] = math::std_from_logvar(logvar[k]);
       for (int64_t s = 0; s < args.samples; ++s) {
         const View to = draw(args.z, shape, s);
         const float* eps = normals.fill(s * shape.numel + i, n);
         T* z = z_out.open(to, span);
         FGBG_SIMD
-        for (int64_t k = 0; k < n; ++k)
-          z[k] = math::fma(math::std_from_logvar(logvar[k]), static_cast<T>(eps[k]), mu[k]);
+        for (int64_t k = 0; k < n; ++k) z[k] = math::fma(std[k], static_cast<T>(eps[k]), mu[k]);
         z_out.close(to, span);
+        if (args.dz_dlogvar) {
+          T* slope = slope_out.open(args.dz_dlogvar, span);
+          FGBG_SIMD
+          for (int64_t k = 0; k < n; ++k) slope[k] = math::dz_dlogvar(std[k], static_cast<T>(eps[k]));
+          slope_out.close(args.dz_dlogvar, span);
+        }
       }
     }
     if (!wants_kl) return nullptr;
@@ -75,14 +82,13 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
   rows.run_all<T>(begin, end, {}, args.partial, block);
 }
 
-// What one draw adds to the gradients; d_logvar is the derivative by the standard deviation until the last.
-template <bool kFirst, bool kLast, class T>
-void draw_gradients(const T* grad, const float* eps, const T* logvar, int64_t n, T* d_mu, T* d_logvar) {
+// What one draw adds to the gradients, or all there is to them of the sample.
+template <bool kAdd, class T>
+void draw_gradients(const T* grad, const T* slope, int64_t n, T* d_mu, T* d_logvar) {
   FGBG_SIMD
   for (int64_t k = 0; k < n; ++k) {
-    const T d_std = (kFirst ? T(0) : d_logvar[k]) + grad[k] * static_cast<T>(eps[k]);
-    d_mu[k] = (kFirst ? T(0) : d_mu[k]) + grad[k];
-    d_logvar[k] = kLast ? d_std * (T(0.5) * math::std_from_logvar(logvar[k])) : d_std;
+    d_mu[k] = (kAdd ? d_mu[k] : T(0)) + grad[k];
+    d_logvar[k] = (kAdd ? d_logvar[k] : T(0)) + grad[k] * slope[k];
   }
 }
 
@@ -99,8 +105,8 @@ void standard_kl_gradients(const T* mu, const T* logvar, const T* grad, int64_t 
   }
 }
 
-// d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl; eps is made again. Where
-// there is room for them, the sums of the KL too.
+// d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl; unless dz_dlogvar is at hand,
+// eps is made again. Where there is room for them, the sums of the KL too.
 template <class T>
 void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
   const Shape& shape = args.shape;
@@ -108,23 +114,27 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
   const bool has_kl = args.grad_kl || args.grad_kl_elements;
   const bool standard = !args.prior_mu && !args.prior_logvar;
   Normals normals(args.noise);
-  Input<T> mu_in, logvar_in, prior_mu_in, prior_logvar_in, grad_z_in;
+  Input<T> mu_in, logvar_in, prior_mu_in, prior_logvar_in, grad_z_in, slope_in;
   Output<T> mu_out, logvar_out, prior_mu_out, prior_logvar_out;
   UpstreamBlocks<T> upstream(args.grad_kl_elements, args.grad_kl);
-  T zeros[kBlock<T>] = {}, kl[kBlock<T>];
+  T zeros[kBlock<T>] = {}, kl[kBlock<T>], std[kBlock<T>], made[kBlock<T>];
   auto block = [&](int64_t i, int64_t n) -> const T* {
     const Span span{shape, i, n};
     const T* logvar = logvar_in.load(args.logvar, span);
     T* d_mu = mu_out.open(args.grad_mu, span);
     T* d_logvar = logvar_out.open(args.grad_logvar, span);
-    if (args.grad_z) {
+    if (args.grad_z && args.dz_dlogvar) {
+      draw_gradients<false>(grad_z_in.load(args.grad_z, span), slope_in.load(args.dz_dlogvar, span), n, d_mu,
+                            d_logvar);
+    } else if (args.grad_z) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) std[k] = math::std_from_logvar(logvar[k]);
       for (int64_t s = 0; s < args.samples; ++s) {
         const T* grad = grad_z_in.load(draw(args.grad_z, shape, s), span);
         const float* eps = normals.fill(s * shape.numel + i, n);
-        const bool first = s == 0, last = s + 1 == args.samples;
-        auto gradients = first ? (last ? draw_gradients<true, true, T> : draw_gradients<true, false, T>)
-                               : (last ? draw_gradients<false, true, T> : draw_gradients<false, false, T>);
-        gradients(grad, eps, logvar, n, d_mu, d_logvar);
+        FGBG_SIMD
+        for (int64_t k = 0; k < n; ++k) made[k] = math::dz_dlogvar(std[k], static_cast<T>(eps[k]));
+        (s == 0 ? draw_gradients<false, T> : draw_gradients<true, T>)(grad, made, n, d_mu, d_logvar);
       }
     } else if (!has_kl || !standard) {  // else the loop of the KL writes them
       for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
@@ -172,25 +182,24 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
 }
 
 template <class T>
-const T* prior_logits(const BernoulliArgs& args, Input<T>& in, const T* constant, const Span& span) {
-  return args.prior ? in.load(args.prior, span) : constant;
-}
-
-template <class T>
 void bernoulli_forward(const BernoulliArgs& args, int64_t begin, int64_t end) {
   const Shape& shape = args.shape;
   const Rows rows(shape);
   Input<T> logits_in, prior_in;
   Output<T> kl_out;
-  T constant[kBlock<T>];
-  for (T& c : constant) c = static_cast<T>(args.prior_logit);
+  const T constant = static_cast<T>(args.prior_logit);
   auto block = [&](int64_t i, int64_t n) -> const T* {
     const Span span{shape, i, n};
     const T* logits = logits_in.load(args.logits, span);
-    const T* prior = prior_logits(args, prior_in, constant, span);
     T* kl = kl_out.open(args.kl, span);
-    FGBG_SIMD
-    for (int64_t k = 0; k < n; ++k) kl[k] = math::bernoulli_kl(logits[k], prior[k]).value;
+    if (args.prior) {
+      const T* prior = prior_in.load(args.prior, span);
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) kl[k] = math::bernoulli_kl(logits[k], prior[k]).value;
+    } else {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) kl[k] = math::bernoulli_kl(logits[k], constant).value;
+    }
     kl_out.close(args.kl, span);
     return kl;
   };
@@ -204,24 +213,33 @@ void bernoulli_backward(const BernoulliArgs& args, int64_t begin, int64_t end) {
   Input<T> logits_in, prior_in;
   Output<T> logits_out, prior_out;
   UpstreamBlocks<T> upstream(args.grad_kl_elements, args.grad_kl);
-  T constant[kBlock<T>], kl[kBlock<T>];
-  for (T& c : constant) c = static_cast<T>(args.prior_logit);
+  T kl[kBlock<T>];
+  const T constant = static_cast<T>(args.prior_logit);
   auto block = [&](int64_t i, int64_t n) -> const T* {
     const Span span{shape, i, n};
     const T* logits = logits_in.load(args.logits, span);
-    const T* prior = prior_logits(args, prior_in, constant, span);
     const T* grad = upstream.load(span);
     T* d_logits = logits_out.open(args.grad_logits, span);
-    T* d_prior = prior_out.open(args.grad_prior, span);
-    FGBG_SIMD
-    for (int64_t k = 0; k < n; ++k) {
-      const auto to = math::bernoulli_kl(logits[k], prior[k]);
-      kl[k] = to.value;
-      d_logits[k] = grad[k] * to.d_logit;
-      d_prior[k] = grad[k] * to.d_prior;
+    if (args.prior) {
+      const T* prior = prior_in.load(args.prior, span);
+      T* d_prior = prior_out.open(args.grad_prior, span);
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) {
+        const auto to = math::bernoulli_kl(logits[k], prior[k]);
+        kl[k] = to.value;
+        d_logits[k] = grad[k] * to.d_logit;
+        d_prior[k] = grad[k] * to.d_prior;
+      }
+      prior_out.close(args.grad_prior, span);
+    } else {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) {
+        const auto to = math::bernoulli_kl(logits[k], constant);
+        kl[k] = to.value;
+        d_logits[k] = grad[k] * to.d_logit;
+      }
     }
     logits_out.close(args.grad_logits, span);
-    prior_out.close(args.grad_prior, span);
     return kl;
   };
   rows.run_all<T>(begin, end, args.grad_kl, args.partial, block);

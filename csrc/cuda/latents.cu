@@ -160,6 +160,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<V>)
     if (has_kl) raw_mu = g.fetch(args.mu);
     unpack<T, V>(args.logvar, raw_logvar, logvar);
     if (args.grad_z) {
+      T deviation[V];
+#pragma unroll
+      for (int j = 0; j < V; ++j) deviation[j] = math::std_from_logvar(logvar[j]);
       for (int64_t s = 0; s < args.samples; ++s) {
         const Raw<V> raw_grad = g.fetch(args.grad_z, s);
         float eps[V];
@@ -169,11 +172,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<V>)
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           d_mu[j] += grad[j];
-          d_logvar[j] += grad[j] * static_cast<T>(eps[j]);
+          d_logvar[j] += grad[j] * math::dz_dlogvar(deviation[j], static_cast<T>(eps[j]));
         }
       }
-#pragma unroll
-      for (int j = 0; j < V; ++j) d_logvar[j] *= T(0.5) * math::std_from_logvar(logvar[j]);
     }
     if (has_kl) {
       T mu[V], prior_mu[V] = {}, prior_logvar[V] = {}, u[V];

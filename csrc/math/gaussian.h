@@ -7,10 +7,14 @@
 namespace fgbg::math {
 inline namespace FGBG_ISA {
 
-// z = mu + exp(logvar / 2) eps.  dz/dmu = 1, dz/dlogvar = (z - mu) / 2.
+// z = mu + std eps, std = exp(logvar / 2).  dz/dmu = 1.
 template <class T>
 FGBG_FN T std_from_logvar(T logvar) {
   return exp(T(0.5) * logvar);
+}
+template <class T>
+FGBG_FN T dz_dlogvar(T std, T eps) {
+  return T(0.5) * std * eps;
 }
 
 template <class T>

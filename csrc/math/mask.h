@@ -50,17 +50,18 @@ struct BernoulliKl {
 
 // KL = m d + log((1 + e^b) / (1 + e^a)), d = a - b, m = sigmoid(a), taken on the side where m <= 1/2
 // (flipping the sign of both logits exchanges the two outcomes). Far apart, the log is a difference of
-// softplus. Close together both terms cancel to second order in d; there log(...) = log1p(y) with
-// y = m (e^-d - 1), and KL = m (e^-d - 1 + d) + (log1p(y) - y), each part accurate by itself.
+// softplus, which are log(1 + e^-|x|) and, for b > 0, b. Close together both terms cancel to second order in
+// d; there log(...) = log1p(y) with y = m (e^-d - 1), and KL = m (e^-d - 1 + d) + (log1p(y) - y), each part
+// accurate by itself.
 template <class T>
 FGBG_FN BernoulliKl<T> bernoulli_kl(T logit, T prior_logit) {
   const T sign = logit > T(0) ? T(-1) : T(1);
   const T a = sign * logit, b = sign * prior_logit, d = a - b;
   const Mask<T> m = mask_from_logit(a);
   const T near = m.on * expm1_minus_x(-d) + log1p_minus_x(m.on * expm1(-d));
-  // For b > 0, with softplus(b) = b + softplus(-b), so that an infinite b gives no inf - inf.
-  const T far =
-      b > T(0) ? m.on * a + m.off * b + (softplus(-b) - softplus(a)) : m.on * d + (softplus(b) - softplus(a));
+  const T logs = log1p_unit(exp_minus_abs(prior_logit)) - log1p_unit(exp_minus_abs(a));
+  // m d + b, written so that an infinite b gives no inf - inf.
+  const T far = (b > T(0) ? m.on * a + m.off * b : m.on * d) + logs;
   return {abs(d) < T(0.5) ? near : far, m.slope * (logit - prior_logit),
           -sigmoid_difference(logit, prior_logit, logit - prior_logit)};
 }

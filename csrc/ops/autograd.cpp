@@ -7,6 +7,9 @@
 // after bringing them up to the gradient that arrived if that is not one. One that keeps the graph, for more
 // passes to come or for second derivatives, computes its own, as the saved ones can be given away only once.
 // Losses that the program scales are better off with the plain way: see Habit.
+//
+// A sample on the CPU, where noise costs more to make than to keep, has such a way as well: its forward pass
+// writes dz/dlogvar, which the backward pass that frees the graph turns into the gradient in place.
 #include "autograd.h"
 
 #include <ATen/TensorSubclassLikeUtils.h>
@@ -31,7 +34,6 @@ bool any_wants_grad(std::initializer_list<OptionalTensor> tensors) {
 }
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
-Tensor undefined_unless(bool needed, const Tensor& t) { return needed ? t : Tensor(); }
 
 // Calls a _backward op. Only create_graph=True needs its own autograd formula, which is in Python and
 // slow to reach; otherwise the Autograd key is skipped.
@@ -116,24 +118,44 @@ OptionalSymInt saved_samples(AutogradContext* ctx) {
   return value.isNone() ? OptionalSymInt() : OptionalSymInt(value.toSymInt());
 }
 
+// Whether the forward pass may keep dz/dlogvar: of one draw, and exactly, in logvar's own type.
+bool may_keep_gradient(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                       const OptionalTensor& prior_logvar, const OptionalSymInt& samples) {
+  return !samples && at::GradMode::is_enabled() && logvar.requires_grad() &&
+         logvar.scalar_type() == compute_dtype({mu, logvar, prior_mu, prior_logvar}) &&
+         plain({mu, logvar, prior_mu, prior_logvar});
+}
+
 struct Reparameterize : Function<Reparameterize> {
   static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar, const Tensor& seed,
-                        const c10::SymInt& offset, const OptionalSymInt& samples) {
+                        const c10::SymInt& offset, const OptionalSymInt& samples, bool keep) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({mu, logvar, seed});
     save_draw(ctx, offset, samples);
     save_needs(ctx, needs_of<2>({mu, logvar}));
+    variable_list saved{mu, logvar, seed};
+    if (keep) {
+      const auto [z, dz_dlogvar] = reparameterize_with_gradient_op().call(mu, logvar, seed, offset);
+      if (dz_dlogvar.numel() > 0) saved.push_back(dz_dlogvar);
+      ctx->save_for_backward(std::move(saved));
+      return z;
+    }
+    ctx->save_for_backward(std::move(saved));
     return reparameterize_op().call(mu, logvar, seed, offset, samples);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto samples = saved_samples(ctx);
     auto needs = saved_needs<2>(ctx);
-    variable_list out(5);
+    variable_list out(6);
     // dz/dmu = 1: what arrives at one draw goes on to mu as it is, as from torch's own addition.
     if (needs[0] && !samples && grads[0].scalar_type() == saved[0].scalar_type()) {
       out[0] = grads[0];
       needs[0] = false;
+    }
+    if (const auto kept = saved_gradients(saved, 3); !kept.empty() && !needs[0]) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      out[1] = kept[0].mul_(grads[0]);
+      return out;
     }
     if (needs[0] || needs[1]) {
       const auto [d_mu, d_logvar] = call_backward(reparameterize_backward_op(), grads[0], saved[0], saved[1],
@@ -147,7 +169,7 @@ struct Reparameterize : Function<Reparameterize> {
 
 Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Tensor& seed, c10::SymInt offset,
                       OptionalSymInt samples) {
-  if (any_wants_grad({mu, logvar})) return Reparameterize::apply(mu, logvar, seed, offset, samples);
+  if (any_wants_grad({mu, logvar})) return Reparameterize::apply(mu, logvar, seed, offset, samples, false);
   at::AutoDispatchBelowADInplaceOrView guard;
   return reparameterize_op().call(mu, logvar, seed, offset, samples);
 }
@@ -207,32 +229,43 @@ struct SampleGaussian : Function<SampleGaussian> {
   static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
                                const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
                                const Tensor& seed, const c10::SymInt& offset, const OptionalSymInt& samples,
-                               const std::string& reduction) {
+                               const std::string& reduction, bool keep) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor()), seed});
     ctx->set_materialize_grads(false);
     ctx->saved_data["reduction"] = reduction;
     save_draw(ctx, offset, samples);
     save_needs(ctx, needs_of<4>({mu, logvar, prior_mu, prior_logvar}));
-    const auto [z, kl] =
-        sample_gaussian_op().call(mu, logvar, prior_mu, prior_logvar, seed, offset, samples, reduction);
+    variable_list saved{mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor()), seed};
+    Tensor z, kl, dz_dlogvar;
+    if (keep) {
+      std::tie(z, kl, dz_dlogvar) = sample_gaussian_with_gradient_op().call(
+          mu, logvar, prior_mu, prior_logvar, seed, offset, reduction);
+      if (dz_dlogvar.numel() > 0) saved.push_back(dz_dlogvar);
+    } else {
+      std::tie(z, kl) =
+          sample_gaussian_op().call(mu, logvar, prior_mu, prior_logvar, seed, offset, samples, reduction);
+    }
+    ctx->save_for_backward(std::move(saved));
     return {z, kl};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto needs = saved_needs<4>(ctx);
-    const auto [d_mu, d_logvar, d_prior_mu, d_prior_logvar] =
-        call_backward(sample_gaussian_backward_op(), optional(grads[0]), optional(grads[1]), saved[0],
-                      saved[1], optional(saved[2]), optional(saved[3]), saved[4], saved_offset(ctx),
-                      saved_samples(ctx), ctx->saved_data["reduction"].toStringView(), needs);
-    return {undefined_unless(needs[0], d_mu),
-            undefined_unless(needs[1], d_logvar),
-            undefined_unless(needs[2], d_prior_mu),
-            undefined_unless(needs[3], d_prior_logvar),
-            {},
-            {},
-            {},
-            {}};
+    const auto reduction = ctx->saved_data["reduction"].toStringView();
+    variable_list out(4);
+    if (const auto kept = saved_gradients(saved, 5); !kept.empty() && grads[0].defined()) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      out[1] = kept[0];
+      std::tie(out[0], out[2], out[3]) =
+          sample_gaussian_backward__op().call(out[1], grads[0], optional(grads[1]), saved[0], saved[1],
+                                              optional(saved[2]), optional(saved[3]), reduction, needs);
+    } else {
+      std::tie(out[0], out[1], out[2], out[3]) =
+          call_backward(sample_gaussian_backward_op(), optional(grads[0]), optional(grads[1]), saved[0],
+                        saved[1], optional(saved[2]), optional(saved[3]), saved[4], saved_offset(ctx),
+                        saved_samples(ctx), reduction, needs);
+    }
+    return for_arguments(out, needs, 9);
   }
 };
 
@@ -242,7 +275,7 @@ std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logva
                                            string_view reduction) {
   if (any_wants_grad({mu, logvar, prior_mu, prior_logvar})) {
     const auto out = SampleGaussian::apply(mu, logvar, prior_mu, prior_logvar, seed, offset, samples,
-                                           std::string(reduction));
+                                           std::string(reduction), false);
     return {out[0], out[1]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -391,6 +424,26 @@ std::tuple<Tensor, Tensor> reconstruction_loss(
 }
 
 }  // namespace
+
+Tensor reparameterize_eager(const Tensor& mu, const Tensor& logvar, const Tensor& seed, c10::SymInt offset,
+                            OptionalSymInt samples) {
+  if (may_keep_gradient(mu, logvar, {}, {}, samples))
+    return Reparameterize::apply(mu, logvar, seed, offset, samples, true);
+  return reparameterize_op().call(mu, logvar, seed, offset, samples);
+}
+
+std::tuple<Tensor, Tensor> sample_gaussian_eager(const Tensor& mu, const Tensor& logvar,
+                                                 const OptionalTensor& prior_mu,
+                                                 const OptionalTensor& prior_logvar, const Tensor& seed,
+                                                 c10::SymInt offset, OptionalSymInt samples,
+                                                 string_view reduction) {
+  if (may_keep_gradient(mu, logvar, prior_mu, prior_logvar, samples)) {
+    const auto out = SampleGaussian::apply(mu, logvar, prior_mu, prior_logvar, seed, offset, samples,
+                                           std::string(reduction), true);
+    return {out[0], out[1]};
+  }
+  return sample_gaussian_op().call(mu, logvar, prior_mu, prior_logvar, seed, offset, samples, reduction);
+}
 
 Tensor gaussian_kl_eager(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
                          const OptionalTensor& prior_logvar, string_view reduction) {

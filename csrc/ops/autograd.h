@@ -25,6 +25,8 @@ FGBG_OP(reparameterize, Tensor(const Tensor&, const Tensor&, const Tensor&, c10:
 FGBG_OP(reparameterize_backward,
         std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, c10::SymInt,
                                    OptionalSymInt, std::array<bool, 2>))
+FGBG_OP(reparameterize_with_gradient,
+        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, c10::SymInt))
 FGBG_OP(gaussian_kl,
         Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, string_view))
 FGBG_OP(gaussian_kl_backward,
@@ -45,6 +47,13 @@ FGBG_OP(sample_gaussian_backward,
                                                    const Tensor&, const Tensor&, const OptionalTensor&,
                                                    const OptionalTensor&, const Tensor&, c10::SymInt,
                                                    OptionalSymInt, string_view, std::array<bool, 4>))
+FGBG_OP(sample_gaussian_with_gradient,
+        std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
+                                           const OptionalTensor&, const Tensor&, c10::SymInt, string_view))
+FGBG_OP(sample_gaussian_backward_,
+        std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
+                                           const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                           string_view, std::array<bool, 4>))
 FGBG_OP(bernoulli_kl, Tensor(const Tensor&, const OptionalTensor&, double, string_view))
 FGBG_OP(bernoulli_kl_backward, std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
                                                           double, string_view, std::array<bool, 2>))
@@ -76,7 +85,14 @@ FGBG_OP(reconstruction_loss_backward_,
 
 #undef FGBG_OP
 
-// The eager entries of the ops with a reduced loss: through these the forward pass writes the gradients too.
+// The eager entries of the ops whose forward pass can write gradients, or what they are made of, too.
+Tensor reparameterize_eager(const Tensor& mu, const Tensor& logvar, const Tensor& seed, c10::SymInt offset,
+                            OptionalSymInt samples);
+std::tuple<Tensor, Tensor> sample_gaussian_eager(const Tensor& mu, const Tensor& logvar,
+                                                 const OptionalTensor& prior_mu,
+                                                 const OptionalTensor& prior_logvar, const Tensor& seed,
+                                                 c10::SymInt offset, OptionalSymInt samples,
+                                                 string_view reduction);
 Tensor gaussian_kl_eager(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
                          const OptionalTensor& prior_logvar, string_view reduction);
 Tensor bernoulli_kl_eager(const Tensor& logits, const OptionalTensor& prior, double prior_logit,

@@ -3,7 +3,8 @@
 //
 // A reduced loss is linear in the gradient that arrives at it, mostly one. _with_gradients writes, with the
 // loss, the gradients for one while the operands are at hand; _backward_ brings those up to the gradient
-// that arrived, which is no work where that is one.
+// that arrived, which is no work where that is one. A sample's _with_gradient writes dz/dlogvar, which
+// becomes the gradient of logvar in place.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
@@ -102,15 +103,60 @@ Tensor philox_normal(const Tensor& seed, at::IntArrayRef size, int64_t offset, a
   return out;
 }
 
-Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Tensor& seed, int64_t offset,
-                      std::optional<int64_t> samples) {
-  const Gaussian g{mu, logvar, {}, {}};
+struct Sampled {
+  Tensor z;
+  Tensor kl;  // if a reduction was given
+  Tensor
+      dz_dlogvar;  // if it was asked for; without elements where noise is cheaper to make again than to keep
+};
+
+Sampled gaussian_forward(const Gaussian& g, const Tensor& seed, int64_t offset,
+                         std::optional<int64_t> samples, std::optional<Reduction> reduction,
+                         bool wants_gradient) {
   GaussianArgs args = g.args();
   set_noise(args, seed, offset, samples);
-  Tensor z = empty_draws(g, samples);
-  args.z = draws_view(z, g, samples);
-  FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
-  return z;
+  Sampled out{empty_draws(g, samples), {}, {}};
+  args.z = draws_view(out.z, g, samples);
+  std::optional<Kl> kl;  // whose partial sums have to outlive the kernel
+  if (reduction) out.kl = kl.emplace(args, g.mu, *reduction, g.dtype()).out;
+  if (wants_gradient && g.mu.is_cuda()) {
+    out.dz_dlogvar = at::empty({0}, g.logvar.options());
+  } else if (wants_gradient) {
+    out.dz_dlogvar = empty_result_like(g.logvar, g.logvar.options());
+    args.dz_dlogvar = view_of(out.dz_dlogvar, g.mu, false);
+  }
+  FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, g.mu);
+  return out;
+}
+
+Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Tensor& seed, int64_t offset,
+                      std::optional<int64_t> samples) {
+  return gaussian_forward({mu, logvar, {}, {}}, seed, offset, samples, {}, false).z;
+}
+
+std::tuple<Tensor, Tensor> reparameterize_with_gradient(const Tensor& mu, const Tensor& logvar,
+                                                        const Tensor& seed, int64_t offset) {
+  const Sampled out = gaussian_forward({mu, logvar, {}, {}}, seed, offset, {}, {}, true);
+  return {out.z, out.dz_dlogvar};
+}
+
+std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logvar,
+                                           const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                                           const Tensor& seed, int64_t offset, std::optional<int64_t> samples,
+                                           string_view reduction) {
+  const Sampled out = gaussian_forward({mu, logvar, prior_mu, prior_logvar}, seed, offset, samples,
+                                       parse_reduction(reduction), false);
+  return {out.z, out.kl};
+}
+
+std::tuple<Tensor, Tensor, Tensor> sample_gaussian_with_gradient(const Tensor& mu, const Tensor& logvar,
+                                                                 const OptionalTensor& prior_mu,
+                                                                 const OptionalTensor& prior_logvar,
+                                                                 const Tensor& seed, int64_t offset,
+                                                                 string_view reduction) {
+  const Sampled out = gaussian_forward({mu, logvar, prior_mu, prior_logvar}, seed, offset, {},
+                                       parse_reduction(reduction), true);
+  return {out.z, out.kl, out.dz_dlogvar};
 }
 
 Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
@@ -121,21 +167,6 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor&
   Kl kl(args, mu, reduction, g.dtype());
   FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
   return kl.out;
-}
-
-std::tuple<Tensor, Tensor> sample_gaussian(const Tensor& mu, const Tensor& logvar,
-                                           const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
-                                           const Tensor& seed, int64_t offset, std::optional<int64_t> samples,
-                                           string_view reduction_name) {
-  const Gaussian g{mu, logvar, prior_mu, prior_logvar};
-  const Reduction reduction = parse_reduction(reduction_name);
-  GaussianArgs args = g.args();
-  set_noise(args, seed, offset, samples);
-  Tensor z = empty_draws(g, samples);
-  args.z = draws_view(z, g, samples);
-  Kl kl(args, mu, reduction, g.dtype());
-  FGBG_RUN(gaussian_forward, args, g.dtype() == at::kDouble, mu);
-  return {z, kl.out};
 }
 
 using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -198,6 +229,24 @@ FourTensors sample_gaussian_backward(const OptionalTensor& grad_z, const Optiona
                                      std::array<bool, 4> needs) {
   return gaussian_backward(grad_z, grad_kl, {mu, logvar, prior_mu, prior_logvar}, Draw{seed, offset, samples},
                            parse_reduction(reduction), needs);
+}
+
+// The gradients of the others; that of logvar takes the place of dz_dlogvar.
+std::tuple<Tensor, Tensor, Tensor> sample_gaussian_backward_(
+    const Tensor& dz_dlogvar, const Tensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu,
+    const Tensor& logvar, const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+    string_view reduction, std::array<bool, 4> needs) {
+  const Gaussian g{mu, logvar, prior_mu, prior_logvar};
+  GaussianArgs args = g.args();
+  args.grad_z = view_of(grad_z, mu, false);
+  args.dz_dlogvar = view_of(dz_dlogvar, mu, false);
+  if (grad_kl) set_kl_gradient(args, *grad_kl, mu, parse_reduction(reduction));
+  needs[1] = false;
+  Gradients<4> out = empty_gradients(g, needs);
+  out[1] = dz_dlogvar;
+  run_gradients(args, g, out);
+  const auto [d_mu, d_logvar, d_prior_mu, d_prior_logvar] = returned(out, mu);
+  return {d_mu, d_prior_mu, d_prior_logvar};
 }
 
 std::tuple<Tensor, std::vector<Tensor>> gaussian_kl_with_gradients(const Tensor& mu, const Tensor& logvar,
@@ -291,12 +340,14 @@ void bernoulli_kl_backward_(at::TensorList gradients, const Tensor& grad_kl, con
 void register_kernels(torch::Library& m) {
   m.impl("philox_normal", philox_normal);
   m.impl("reparameterize", reparameterize);
+  m.impl("reparameterize_with_gradient", reparameterize_with_gradient);
   m.impl("reparameterize_backward", reparameterize_backward);
   m.impl("gaussian_kl", gaussian_kl);
   m.impl("gaussian_kl_backward", gaussian_kl_backward);
   m.impl("gaussian_kl_with_gradients", gaussian_kl_with_gradients);
   m.impl("gaussian_kl_backward_", gaussian_kl_backward_);
   m.impl("sample_gaussian", sample_gaussian);
+  m.impl("sample_gaussian_with_gradient", sample_gaussian_with_gradient);
   m.impl("sample_gaussian_backward", sample_gaussian_backward);
   m.impl("bernoulli_kl", bernoulli_kl);
   m.impl("bernoulli_kl_backward", bernoulli_kl_backward);
@@ -310,6 +361,9 @@ TORCH_LIBRARY_FRAGMENT(fgbg, m) {
   m.def("philox_normal(Tensor seed, SymInt[] size, SymInt offset, ScalarType dtype) -> Tensor");
   m.def(
       "reparameterize(Tensor mu, Tensor logvar, Tensor seed, SymInt offset, SymInt? num_samples) -> Tensor");
+  m.def(
+      "reparameterize_with_gradient(Tensor mu, Tensor logvar, Tensor seed, SymInt offset) -> "
+      "(Tensor, Tensor)");
   m.def(
       "reparameterize_backward(Tensor grad_z, Tensor mu, Tensor logvar, Tensor seed, SymInt offset, "
       "SymInt? num_samples, bool[2] needs) -> (Tensor, Tensor)");
@@ -334,6 +388,13 @@ TORCH_LIBRARY_FRAGMENT(fgbg, m) {
       "Tensor? prior_logvar, Tensor seed, SymInt offset, SymInt? num_samples, str reduction, bool[4] needs) "
       "-> "
       "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "sample_gaussian_with_gradient(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+      "Tensor seed, SymInt offset, str reduction) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "sample_gaussian_backward_(Tensor(a!) dz_dlogvar, Tensor grad_z, Tensor? grad_kl, Tensor mu, "
+      "Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, str reduction, bool[4] needs) -> "
+      "(Tensor, Tensor, Tensor)");
   m.def("bernoulli_kl(Tensor logits, Tensor? prior_logits, float prior_logit, str reduction) -> Tensor");
   m.def(
       "bernoulli_kl_backward(Tensor grad_kl, Tensor logits, Tensor? prior_logits, float prior_logit, "
@@ -346,7 +407,10 @@ TORCH_LIBRARY_FRAGMENT(fgbg, m) {
       "float prior_logit, str reduction, bool[2] needs) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(fgbg, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(fgbg, CPU, m) {
+  register_kernels(m);
+  m.impl("sample_gaussian_backward_", sample_gaussian_backward_);  // elsewhere dz/dlogvar is not kept
+}
 #ifdef FGBG_WITH_CUDA
 TORCH_LIBRARY_IMPL(fgbg, CUDA, m) { register_kernels(m); }
 #endif

@@ -132,6 +132,28 @@ def _needed(tensors: tuple[Tensor | None, ...], needs: list[bool]) -> list[Tenso
     return [torch.empty_like(t) for t, need in zip(tensors, needs, strict=True) if need and t is not None]
 
 
+def _fake_kept(logvar):
+    return logvar.new_empty(0) if logvar.is_cuda else torch.empty_like(logvar)
+
+
+@_fake("reparameterize_with_gradient")
+def _(mu, logvar, seed, offset):
+    return _fake_z(mu, logvar, seed, offset, None), _fake_kept(logvar)
+
+
+@_fake("sample_gaussian_with_gradient")
+def _(mu, logvar, prior_mu, prior_logvar, seed, offset, reduction):
+    z = _fake_z(mu, logvar, seed, offset, None)
+    kl = _fake_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+    return z, kl, _fake_kept(logvar)
+
+
+@_fake("sample_gaussian_backward_")
+def _(dz_dlogvar, grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, reduction, needs):
+    d_mu, _, d_prior_mu, d_prior_logvar = _gradients((mu, logvar, prior_mu, prior_logvar), needs)
+    return d_mu, d_prior_mu, d_prior_logvar
+
+
 @_fake("gaussian_kl_with_gradients")
 def _(mu, logvar, prior_mu, prior_logvar, reduction, needs):
     kl = _fake_kl(mu, logvar, prior_mu, prior_logvar, reduction)

@@ -1,0 +1,124 @@
+"""One draw on the CPU keeps dz/dlogvar between forward and backward, which is turned into the gradient in
+place. Whatever backward is asked for, the numbers must be those of the plain way, forward op and backward op,
+which makes the noise again and is taken where the dispatcher's ops are called."""
+
+import pytest
+import torch
+from benchmarks.memory import peak_bytes
+from compare import assert_same, cotangents, gradients
+from conftest import without_short_way
+from samples import SAMPLES, each
+from torch.utils.checkpoint import checkpoint
+
+import fgbg_cuda
+from fgbg_cuda import functional
+
+SAMPLING = [s for s in SAMPLES if s.op in ("reparameterize", "sample_gaussian")]
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def outputs_of(result):
+    return (result,) if torch.is_tensor(result) else tuple(result)
+
+
+@pytest.fixture
+def plainly(monkeypatch):
+    """Calls a sample through the dispatcher's ops."""
+
+    def call(sample, inputs):
+        with monkeypatch.context() as patch:
+            without_short_way(patch)
+            patch.setattr(functional, "_op", lambda name, device: getattr(torch.ops.fgbg, name).default)
+            return outputs_of(sample(inputs))
+
+    return call
+
+
+def assert_all_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert_same(gradient, expected[name], name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each(SAMPLING)
+def test_same_bits_as_the_plain_way(sample, dtype, device, plainly):
+    """Also where but one of the outputs is used, and if the caller writes into what the first pass gave."""
+    inputs = sample.inputs(device, dtype, grad=True)
+    outputs, plain = outputs_of(sample(inputs)), plainly(sample, inputs)
+    for found, expected in zip(outputs, plain, strict=True):
+        assert_same(found, expected)
+    expected = gradients(plain, inputs, retain_graph=True)
+    kept = gradients(outputs, inputs, retain_graph=True)
+    assert_all_same(kept, expected)
+    for gradient in kept.values():
+        gradient.fill_(7)
+    assert_all_same(gradients(outputs, inputs), expected)
+    with pytest.raises(RuntimeError, match="a second time"):
+        gradients(outputs, inputs)
+    for i in range(len(outputs)):
+        alone = outputs_of(sample(inputs))[i : i + 1]
+        expected = gradients(plain[i : i + 1], inputs, retain_graph=True, allow_unused=True)
+        for name, gradient in gradients(alone, inputs, allow_unused=True).items():
+            if gradient is None or expected[name] is None:
+                assert gradient is expected[name], name
+            else:
+                assert_same(gradient, expected[name], name)
+
+
+@each(SAMPLING)
+def test_inputs_that_need_no_gradient_get_none(sample, device):
+    everything = sample.inputs(device, torch.float32, grad=True)
+    expected = gradients(outputs_of(sample(everything)), everything, allow_unused=True)
+    for name in expected:
+        inputs = {n: t.detach().requires_grad_(n == name) for n, t in everything.items()}
+        outputs = outputs_of(sample(inputs))
+        if any(o.requires_grad for o in outputs) and expected[name] is not None:
+            assert_same(gradients(outputs, inputs)[name], expected[name], name)
+
+
+@pytest.mark.parametrize("mu_dtype", DTYPES)
+@pytest.mark.parametrize("logvar_dtype", DTYPES)
+def test_mixed_types_and_layouts(mu_dtype, logvar_dtype, device):
+    torch.manual_seed(0)
+    mu = torch.randn(6, 5, 3, device=device, dtype=mu_dtype).transpose(0, 2).requires_grad_()
+    logvar = torch.randn(3, 1, 6, device=device, dtype=logvar_dtype).requires_grad_()
+    inputs = {"mu": mu, "logvar": logvar}
+    for op in (fgbg_cuda.reparameterize, fgbg_cuda.sample_gaussian):
+        outputs = outputs_of(op(mu, logvar.expand(3, 5, 6), seed=3))
+        again = gradients(outputs, inputs, retain_graph=True)
+        assert_all_same(gradients(outputs, inputs), again)
+
+
+@pytest.mark.parametrize("op", [fgbg_cuda.reparameterize, fgbg_cuda.sample_gaussian])
+def test_checkpointing_and_offloading(op, device):
+    """dz/dlogvar passes through the hooks of saved tensors like any other saved tensor."""
+    inputs = {n: torch.randn(4, 300, device=device, requires_grad=True) for n in ("mu", "logvar")}
+    expected = gradients(outputs_of(op(**inputs, seed=1)), inputs)
+    with torch.autograd.graph.save_on_cpu():
+        offloaded = outputs_of(op(**inputs, seed=1))
+    again = outputs_of(checkpoint(lambda: op(**inputs, seed=1), use_reentrant=False))
+    for outputs in (offloaded, again):
+        assert_all_same(gradients(outputs, inputs), expected)
+
+
+@pytest.mark.parametrize("op", [fgbg_cuda.reparameterize, fgbg_cuda.sample_gaussian])
+def test_peak_memory_is_the_results(op, device):
+    """z and the gradients, that of a plain sample's mu being what arrived; no tensor besides."""
+    inputs = {n: torch.randn(64, 4096, device=device, requires_grad=True) for n in ("mu", "logvar")}
+    upstream = cotangents(outputs_of(op(**inputs, seed=1)))
+
+    def step():
+        outputs = outputs_of(op(**inputs, seed=1))
+        return outputs, torch.autograd.grad(outputs, inputs.values(), upstream)
+
+    results = 2 if op is fgbg_cuda.reparameterize else 3
+    found = peak_bytes(step, str(device)) / inputs["mu"].nbytes
+    assert results <= found <= 1.02 * results
+
+
+def test_no_gradient_of_logvar_keeps_nothing(device):
+    mu = torch.randn(64, 4096, device=device, requires_grad=True)
+    kept = []
+    found = peak_bytes(lambda: kept.append(fgbg_cuda.reparameterize(mu, mu.detach())), str(device))
+    assert found <= 1.02 * mu.nbytes
