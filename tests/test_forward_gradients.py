@@ -6,12 +6,10 @@ import pytest
 import torch
 from benchmarks.memory import peak_bytes
 from compare import assert_close, assert_rounded, assert_same, expect_ones
-from conftest import without_short_way
 from samples import SAMPLES, each
 from torch.utils.checkpoint import checkpoint
 
 import fgbg_cuda
-from fgbg_cuda import functional
 
 REDUCED = [
     s
@@ -23,19 +21,6 @@ REDUCED = [
 @pytest.fixture(autouse=True)
 def _habit():
     expect_ones()
-
-
-@pytest.fixture
-def plainly(monkeypatch):
-    """Calls a sample through the dispatcher's ops."""
-
-    def call(sample, inputs):
-        with monkeypatch.context() as patch:
-            without_short_way(patch)
-            patch.setattr(functional, "_op", lambda name, device: getattr(torch.ops.fgbg, name).default)
-            return sample(inputs)
-
-    return call
 
 
 def _loss(outputs):

@@ -6,12 +6,10 @@ import pytest
 import torch
 from benchmarks.memory import peak_bytes
 from compare import assert_same, cotangents, gradients
-from conftest import without_short_way
 from samples import SAMPLES, each
 from torch.utils.checkpoint import checkpoint
 
 import fgbg_cuda
-from fgbg_cuda import functional
 
 SAMPLING = [s for s in SAMPLES if s.op in ("reparameterize", "sample_gaussian")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -19,19 +17,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 def outputs_of(result):
     return (result,) if torch.is_tensor(result) else tuple(result)
-
-
-@pytest.fixture
-def plainly(monkeypatch):
-    """Calls a sample through the dispatcher's ops."""
-
-    def call(sample, inputs):
-        with monkeypatch.context() as patch:
-            without_short_way(patch)
-            patch.setattr(functional, "_op", lambda name, device: getattr(torch.ops.fgbg, name).default)
-            return outputs_of(sample(inputs))
-
-    return call
 
 
 def assert_all_same(found, expected):
@@ -45,7 +30,7 @@ def assert_all_same(found, expected):
 def test_same_bits_as_the_plain_way(sample, dtype, device, plainly):
     """Also where but one of the outputs is used, and if the caller writes into what the first pass gave."""
     inputs = sample.inputs(device, dtype, grad=True)
-    outputs, plain = outputs_of(sample(inputs)), plainly(sample, inputs)
+    outputs, plain = sample(inputs), plainly(sample, inputs)
     for found, expected in zip(outputs, plain, strict=True):
         assert_same(found, expected)
     expected = gradients(plain, inputs, retain_graph=True)
@@ -57,7 +42,7 @@ def test_same_bits_as_the_plain_way(sample, dtype, device, plainly):
     with pytest.raises(RuntimeError, match="a second time"):
         gradients(outputs, inputs)
     for i in range(len(outputs)):
-        alone = outputs_of(sample(inputs))[i : i + 1]
+        alone = sample(inputs)[i : i + 1]
         expected = gradients(plain[i : i + 1], inputs, retain_graph=True, allow_unused=True)
         for name, gradient in gradients(alone, inputs, allow_unused=True).items():
             if gradient is None or expected[name] is None:
@@ -69,10 +54,10 @@ def test_same_bits_as_the_plain_way(sample, dtype, device, plainly):
 @each(SAMPLING)
 def test_inputs_that_need_no_gradient_get_none(sample, device):
     everything = sample.inputs(device, torch.float32, grad=True)
-    expected = gradients(outputs_of(sample(everything)), everything, allow_unused=True)
+    expected = gradients(sample(everything), everything, allow_unused=True)
     for name in expected:
         inputs = {n: t.detach().requires_grad_(n == name) for n, t in everything.items()}
-        outputs = outputs_of(sample(inputs))
+        outputs = sample(inputs)
         if any(o.requires_grad for o in outputs) and expected[name] is not None:
             assert_same(gradients(outputs, inputs)[name], expected[name], name)
 
