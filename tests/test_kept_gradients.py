@@ -52,7 +52,7 @@ def test_same_bits_as_the_plain_way(sample, dtype, device, plainly):
 
 
 @each(SAMPLING)
-def test_inputs_that_need_no_gradient_get_none(sample, device):
+def test_one_input_alone_gets_the_same_gradient(sample, device):
     everything = sample.inputs(device, torch.float32, grad=True)
     expected = gradients(sample(everything), everything, allow_unused=True)
     for name in expected:

@@ -106,8 +106,8 @@ Tensor philox_normal(const Tensor& seed, at::IntArrayRef size, int64_t offset, a
 struct Sampled {
   Tensor z;
   Tensor kl;  // if a reduction was given
-  Tensor
-      dz_dlogvar;  // if it was asked for; without elements where noise is cheaper to make again than to keep
+  // If it was asked for. It has no elements where noise is cheaper to make again than to keep.
+  Tensor dz_dlogvar;
 };
 
 Sampled gaussian_forward(const Gaussian& g, const Tensor& seed, int64_t offset,
