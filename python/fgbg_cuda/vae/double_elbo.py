@@ -83,7 +83,7 @@ class DoubleELBO(nn.Module):
     So z2 tells the disc better, and the foreground is nearer the truth, where the disc is active half of the
     time: for each seed and both sizes of batch. (A repetition in batches of 10, on code that rounds gradients
     otherwise, gave the same disc drawn to 0.01 and R^2 to 0.02.) Without the clipping of gradients that
-    ``fgbg reproduce`` does, runs differ more than the sets do: seeds 1, 2, 3, 4, 7, 10 and 11 drew 0.11, 0.42,
+    ``fgbg reproduce`` does, runs differ more than the sets do: seeds 1 to 4, 7, 10 and 11 drew 0.11, 0.42,
     0.01, 0.25, 0.02, 0.02 and 0.01 of the disc at X50, and 0.02, 0.35, 0.11, 0.14, 0.02, 0.10 and 0.06 at X90
     (six of the seven have the larger MSE, and six the smaller R^2, at X90; seeds 10 and 11 chose the size);
     two more at X50, seeds 5 and 8, ended with 0.8 of it drawn and z2 telling less or nothing of it, R^2 0.45
