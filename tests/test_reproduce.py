@@ -61,6 +61,25 @@ def test_it_writes_every_score_config_curve_and_picture(tmp_path):
         cls.load_from_checkpoint(folder / "model.ckpt", weights_only=True)
 
 
+def test_runs_side_by_side_score_as_one_by_one(tmp_path, capsys):
+    options = {"seeds": [0, 1], "epochs": 2, "models": ["LayeredVAE"]}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes have: a sum's last bits depend on it
+    try:
+        apart = [run(tmp_path / str(seed), **{**options, "seeds": [seed]}) for seed in (0, 1)]
+    finally:
+        torch.set_num_threads(threads)
+    together = run(tmp_path / "together", jobs=2, **options)
+    assert "4/4" in capsys.readouterr().err
+
+    def of(result):  # without the clock's, and without what `quick` sets in this process alone
+        return {key: value for key, value in result.items() if key not in ("seconds", "bound_gain")}
+
+    assert [of(r) for r in together] == [of(r) for results in apart for r in results]
+    with pytest.raises(resume.ResumeError, match=r"seed-0 has other settings"):
+        run(tmp_path / "together", jobs=2, **{**options, "epochs": 3})
+
+
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, no_pictures):
     first = run(tmp_path)
 

@@ -33,7 +33,8 @@ class SeparationModule(L.LightningModule):
     fields with the truth, which are used for scores alone: see :func:`~fgbg_cuda.vae.metrics.truth_scores`.
 
     A subclass says what a batch costs (:meth:`objective`) and what is a bound on log p(x) (:meth:`elbo`).
-    Logged are ``train/loss``, ``train/`` each term, and ``val/`` or ``test/`` ``elbo`` and the scores.
+    Logged are ``train/loss``, ``train/`` each term (every ``log_every_n_steps`` of the trainer), and ``val/``
+    or ``test/`` ``elbo`` and the scores.
 
     Of the hyperparameters of a subclass, two are read here: the KL's weight rises linearly from 0 to 1 over
     the first ``kl_warmup`` of the training, a fraction; ``lr`` is the peak of a one-cycle schedule.
@@ -81,7 +82,11 @@ class SeparationModule(L.LightningModule):
                 f"{self.current_epoch}: {self._non_finite_term(out, x)}"
             )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
+        # The terms only at the steps that the logger writes: Lightning takes as long over a few metrics as
+        # a small network over a batch.
+        every = self.trainer.log_every_n_steps
+        if every > 0 and (self.global_step + 1) % every == 0:
+            self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
         return loss
 
     def _noise(self, x: Tensor, batch_idx: int) -> dict[str, int]:

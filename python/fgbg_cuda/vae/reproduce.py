@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
+import signal
 import statistics
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
 
 from .cell_metrics import cell_f1, covered_precision, evaluate
 from .cells import SETS, CellsUnderDisc
@@ -35,11 +40,11 @@ class Recipe(NamedTuple):
 
 # Tuned on seeds 0, 10 and 11: none of the seeds below.
 MODELS = {
-    "DoubleELBO": Recipe(DoubleELBOModule, 10, {}),
+    "DoubleELBO": Recipe(DoubleELBOModule, 5, {}),
     # With all that the thesis proposes.
     "DoubleELBO-proposals": Recipe(
         DoubleELBOModule,
-        10,
+        5,
         {
             "fg_latents": 8,
             "background_sees_foreground": False,
@@ -95,6 +100,18 @@ COLUMNS = (
 )
 
 
+class Run(NamedTuple):
+    """One of the runs, and what it needs to know of the rest."""
+
+    model: str
+    set: str
+    seed: int
+    folder: Path
+    epochs: int
+    checkpoint_seconds: float
+    images: dict[str, int]
+
+
 class Progress(TQDMProgressBar):
     """Without the logger's version number, which is none."""
 
@@ -102,6 +119,16 @@ class Progress(TQDMProgressBar):
         metrics = super().get_metrics(trainer, module)
         metrics.pop("v_num", None)
         return metrics
+
+
+class CountEpochs(L.Callback):
+    """Tells how many epochs are over."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell = tell
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.tell(trainer.current_epoch + 1)
 
 
 def reproduce(
@@ -112,6 +139,7 @@ def reproduce(
     epochs: int = EPOCHS,
     checkpoint_seconds: float = 15.0,
     images: dict[str, int] | None = None,
+    jobs: int = 1,
 ) -> list[dict[str, Any]]:
     """Train every model on every set with every seed, score it on the test images, and write it all up.
 
@@ -128,6 +156,8 @@ def reproduce(
         epochs: of each run.
         checkpoint_seconds: between two checkpoints: the most that a kill can cost.
         images: numbers of images, ``train``, ``val`` and ``test`` of :class:`CellsUnderDisc`, if not its own.
+        jobs: how many runs go on at a time; more than one in processes of their own, with one thread each
+            (these networks make little use of a second).
 
     Returns:
         One dict for each run: ``model``, ``set``, ``seed`` and the scores of :func:`evaluate`.
@@ -137,30 +167,80 @@ def reproduce(
         ValueError: an unknown model or set.
     """
     out = Path(out)
-    plan = [(m, s, n) for s in sets for n in seeds for m in (*models, ORACLE)]
-    for model, name, _ in plan:
-        if model != ORACLE and model not in MODELS:
-            raise ValueError(f"models: got {model!r}, takes some of {', '.join(MODELS)}")
-        if name not in SETS:
-            raise ValueError(f"sets: got {name!r}, takes some of {', '.join(SETS)}")
-    results = []
-    for i, (model, name, seed) in enumerate(plan, 1):
-        print(f"[{i}/{len(plan)}] {model} on {name}, seed {seed}", flush=True)
-        options = dict(images or {})
-        if model != ORACLE:
-            options["batch_size"] = MODELS[model].batch_size
-        data = CellsUnderDisc(name, seed, **options)
-        data.setup()
-        if model == ORACLE:
-            scores = oracle_scores(data)
-        else:
-            scores = _run(out / model / name / f"seed-{seed}", model, data, epochs, checkpoint_seconds)
-        results.append({"model": model, "set": name, "seed": seed, **scores})
+    runs = [
+        Run(m, s, n, out / m / s / f"seed-{n}", epochs, checkpoint_seconds, images or {})
+        for s in sets
+        for n in seeds
+        for m in (*models, ORACLE)
+    ]
+    for run in runs:
+        if run.model != ORACLE and run.model not in MODELS:
+            raise ValueError(f"models: got {run.model!r}, takes some of {', '.join(MODELS)}")
+        if run.set not in SETS:
+            raise ValueError(f"sets: got {run.set!r}, takes some of {', '.join(SETS)}")
+    scores = _side_by_side(runs, jobs) if jobs > 1 else _one_by_one(runs)
+    results = [
+        {"model": run.model, "set": run.set, "seed": run.seed, **of_run}
+        for run, of_run in zip(runs, scores, strict=True)
+    ]
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (out / "table.md").write_text(table(results))
     save_scores(out / "scores.png", results)
     return results
+
+
+def _one_by_one(runs: list[Run]) -> list[dict[str, float]]:
+    scores = []
+    for i, run in enumerate(runs, 1):
+        print(f"[{i}/{len(runs)}] {run.model} on {run.set}, seed {run.seed}", flush=True)
+        scores.append(_scores(run, Progress(refresh_rate=40)))
+    return scores
+
+
+def _side_by_side(runs: list[Run], jobs: int) -> list[dict[str, float]]:
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use its parent's threads
+    with context.Manager() as manager, ProcessPoolExecutor(jobs, context, _start_worker) as pool:
+        epochs = manager.dict()
+        scores = [pool.submit(_scores_in_process, run, epochs, i) for i, run in enumerate(runs)]
+        trained = [run.epochs for run in runs if run.model != ORACLE]
+        pending = scores
+        try:
+            with tqdm(total=sum(trained), unit="epoch", desc=f"{len(trained)} runs") as bar:
+                while pending:
+                    done, pending = wait(pending, timeout=1)
+                    bar.n = sum(epochs.values())
+                    bar.refresh()
+                    for future in done:
+                        future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in scores]
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C ends the process. Lightning would end the training alone, and the next run would begin.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _scores_in_process(run: Run, epochs: dict[int, int], i: int) -> dict[str, float]:
+    """As :func:`_scores`; ``epochs[i]`` says how far the run is."""
+    scores = _scores(run, CountEpochs(lambda done: epochs.__setitem__(i, done)))
+    if run.model != ORACLE:
+        epochs[i] = run.epochs
+    return scores
+
+
+def _scores(run: Run, progress: L.Callback) -> dict[str, float]:
+    """What a run scores, which is run for it if need be."""
+    options = dict(run.images)
+    if run.model != ORACLE:
+        options["batch_size"] = MODELS[run.model].batch_size
+    data = CellsUnderDisc(run.set, run.seed, **options)
+    data.setup()
+    return oracle_scores(data) if run.model == ORACLE else _train(run, data, progress)
 
 
 def oracle_scores(data: CellsUnderDisc) -> dict[str, float]:
@@ -172,14 +252,13 @@ def oracle_scores(data: CellsUnderDisc) -> dict[str, float]:
     return {**f1, "ap_covered": precision, "elbo": float(exact.log_evidence.mean())}
 
 
-def _run(
-    folder: Path, model: str, data: CellsUnderDisc, epochs: int, checkpoint_seconds: float
-) -> dict[str, float]:
+def _train(run: Run, data: CellsUnderDisc, progress: L.Callback) -> dict[str, float]:
     """Train one model, or go on training it, or read what it scored."""
-    cls, _, options = MODELS[model]
+    cls, _, options = MODELS[run.model]
+    folder = run.folder
     # Through JSON, in which a tuple is a list, so that it equals what is read back.
     config = json.loads(
-        json.dumps({"model": cls.__name__, **options, "data": dict(data.hparams), "epochs": epochs})
+        json.dumps({"model": cls.__name__, **options, "data": dict(data.hparams), "epochs": run.epochs})
     )
     folder.mkdir(parents=True, exist_ok=True)
     config_path, result_path, checkpoints = (
@@ -200,14 +279,15 @@ def _run(
     module = cls(**options)
     trainer = L.Trainer(
         accelerator="cpu",  # these networks are too small to gain from anything else
-        max_epochs=epochs,
+        max_epochs=run.epochs,
         gradient_clip_val=500.0,  # nats per image are large numbers: this cuts the spikes alone
         logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
         callbacks=[
             ResumeState(),
-            ResumeCheckpoint(checkpoints, checkpoint_seconds),
-            Progress(refresh_rate=40),
+            ResumeCheckpoint(checkpoints, run.checkpoint_seconds),
+            progress,
         ],
+        enable_progress_bar=isinstance(progress, Progress),
         plugins=[AtomicCheckpointIO()],
         log_every_n_steps=len(data.train_dataloader()),
         num_sanity_val_steps=0,
@@ -268,9 +348,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=tuple(SETS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=tuple(MODELS))
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument(
+        "--jobs", type=int, default=torch.get_num_threads(), help="runs at a time (default: one a core)"
+    )
     options = parser.parse_args(argv)
     try:
-        results = reproduce(options.out, options.seeds, options.sets, options.models, options.epochs)
+        results = reproduce(
+            options.out, options.seeds, options.sets, options.models, options.epochs, jobs=options.jobs
+        )
     except ResumeError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     print(f"\n{table(results)}\nsee {options.out}/")
