@@ -250,6 +250,18 @@ def test_a_learned_scale_that_is_not_finite_is_named():
     assert module._non_finite_term(module.model(x), x) == "the foreground scale has NaN or infinite values"
 
 
+def test_the_terms_are_logged_when_the_logger_writes(tmp_path, monkeypatch):
+    module, steps = LayeredVAEModule(**CELLS), []
+
+    def log_dict(metrics, **options):
+        if "train/kl_fg" in metrics:
+            steps.append(module.global_step)
+
+    monkeypatch.setattr(module, "log_dict", log_dict)
+    fit(tmp_path, module, 2, log_every_n_steps=2)  # of 3 batches each
+    assert steps == [1, 3, 5]
+
+
 def test_the_foregrounds_scale_is_learned_after_its_warm_up(tmp_path):
     used = []
 
@@ -457,7 +469,7 @@ def test_pruning_is_for_the_last_third(tmp_path):
 # ---- training ----
 
 
-def fit(tmp_path, module, epochs, callbacks=(), data=None):
+def fit(tmp_path, module, epochs, callbacks=(), data=None, log_every_n_steps=1):
     data = data or CellsUnderDisc("X50", train=60, val=10, test=10, batch_size=20)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -467,6 +479,7 @@ def fit(tmp_path, module, epochs, callbacks=(), data=None):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        log_every_n_steps=log_every_n_steps,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
     )

@@ -1,8 +1,9 @@
-// Memory of results. Large tensors are given back to the system when they are freed, so that the next one
-// comes as pages that have never been touched; the system hands those over one by one as a kernel writes to
-// them, which in pages of 4 KB takes several times as long as the writing. Large results therefore begin on a
-// boundary of 2 MB and ask for huge pages (a wish: where it is not granted no result changes), and up to
-// kKept bytes of them are kept for the next results of the same size, as each training step has.
+// Memory of results. Tensors above some 100 KB may be given back to the system when they are freed, so that
+// the next one comes as pages that have never been touched; the system hands those over one by one as a
+// kernel writes to them, which in pages of 4 KB takes several times as long as the writing. Up to kKept bytes
+// of such results are therefore kept for the next ones of the same size, as each training step has. Large
+// ones besides begin on a boundary of 2 MB and ask for huge pages (a wish: where it is not granted no result
+// changes).
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 #include <c10/core/CPUAllocator.h>
@@ -23,7 +24,8 @@ namespace fgbg::ops {
 namespace {
 
 #ifdef __linux__
-constexpr size_t kHugePage = 2 << 20, kLarge = kHugePage / 2;
+constexpr size_t kPage = 4 << 10, kHugePage = 2 << 20;
+constexpr size_t kWorthKeeping = 128 << 10, kLarge = kHugePage / 2;
 
 constexpr size_t kKept = 128 << 20;
 
@@ -67,16 +69,17 @@ Kept& kept() {
   return *kept;
 }
 
-struct HugePages final : c10::Allocator {
+struct KeptPages final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
-    const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    const size_t page = bytes >= kLarge ? kHugePage : kPage;
+    const size_t whole = (bytes + page - 1) / page * page;
     void* data = kept().take(whole);
     if (!data) {
-      if (posix_memalign(&data, kHugePage, whole) != 0) {
+      if (posix_memalign(&data, page, whole) != 0) {
         c10::profiledCPUMemoryReporter().OutOfMemory(bytes);
         TORCH_CHECK_WITH(OutOfMemoryError, false, "fgbg: cannot allocate ", bytes, " bytes for a result");
       }
-      madvise(data, whole, MADV_HUGEPAGE);
+      if (page == kHugePage) madvise(data, whole, MADV_HUGEPAGE);
     }
     c10::profiledCPUMemoryReporter().New(data, bytes);
     return {data, new Block{data, whole}, &release, c10::DeviceType::CPU};
@@ -91,10 +94,11 @@ struct HugePages final : c10::Allocator {
   }
 };
 
-HugePages huge_pages;
+KeptPages kept_pages;
 
-bool large(int64_t numel, const at::TensorOptions& options) {
-  return options.device().is_cpu() && static_cast<size_t>(numel) * options.dtype().itemsize() >= kLarge;
+bool worth_keeping(int64_t numel, const at::TensorOptions& options) {
+  return options.device().is_cpu() &&
+         static_cast<size_t>(numel) * options.dtype().itemsize() >= kWorthKeeping;
 }
 #endif
 
@@ -102,8 +106,8 @@ bool large(int64_t numel, const at::TensorOptions& options) {
 
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
 #ifdef __linux__
-  if (large(c10::multiply_integers(sizes), options))
-    return at::detail::empty_generic(sizes, &huge_pages, c10::DispatchKeySet(c10::DispatchKey::CPU),
+  if (worth_keeping(c10::multiply_integers(sizes), options))
+    return at::detail::empty_generic(sizes, &kept_pages, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                      c10::typeMetaToScalarType(options.dtype()), std::nullopt);
 #endif
   return at::empty(sizes, options);
@@ -111,11 +115,11 @@ Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
 
 Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options) {
 #ifdef __linux__
-  if (large(like.numel(), options)) {
+  if (worth_keeping(like.numel(), options)) {
     const auto strides = like.is_non_overlapping_and_dense()
                              ? like.strides().vec()
                              : at::infer_dense_strides(like.sizes(), like.strides());
-    return at::detail::empty_strided_generic(like.sizes(), strides, &huge_pages,
+    return at::detail::empty_strided_generic(like.sizes(), strides, &kept_pages,
                                              c10::DispatchKeySet(c10::DispatchKey::CPU),
                                              c10::typeMetaToScalarType(options.dtype()));
   }
