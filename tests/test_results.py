@@ -4,6 +4,7 @@ they are freed, for the next result of the same size. Nobody should notice."""
 import copy
 import gc
 import io
+import math
 import threading
 
 import pytest
@@ -13,31 +14,35 @@ from compare import assert_same
 
 import fgbg_cuda
 
-LARGE = (3, 2**20)  # 12 MB of float32
+KEPT = (3, 2**15)  # 384 KB of float32
+LARGE = (3, 2**20)  # 12 MB, in huge pages
 
 
-def test_living_results_never_share_memory():
-    noise = {seed: fgbg_cuda.philox_normal(seed, LARGE) for seed in range(3)}
+@pytest.mark.parametrize("size", [KEPT, LARGE])
+def test_living_results_never_share_memory(size):
+    noise = {seed: fgbg_cuda.philox_normal(seed, size) for seed in range(3)}
     expected = {seed: t.clone() for seed, t in noise.items()}
     del noise[1]
-    more = [fgbg_cuda.philox_normal(seed, LARGE) for seed in (7, 8)]
+    more = [fgbg_cuda.philox_normal(seed, size) for seed in (7, 8)]
     for seed, t in noise.items():
         assert_same(t, expected[seed])
     whole = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in (*noise.values(), *more)]
     assert all(a[1] <= b[0] or b[1] <= a[0] for a in whole for b in whole if a is not b)
 
 
-def test_a_view_keeps_its_memory():
-    view = fgbg_cuda.philox_normal(1, LARGE)[1:2]
+@pytest.mark.parametrize("size", [KEPT, LARGE])
+def test_a_view_keeps_its_memory(size):
+    view = fgbg_cuda.philox_normal(1, size)[1:2]
     expected = view.clone()
     gc.collect()
-    fgbg_cuda.philox_normal(2, LARGE)
+    fgbg_cuda.philox_normal(2, size)
     assert_same(view, expected)
 
 
-@pytest.mark.parametrize("size", [(2**18,), (2**18 + 1,), (2**18 - 1,), (5, 2**19 + 3)])
-def test_they_behave_like_any_tensor(size):
-    """Around the size from which results are large: written, resized, copied, saved."""
+@pytest.mark.parametrize("numel", [2**15 - 1, 2**15, 2**15 + 1, 2**18 - 1, 2**18, 2**18 + 1, 5 * 2**19 + 15])
+def test_they_behave_like_any_tensor(numel):
+    """Around the sizes from which results are kept, and are large: written, resized, copied, saved."""
+    size = (numel,)
     t = fgbg_cuda.philox_normal(1, size)
     expected = torch.from_numpy(t.numpy().copy())
     file = io.BytesIO()
@@ -59,8 +64,12 @@ def test_gradients_have_the_layout_of_their_inputs(layout):
 
 def test_memory_is_counted():
     """By the profiler, as all of torch's is; also the second time, when a kept block is taken."""
-    for _ in range(2):
-        assert peak_bytes(lambda: fgbg_cuda.philox_normal(1, LARGE), "cpu") == 4 * 3 * 2**20 + 8
+    for size in (KEPT, LARGE):
+        for _ in range(2):
+            assert (
+                peak_bytes(lambda size=size: fgbg_cuda.philox_normal(1, size), "cpu")
+                == 4 * math.prod(size) + 8
+            )
 
 
 def test_many_threads():
