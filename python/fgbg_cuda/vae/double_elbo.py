@@ -81,24 +81,25 @@ class DoubleELBO(nn.Module):
     5               0.01    0.30    0.94    0.81    0.0033   0.0189   0.96    0.62
     ==============  ======  ======  ======  ======  =======  =======  ======  ======
 
-    Batches of 5 were chosen on seeds 10 to 12, where F1 at X50 is 0.98, 0.98 and 0.99, in batches of 10 0.99,
-    1.00 and 0.86; after batches of 10 had been seen not to work for each of seeds 1 to 3. X90 is then the harder
-    set in two ways, here over seeds 1 to 9:
+    Batches of 5 were chosen on seeds 10 to 12, where F1 at X50 is 0.98, 0.98 and 0.99, in batches of 10
+    0.99, 1.00 and 0.86; after batches of 10 had been seen not to work for each of seeds 1 to 3. X90 is then
+    the harder set in two ways, here over seeds 1 to 9:
 
     - z2 is lost, and z1 draws the whole disc (0.81 to 0.88, F1 0.65 to 0.67), in three runs of nine at X90
-      (seeds 2, 6 and 8), in two at X50 (5 and 8). In four of the five, the two channels of its encoder are dead
-      behind their relu, on every image; in X90's seed 2, one of them.
-    - Of the other runs each at X50, seven, is nearer the truth than any at X90, six: fg MSE 0.0025 to 0.0036
-      against 0.0040 to 0.0051, R^2 0.947 to 0.972 against 0.881 to 0.943. F1 is 0.90 to 0.99, on average 0.97,
-      against 0.77 to 0.98, on average 0.89; "disc drawn" 0.01 against 0.02.
+      (seeds 2, 6 and 8), in two at X50 (5 and 8). In four of the five, the two channels of its encoder are
+      dead behind their relu, on every image; in X90's seed 2, one of them.
+    - Of the other runs each at X50, seven, is nearer the truth than any at X90, six: fg MSE 0.0025 to
+      0.0036 against 0.0040 to 0.0051, R^2 0.947 to 0.972 against 0.881 to 0.943. F1 is 0.90 to 0.99, on
+      average 0.97, against 0.77 to 0.98, on average 0.89; "disc drawn" 0.01 against 0.02.
 
     In every run the disc can be predicted from z1 too (R^2 0.88 to 0.99): local brightness is what its
-    encoder sees, and an empty cell under a disc looks to it like half of one. (With the four latents as numbers
-    for the whole image, that was 0.96 to 0.98 on all sets, seeds 1 to 3, and they could not tell ten cells
-    apart: R^2 0.18 to 0.25.) Without the clipping of gradients that ``fgbg reproduce`` does, runs differ more
-    than the sets do: in batches of 10, seeds 1 to 4, 7, 10 and 11 drew 0.11, 0.42, 0.01, 0.25, 0.02, 0.02 and
-    0.01 of the disc at X50, and 0.02, 0.35, 0.11, 0.14, 0.02, 0.10 and 0.06 at X90; two more at X50, seeds 5
-    and 8, ended with 0.8 of it drawn and z2 telling less or nothing of it, R^2 0.45 and 0.00.
+    encoder sees, and an empty cell under a disc looks to it like half of one. (With the four latents as
+    numbers for the whole image, that was 0.96 to 0.98 on all sets, seeds 1 to 3, and they could not tell
+    ten cells apart: R^2 0.18 to 0.25.) Without the clipping of gradients that ``fgbg reproduce`` does, runs
+    differ more than the sets do: in batches of 10, seeds 1 to 4, 7, 10 and 11 drew 0.11, 0.42, 0.01, 0.25,
+    0.02, 0.02 and 0.01 of the disc at X50, and 0.02, 0.35, 0.11, 0.14, 0.02, 0.10 and 0.06 at X90; two more
+    at X50, seeds 5 and 8, ended with 0.8 of it drawn and z2 telling less or nothing of it, R^2 0.45 and
+    0.00.
 
     What else was tried, in batches of 25, one run each; here "disc drawn" is where z2 is held at its mean
     over images without a disc:
