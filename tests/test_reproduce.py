@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,23 @@ def test_runs_side_by_side_score_as_one_by_one(tmp_path, capsys):
     assert [of(r) for r in together] == [of(r) for results in apart for r in results]
     with pytest.raises(resume.ResumeError, match=r"seed-0 has other settings"):
         run(tmp_path / "together", jobs=2, **{**options, "epochs": 3})
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_worker_ends_when_nobody_waits_for_it(monkeypatch, alive):
+    epochs, ended = [0, 0], []
+    monkeypatch.setattr(reproduce, "_epochs", epochs, raising=False)
+    monkeypatch.setattr(
+        reproduce.multiprocessing, "parent_process", lambda: SimpleNamespace(is_alive=lambda: alive)
+    )
+    monkeypatch.setattr(reproduce.os, "_exit", ended.append)
+    reproduce.CountEpochs(1).on_train_epoch_end(SimpleNamespace(current_epoch=4), None)
+    assert epochs == [0, 5] and ended == ([] if alive else [1])
+
+
+def test_there_must_be_a_job(tmp_path):
+    with pytest.raises(ValueError, match="jobs is 0"):
+        run(tmp_path, jobs=0)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, no_pictures):

@@ -6,11 +6,12 @@ import argparse
 import json
 import logging
 import multiprocessing
+import os
 import signal
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,16 +122,6 @@ class Progress(TQDMProgressBar):
         return metrics
 
 
-class CountEpochs(L.Callback):
-    """Tells how many epochs are over."""
-
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self.tell = tell
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.tell(trainer.current_epoch + 1)
-
-
 def reproduce(
     out: str | Path = "runs/thesis",
     seeds: Iterable[int] = SEEDS,
@@ -164,8 +155,10 @@ def reproduce(
 
     Raises:
         ResumeError: ``out`` has a run of the same name with other settings.
-        ValueError: an unknown model or set.
+        ValueError: an unknown model or set, or fewer jobs than one.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}, expected at least 1")
     out = Path(out)
     runs = [
         Run(m, s, n, out / m / s / f"seed-{n}", epochs, checkpoint_seconds, images or {})
@@ -200,16 +193,15 @@ def _one_by_one(runs: list[Run]) -> list[dict[str, float]]:
 
 def _side_by_side(runs: list[Run], jobs: int) -> list[dict[str, float]]:
     context = multiprocessing.get_context("spawn")  # a forked process cannot use its parent's threads
-    with context.Manager() as manager, ProcessPoolExecutor(jobs, context, _start_worker) as pool:
-        epochs = manager.dict()
-        scores = [pool.submit(_scores_in_process, run, epochs, i) for i, run in enumerate(runs)]
-        trained = [run.epochs for run in runs if run.model != ORACLE]
-        pending = scores
+    epochs = context.Array("q", len(runs))  # how far each run is
+    trained = [run.epochs for run in runs if run.model != ORACLE]
+    with ProcessPoolExecutor(jobs, context, _start_worker, (epochs,)) as pool:
+        scores = pending = [pool.submit(_scores_in_worker, run, i) for i, run in enumerate(runs)]
         try:
             with tqdm(total=sum(trained), unit="epoch", desc=f"{len(trained)} runs") as bar:
                 while pending:
                     done, pending = wait(pending, timeout=1)
-                    bar.n = sum(epochs.values())
+                    bar.n = sum(epochs)
                     bar.refresh()
                     for future in done:
                         future.result()
@@ -219,18 +211,31 @@ def _side_by_side(runs: list[Run], jobs: int) -> list[dict[str, float]]:
         return [future.result() for future in scores]
 
 
-def _start_worker() -> None:
+def _start_worker(epochs: Any) -> None:
+    global _epochs
+    _epochs = epochs
     torch.set_num_threads(1)
     # Ctrl-C ends the process. Lightning would end the training alone, and the next run would begin.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _scores_in_process(run: Run, epochs: dict[int, int], i: int) -> dict[str, float]:
-    """As :func:`_scores`; ``epochs[i]`` says how far the run is."""
-    scores = _scores(run, CountEpochs(lambda done: epochs.__setitem__(i, done)))
+def _scores_in_worker(run: Run, i: int) -> dict[str, float]:
+    scores = _scores(run, CountEpochs(i))
     if run.model != ORACLE:
-        epochs[i] = run.epochs
+        _epochs[i] = run.epochs
     return scores
+
+
+class CountEpochs(L.Callback):
+    """Says how far run ``i`` is, and ends the process if there is nobody left to hear it."""
+
+    def __init__(self, i: int) -> None:
+        self.i = i
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        _epochs[self.i] = trainer.current_epoch + 1
+        if not multiprocessing.parent_process().is_alive():
+            os._exit(1)  # killed, perhaps to be started again, on the same folders
 
 
 def _scores(run: Run, progress: L.Callback) -> dict[str, float]:
