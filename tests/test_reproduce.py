@@ -90,7 +90,8 @@ def test_a_worker_ends_when_nobody_waits_for_it(monkeypatch, alive):
     )
     monkeypatch.setattr(reproduce.os, "_exit", ended.append)
     reproduce.CountEpochs(1).on_train_epoch_end(SimpleNamespace(current_epoch=4), None)
-    assert epochs == [0, 5] and ended == ([] if alive else [1])
+    assert epochs == [0, 5]
+    assert ended == ([] if alive else [1])
 
 
 def test_there_must_be_a_job(tmp_path):
