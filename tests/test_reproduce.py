@@ -77,7 +77,7 @@ def test_runs_side_by_side_score_as_one_by_one(tmp_path, capsys):
         return {key: value for key, value in result.items() if key not in ("seconds", "bound_gain")}
 
     assert [of(r) for r in together] == [of(r) for results in apart for r in results]
-    with pytest.raises(resume.ResumeError, match=r"seed-0 has other settings"):
+    with pytest.raises(resume.ResumeError, match=r"seed-[01] has other settings"):  # whichever is first
         run(tmp_path / "together", jobs=2, **{**options, "epochs": 3})
 
 

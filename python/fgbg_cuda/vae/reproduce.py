@@ -206,9 +206,12 @@ def _side_by_side(runs: list[Run], jobs: int) -> list[dict[str, float]]:
                     for future in done:
                         future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # the runs that are going on end first
             raise
         return [future.result() for future in scores]
+
+
+_epochs: Any  # of a worker: shared memory comes with the process, and cannot be sent with a run
 
 
 def _start_worker(epochs: Any) -> None:
