@@ -33,7 +33,7 @@ struct View {
   FGBG_FN explicit operator bool() const { return data != nullptr; }
 };
 
-// An operand that is one number, or a tensor of one number, or one per channel.
+// An operand that is one number, or a tensor of one number, or one per channel. See scale_at().
 struct ScaleView {
   const void* data = nullptr;  // null: `value`
   DType dtype = DType::f32;
@@ -75,7 +75,7 @@ struct FinishArgs {
   int64_t batch, segments;
   Reduction reduction;
   double factor = 1.0;  // of the sum over the batch
-  double fg_weight = 1.0, bg_weight = 0.0;
+  ScaleView fg_weight, bg_weight{nullptr, DType::f32, 0, 0.0};
   bool normalize_area = false;
   double channels = 1.0;
   void* loss = nullptr;       // [batch] or a scalar; null for reduction none
@@ -128,8 +128,8 @@ struct ReconstructionArgs : Sums {
   Composition composition;
   Likelihood likelihood;
   MaskKind mask_kind;
-  bool mask_per_channel;  // mask is [B, C, *spatial], not [B, 1, *spatial]
-  double fg_weight = 1.0, bg_weight = 1.0;
+  bool mask_per_channel;           // mask is [B, C, *spatial], not [B, 1, *spatial]
+  ScaleView fg_weight, bg_weight;  // one number each
   bool normalize_area = false;
   View fg, bg, target, mask;  // bg absent: fg in both regions
   ScaleView fg_scale, bg_scale;

@@ -1,5 +1,4 @@
-#include "../math/mask.h"
-#include "../storage.h"
+#include "../regions.h"
 #include "kernels.h"
 
 namespace fgbg::cpu {
@@ -8,6 +7,7 @@ namespace {
 template <class T>
 void finish(const FinishArgs& args) {
   T* terms = static_cast<T*>(args.out_terms);
+  const math::RegionWeights<double> weights = region_weights<double>(args);
   double total = 0.0;
   for (int64_t b = 0; b < args.batch; ++b) {
     double sums[kTerms] = {};
@@ -16,8 +16,7 @@ void finish(const FinishArgs& args) {
       for (int64_t k = 0; k < args.segments; ++k) sums[t] += partial[k];
       if (terms) terms[t * args.batch + b] = static_cast<T>(sums[t]);
     }
-    const double value = math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, args.fg_weight,
-                                                   args.bg_weight, args.normalize_area, args.channels);
+    const double value = math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, weights);
     if (args.loss && args.reduction == Reduction::sample)
       write(static_cast<T>(value), args.loss, args.dtype, b);
     total += value;

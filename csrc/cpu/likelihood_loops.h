@@ -1,7 +1,7 @@
 // What is done to a block of pixels with one likelihood: the only code that is multiplied by their list.
 #pragma once
 
-#include "../math/likelihood.h"
+#include "../math/composition.h"
 #include "memory.h"
 
 namespace fgbg::cpu {
@@ -26,8 +26,9 @@ struct Regions {
   const math::Scale<T>*fg_scale, *bg_scale;  // of each channel
   int64_t channels;
   bool far;  // the images are not in a cache
+  math::ExcludedOfRegions<T> excluded;
   // for the gradients
-  T to_fg, to_bg, to_area;  // what arrives at the sums
+  T to_fg, to_bg, to_area;  // of the sums
   Planes<S> d_fg, d_bg;
   S* d_mask;
 };
@@ -44,11 +45,12 @@ struct LikelihoodLoops {
   math::Scale<T> (*prepare)(T scale);
   // value[k] = -log p(target[k] | x[k])
   void (*value)(const T* x, const T* target, math::Scale<T> s, int64_t n, T* value);
-  // The same, and d_x[k], the derivative of w[k] * value[k].
-  void (*gradient)(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* value, T* d_x);
+  // The same, and d_x[k], the derivative of w[k] * value[k], or 0 if an element of that share is excluded.
+  void (*gradient)(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
+                   math::Excluded<T> excluded, int64_t n, T* value, T* d_x);
   // Its other derivatives, which few callers want. d_target is added to.
-  void (*others)(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* d_target,
-                 T* d_scale);
+  void (*others)(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
+                 math::Excluded<T> excluded, int64_t n, T* d_target, T* d_scale);
   // A whole block of a masked loss, [0] without and [1] with its gradients. Its sums are added to fg and bg.
   MaskedLoop<T, T> masked[2];
   MaskedLoop<T, Half<T>> masked_half[2];
@@ -61,23 +63,24 @@ void value_loop(const T* x, const T* target, math::Scale<T> s, int64_t n, T* val
 }
 
 template <class L, class T>
-void gradient_loop(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* value, T* d_x) {
+void gradient_loop(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
+                   math::Excluded<T> excluded, int64_t n, T* value, T* d_x) {
   FGBG_SIMD
   for (int64_t k = 0; k < n; ++k) {
     const math::Nll<T> nll = L::eval(x[k], target[k], s);
     value[k] = nll.value;
-    d_x[k] = w[k] * nll.d_x;
+    d_x[k] = math::chain(w[k], nll.d_x, share[k], excluded);
   }
 }
 
 template <class L, class T>
-void others_loop(const T* x, const T* target, math::Scale<T> s, const T* w, int64_t n, T* d_target,
-                 T* d_scale) {
+void others_loop(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
+                 math::Excluded<T> excluded, int64_t n, T* d_target, T* d_scale) {
   FGBG_SIMD
   for (int64_t k = 0; k < n; ++k) {
     const math::Nll<T> nll = L::eval(x[k], target[k], s);
-    d_target[k] += w[k] * nll.d_target;
-    d_scale[k] = w[k] * nll.d_scale;
+    d_target[k] += math::chain(w[k], nll.d_target, share[k], excluded);
+    d_scale[k] = math::chain(w[k], nll.d_scale, share[k], excluded);
   }
 }
 
@@ -154,12 +157,15 @@ void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSu
           const int64_t k = first + l;
           const math::Nll<T> nll_fg = L::eval(x_fg[l], target[l], fg_scale);
           const math::Nll<T> nll_bg = L::eval(x_bg[l], target[l], bg_scale);
-          of_fg[l] = on[k] * nll_fg.value;
-          of_bg[l] = off[k] * nll_bg.value;
+          of_fg[l] = math::masked_value(on[k], nll_fg.value, r.excluded.fg);
+          of_bg[l] = math::masked_value(off[k], nll_bg.value, r.excluded.bg);
           if constexpr (kGradient) {
-            d_fg[k] = r.to_fg * on[k] * nll_fg.d_x;
-            d_bg[k] = r.to_bg * off[k] * nll_bg.d_x;
-            difference[k] += r.to_fg * nll_fg.value - r.to_bg * nll_bg.value;
+            const T weight_fg = math::masked_weight(r.to_fg, on[k]);
+            const T weight_bg = math::masked_weight(r.to_bg, off[k]);
+            d_fg[k] = math::chain(weight_fg, nll_fg.d_x, on[k], r.excluded.fg);
+            d_bg[k] = math::chain(weight_bg, nll_bg.d_x, off[k], r.excluded.bg);
+            difference[k] +=
+                math::masked_d_mask(on[k], off[k], r.to_fg, r.to_bg, nll_fg.value, nll_bg.value, r.excluded);
           }
         }
         Pack<T> a, b;

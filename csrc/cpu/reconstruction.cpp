@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../regions.h"
 #include "likelihood_loops.h"
 #include "tables.h"
 
@@ -39,6 +40,8 @@ class Pass {
         elements_(static_cast<bool>(args.grad_loss_elements)),
         others_(args.grad_target || args.scale_partial),
         far_(3 * shape_.numel * size_of(args.fg.dtype) > kCache),
+        weights_(region_weights<T>(args)),
+        zeros_(math::Excluded<T>::zeros_if(hard_mask(args))),
         block_(kBlock<T>) {
     if (args.composition == Composition::masked && !args.loss && !elements_) {
       const bool nothing_else = !others_ && !args.areas;
@@ -71,19 +74,10 @@ class Pass {
   void gradients(int64_t task) {
     locate(task);
     if (stored<T>(args_.grad_loss, b_)) return;
-    const T g = upstream<T>(args_.grad_loss, b_);
-    const T channels = static_cast<T>(channels_);
-    const auto slope = math::region_loss_gradient<T>(
-        {term(args_.terms, 0), term(args_.terms, 1), term(args_.terms, 2), term(args_.terms, 3)},
-        static_cast<T>(args_.fg_weight), static_cast<T>(args_.bg_weight), args_.normalize_area, channels);
-    per_fg_ = elements_ ? static_cast<T>(args_.fg_weight) : g * slope.fg;
-    per_bg_ = elements_ ? static_cast<T>(args_.bg_weight) : g * slope.bg;
-    term_fg_ = term(args_.grad_terms, 0);
-    term_bg_ = term(args_.grad_terms, 1);
-    // Per pixel of area; a mask with channels has 1/C of a pixel in each.
-    per_area_ = g * (slope.fg_area - slope.bg_area) + term(args_.grad_terms, 2) - term(args_.grad_terms, 3);
-    if (args_.mask_per_channel) per_area_ /= channels;
-    per_loss_ = elements_ ? T(1) : g;
+    if (args_.composition == Composition::masked)
+      to_ = region_upstream<T>(args_, b_);
+    else
+      per_loss_ = elements_ ? T(1) : upstream<T>(args_.grad_loss, b_);
     if (args_.scale_partial) {
       scale_sums_ = args_.scale_partial + task;
       scale_step_ = shape_.size[0] * segments_;
@@ -126,10 +120,6 @@ class Pass {
     for (int t = 0; t < kTerms; ++t)
       args_.partial[(t * shape_.size[0] + b_) * segments_ + segment_] =
           (t < 2 ? 1.0 : share) * sums_[t].take();
-  }
-
-  T term(const void* terms, int t) const {
-    return terms ? static_cast<const T*>(terms)[t * shape_.size[0] + b_] : T(0);
   }
 
   Span span(int64_t c, int64_t p, int64_t n) const {
@@ -188,15 +178,20 @@ class Pass {
     return load(upstream_in_, args_.grad_loss_elements, c, p, n);
   }
 
-  // to[k] = (u[k] * factor + constant) * x[k]; no u: ones, as arrive at a loss that is reduced.
-  static void scale(const T* u, T factor, T constant, const T* x, int64_t n, T* to) {
+  // The derivatives by l(x) in both regions. No u: ones, since the loss is reduced.
+  void weigh_regions(const T* u, int64_t n) {
+    weigh_region(u, to_.fg, to_.fg_term, on_, n, weight_fg_);
+    weigh_region(u, to_.bg, to_.bg_term, off_, n, weight_bg_);
+  }
+  static void weigh_region(const T* u, T weight, T term, const T* share, int64_t n, T* to) {
     if (u) {
       FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k) to[k] = (u[k] * factor + constant) * x[k];
+      for (int64_t k = 0; k < n; ++k)
+        to[k] = math::masked_weight(math::masked_to_sum(u[k], weight, term), share[k]);
     } else {
-      const T weight = factor + constant;
+      const T all = math::masked_to_sum(T(1), weight, term);
       FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k) to[k] = weight * x[k];
+      for (int64_t k = 0; k < n; ++k) to[k] = math::masked_weight(all, share[k]);
     }
   }
 
@@ -218,20 +213,20 @@ class Pass {
     d_bg_ = open(bg_out_, args_.grad_bg, c, p);
   }
 
-  // The derivatives of both regions for the weights in weight_fg_ and weight_bg_, and their values.
-  void region_gradients(int64_t c, int64_t p, int64_t n, T* value_fg, T* value_bg) {
+  // The derivatives of both layers for the weights in weight_fg_ and weight_bg_, and their values.
+  void layer_gradients(int64_t c, int64_t p, int64_t n, const T* on, const T* off) {
     open_gradients(c, p);
-    loops_.gradient(fg_, target_, fg_scale_, weight_fg_, n, value_fg, d_fg_);
-    loops_.gradient(bg_, target_, bg_scale_, weight_bg_, n, value_bg, d_bg_);
+    loops_.gradient(fg_, target_, fg_scale_, weight_fg_, on, to_.excluded.fg, n, value_fg_, d_fg_);
+    loops_.gradient(bg_, target_, bg_scale_, weight_bg_, off, to_.excluded.bg, n, value_bg_, d_bg_);
     if (!args_.bg) add(d_bg_, n, d_fg_);
-    if (others_) other_gradients(c, p, n);
+    if (others_) other_gradients(c, p, n, on, off);
     close_gradients(c, p, n);
   }
 
-  void other_gradients(int64_t c, int64_t p, int64_t n) {
+  void other_gradients(int64_t c, int64_t p, int64_t n, const T* on, const T* off) {
     open_others(c, p, n);
-    loops_.others(fg_, target_, fg_scale_, weight_fg_, n, d_target_, d_fg_scale_);
-    loops_.others(bg_, target_, bg_scale_, weight_bg_, n, d_target_, d_bg_scale_);
+    loops_.others(fg_, target_, fg_scale_, weight_fg_, on, to_.excluded.fg, n, d_target_, d_fg_scale_);
+    loops_.others(bg_, target_, bg_scale_, weight_bg_, off, to_.excluded.bg, n, d_target_, d_bg_scale_);
     close_others(c, p, n);
   }
 
@@ -253,19 +248,24 @@ class Pass {
   void masked_forward(int64_t p, int64_t n, int64_t c0) {
     if (!args_.loss) return masked_sums<false>(p, n, c0);
     load_mask(c0, p, n);
+    const math::RegionWeights<T> weights = weights_;
+    const math::ExcludedOfRegions<T> excluded = excluded_of_loss(weights, hard_mask(args_));
     for (int64_t c = c0; c < c0 + group_; ++c) {
       load_images(c, p, n);
       loops_.value(fg_, target_, fg_scale_, n, value_fg_);
       loops_.value(bg_, target_, bg_scale_, n, value_bg_);
-      const T fg_weight = static_cast<T>(args_.fg_weight), bg_weight = static_cast<T>(args_.bg_weight);
       T* loss = open(loss_out_, args_.loss, c, p);
       FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k)
-        loss[k] = fg_weight * (on_[k] * value_fg_[k]) + bg_weight * (off_[k] * value_bg_[k]);
+      for (int64_t k = 0; k < n; ++k) {
+        value_fg_[k] = math::masked_value(on_[k], value_fg_[k], zeros_);
+        value_bg_[k] = math::masked_value(off_[k], value_bg_[k], zeros_);
+        loss[k] =
+            math::masked_loss(on_[k], off_[k], weights.fg, weights.bg, value_fg_[k], value_bg_[k], excluded);
+      }
       loss_out_.close(args_.loss, span(c, p, n));
       if (args_.partial) {
-        add_products(on_, value_fg_, n, sums_[0]);
-        add_products(off_, value_bg_, n, sums_[1]);
+        add_all(value_fg_, n, sums_[0]);
+        add_all(value_bg_, n, sums_[1]);
       }
     }
     add_areas(n);
@@ -284,17 +284,19 @@ class Pass {
   // A reduced loss, and its gradients, from images that are stored as S, or gathered.
   template <bool kGradients>
   void masked_sums(int64_t p, int64_t n, int64_t c0) {
+    // The terms are those before the weights: a region that the loss leaves out has them all the same.
+    if (kGradients && args_.partial && (to_.excluded.fg.everything() || to_.excluded.bg.everything()))
+      masked_sums<false>(p, n, c0);
     half_ ? masked_sums<kGradients, Half<T>>(loops_.masked_half[kGradients], p, n, c0)
           : masked_sums<kGradients, T>(loops_.masked[kGradients], p, n, c0);
     if (!others_ && !args_.areas) return;
     load_mask(c0, p, n);
     add_areas(n);
     if (!others_) return;
-    scale(nullptr, per_fg_, term_fg_, on_, n, weight_fg_);
-    scale(nullptr, per_bg_, term_bg_, off_, n, weight_bg_);
+    weigh_regions(nullptr, n);
     for (int64_t c = c0; c < c0 + group_; ++c) {
       load_images(c, p, n);
-      other_gradients(c, p, n);
+      other_gradients(c, p, n, on_, off_);
     }
   }
 
@@ -310,14 +312,18 @@ class Pass {
     r.bg_scale = &bg_scales_[static_cast<size_t>(c0)];
     r.channels = group_;
     r.far = far_;
+    r.excluded = {zeros_, zeros_};
     if (!kGradients) return loop(r, n, sums_[0], sums_[1]);
-    r.to_fg = per_fg_ + term_fg_;
-    r.to_bg = per_bg_ + term_bg_;
-    r.to_area = per_area_;
+    r.excluded = to_.excluded;
+    r.to_fg = to_.fg + to_.fg_term;
+    r.to_bg = to_.bg + to_.bg_term;
+    r.to_area = to_.mask;
     r.d_fg = open_planes<S>(4, args_.grad_fg, c0, p, group_);
     r.d_bg = open_planes<S>(5, args_.grad_bg, c0, p, group_);
     r.d_mask = open_planes<S>(6, args_.grad_mask, c0, p, 1).data;
-    loop(r, n, sums_[0], sums_[1]);
+    const bool without_sums = r.excluded.fg.everything() || r.excluded.bg.everything();
+    LaneSums<T> no_sums[2];
+    loop(r, n, without_sums ? no_sums[0] : sums_[0], without_sums ? no_sums[1] : sums_[1]);
     if constexpr (std::is_same_v<S, T>) {
       for (int64_t c = 0; c < group_ && !args_.bg; ++c)
         add(r.d_bg.data + c * r.d_bg.stride, n, r.d_fg.data + c * r.d_fg.stride);
@@ -376,21 +382,23 @@ class Pass {
     for (int64_t c = c0; c < c0 + group_; ++c) {
       load_images(c, p, n);
       const T* u = load_upstream(c, p, n);
-      scale(u, per_fg_, term_fg_, on_, n, weight_fg_);
-      scale(u, per_bg_, term_bg_, off_, n, weight_bg_);
-      region_gradients(c, p, n, value_fg_, value_bg_);
+      weigh_regions(u, n);
+      layer_gradients(c, p, n, on_, off_);
+      const math::RegionUpstream<T> to = to_;
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k)
-        d_mask[k] += (u[k] * per_fg_ + term_fg_) * value_fg_[k] - (u[k] * per_bg_ + term_bg_) * value_bg_[k];
+        d_mask[k] += math::masked_d_mask(on_[k], off_[k], math::masked_to_sum(u[k], to.fg, to.fg_term),
+                                         math::masked_to_sum(u[k], to.bg, to.bg_term), value_fg_[k],
+                                         value_bg_[k], to.excluded);
     }
-    chain_mask(per_area_, n, d_mask);
+    chain_mask(to_.mask, n, d_mask);
     mask_out_.close(args_.grad_mask, span(c0, p, n));
   }
 
   void blend(int64_t c, int64_t p, int64_t n) {
     load_images(c, p, n);
     FGBG_SIMD
-    for (int64_t k = 0; k < n; ++k) blend_[k] = on_[k] * fg_[k] + off_[k] * bg_[k];
+    for (int64_t k = 0; k < n; ++k) blend_[k] = math::blend(on_[k], off_[k], fg_[k], bg_[k], zeros_);
   }
 
   void blended_forward(int64_t p, int64_t n, int64_t c0) {
@@ -413,18 +421,18 @@ class Pass {
       fill(elements_ ? load_upstream(c, p, n) : nullptr, per_loss_, n, weight_fg_);
       open_gradients(c, p);
       T* d_blend = sum_fg_;
-      loops_.gradient(blend_, target_, fg_scale_, weight_fg_, n, value_fg_, d_blend);
+      loops_.gradient(blend_, target_, fg_scale_, weight_fg_, weight_fg_, {}, n, value_fg_, d_blend);
       if (others_) {
         open_others(c, p, n);
-        loops_.others(blend_, target_, fg_scale_, weight_fg_, n, d_target_, d_fg_scale_);
+        loops_.others(blend_, target_, fg_scale_, weight_fg_, weight_fg_, {}, n, d_target_, d_fg_scale_);
         for (int64_t k = 0; k < n; ++k) d_bg_scale_[k] = T(0);
         close_others(c, p, n);
       }
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) {
-        d_mask[k] += (fg_[k] - bg_[k]) * d_blend[k];
-        d_fg_[k] = on_[k] * d_blend[k];
-        d_bg_[k] = off_[k] * d_blend[k];
+        d_mask[k] += math::blend_d_mask(fg_[k], bg_[k], d_blend[k]);
+        d_fg_[k] = math::chain(d_blend[k], on_[k], on_[k], zeros_);
+        d_bg_[k] = math::chain(d_blend[k], off_[k], off_[k], zeros_);
       }
       close_gradients(c, p, n);
       if (args_.partial) add_all(value_fg_, n, sums_[0]);
@@ -481,7 +489,8 @@ class Pass {
     if (last) mask_out_.close(args_.grad_mask, span(mask_channel, p, n));
     for (int64_t c = c0; c < c0 + group_; ++c) {
       if (group_ > 1) load_images(c, p, n);
-      region_gradients(c, p, n, value_fg_, value_bg_);
+      // Nothing is excluded, of whatever share.
+      layer_gradients(c, p, n, weight_fg_, weight_bg_);
     }
   }
 
@@ -490,10 +499,13 @@ class Pass {
   const LikelihoodLoops<T>& loops_;
   const int64_t segments_, channels_, group_;
   const bool elements_, others_, far_;
-  int64_t block_;      // pixels that are handled together
-  bool half_ = false;  // all images are stored as Half<T>
+  const math::RegionWeights<T> weights_;
+  const math::Excluded<T> zeros_;  // of a hard mask
+  int64_t block_;                  // pixels that are handled together
+  bool half_ = false;              // all images are stored as Half<T>
   int64_t b_ = 0, segment_ = 0;
-  T per_fg_ = 0, per_bg_ = 0, term_fg_ = 0, term_bg_ = 0, per_area_ = 0, per_loss_ = 0;
+  math::RegionUpstream<T> to_{};
+  T per_loss_ = 0;
   double* scale_sums_ = nullptr;
   int64_t scale_step_ = 0;
   LaneSums<T> sums_[kTerms];

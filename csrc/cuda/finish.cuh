@@ -3,15 +3,14 @@
 // adds them, in float64, follows from the sizes alone.
 #pragma once
 
-#include "../math/mask.h"
+#include "../regions.h"
 #include "memory.cuh"
 
 namespace fgbg::cuda {
 namespace {
 
 __device__ __forceinline__ double loss_of(const FinishArgs& args, const double (&sums)[kTerms]) {
-  return math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, args.fg_weight, args.bg_weight,
-                                   args.normalize_area, args.channels);
+  return math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, region_weights<double>(args));
 }
 
 // Every `step`-th of `count` partial sums of each term, whose rows begin `row` apart. They come from the

@@ -9,7 +9,7 @@
 // writes its own partial sums, in an order fixed by the sizes.
 #pragma once
 
-#include "../math/likelihood.h"
+#include "../math/composition.h"
 #include "finish.cuh"
 #include "kernels.h"
 #include "memory.cuh"
@@ -69,11 +69,6 @@ struct Operands {
                                                 : math::Mask<T>{mask[j], T(1) - mask[j], T(1)};
   }
 };
-
-template <class T>
-__device__ __forceinline__ T term(const ReconstructionArgs& args, const void* terms, int t, int64_t b) {
-  return terms ? static_cast<const T*>(terms)[t * args.shape.size[0] + b] : T(0);
-}
 
 // body(pixels, item) for the groups of this warp's segments whose results are not stored; after them the sums
 // that body has added to, if they are wanted. The last block finishes those of all.

@@ -25,26 +25,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<V>)
   const int64_t channels = shape.size[1];
   const int64_t segments = segments_of(shape.plane, args.segment), items = shape.size[0] * segments;
   const bool elements = static_cast<bool>(args.grad_loss_elements);
+  const math::Excluded<T> zeros = math::Excluded<T>::zeros_if(hard_mask(args));
   T sums[kTerms] = {};
   for_pixel_groups<T, V>(args, sums, [&](const Pixels<T, V>& px, int64_t item, int lane) {
     const bool first = px.p - lane * V == item % segments * args.segment;
-    const T g = upstream<T>(args.grad_loss, px.b);
-    T per_fg = elements ? T(1) : g, per_bg = per_fg, term_fg = T(0), term_bg = T(0), per_area = T(0);
-    if constexpr (kind == Composition::masked) {
-      const auto slope = math::region_loss_gradient<T>(
-          {term<T>(args, args.terms, 0, px.b), term<T>(args, args.terms, 1, px.b),
-           term<T>(args, args.terms, 2, px.b), term<T>(args, args.terms, 3, px.b)},
-          static_cast<T>(args.fg_weight), static_cast<T>(args.bg_weight), args.normalize_area,
-          static_cast<T>(channels));
-      per_fg = elements ? static_cast<T>(args.fg_weight) : g * slope.fg;
-      per_bg = elements ? static_cast<T>(args.bg_weight) : g * slope.bg;
-      term_fg = term<T>(args, args.grad_terms, 0, px.b);
-      term_bg = term<T>(args, args.grad_terms, 1, px.b);
-      // Per pixel of area; a mask with channels has 1/C of a pixel in each.
-      per_area = g * (slope.fg_area - slope.bg_area) + term<T>(args, args.grad_terms, 2, px.b) -
-                 term<T>(args, args.grad_terms, 3, px.b);
-      if (args.mask_per_channel) per_area /= static_cast<T>(channels);
-    }
+    math::RegionUpstream<T> to{};
+    T per_loss = T(0);  // times the upstream gradient of an element, where the loss is not reduced
+    if constexpr (kind == Composition::masked)
+      to = region_upstream<T>(args, px.b);
+    else
+      per_loss = elements ? T(1) : upstream<T>(args.grad_loss, px.b);
 
     Operands<T, V, L> in;
     math::Mask<T> m[V];
@@ -79,9 +69,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<V>)
         for (int j = 0; j < V; ++j) {
           const auto mix = math::mixture(in.mask[j], fg[j], bg[j]);
           if (px.live) sums[0] += mix.value;
-          weight_fg[j] = u[j] * per_fg * mix.d_fg;
-          weight_bg[j] = u[j] * per_fg * mix.d_bg;
-          d_mask[j] += u[j] * per_fg * mix.d_logit;
+          weight_fg[j] = u[j] * per_loss * mix.d_fg;
+          weight_bg[j] = u[j] * per_loss * mix.d_bg;
+          d_mask[j] += u[j] * per_loss * mix.d_logit;
         }
       } else {
         in.load(args, px, c0, new_mask);
@@ -104,34 +94,43 @@ __global__ void __launch_bounds__(kThreads, kBlocks<V>)
         for (int j = 0; j < V; ++j) {
           const bool live = px.live;
           if constexpr (kind == Composition::blended) {
-            const T blend = m[j].on * in.fg[j] + m[j].off * in.bg[j];
+            const T blend = math::blend(m[j].on, m[j].off, in.fg[j], in.bg[j], zeros);
             const auto nll = L::eval(blend, in.target[j], in.fg_scale);
-            const T w = u[j] * per_fg, d_blend = w * nll.d_x;
+            const T w = u[j] * per_loss;
+            const T d_blend = w * nll.d_x;
             if (live) sums[0] += nll.value;
-            d_fg[j] = m[j].on * d_blend;
-            d_bg[j] = m[j].off * d_blend;
+            d_fg[j] = math::chain(d_blend, m[j].on, m[j].on, zeros);
+            d_bg[j] = math::chain(d_blend, m[j].off, m[j].off, zeros);
             d_target[j] = w * nll.d_target;
-            d_mask[j] += m[j].slope * (in.fg[j] - in.bg[j]) * d_blend;
+            d_mask[j] += m[j].slope * math::blend_d_mask(in.fg[j], in.bg[j], d_blend);
             if (live) d_fg_scale += w * nll.d_scale;
           } else {
             const auto fg = L::eval(in.fg[j], in.target[j], in.fg_scale);
             const auto bg = L::eval(in.bg[j], in.target[j], in.bg_scale);
+            T on = T(1), off = T(1);
             if constexpr (kind == Composition::masked) {
-              const T to_fg = u[j] * per_fg + term_fg, to_bg = u[j] * per_bg + term_bg;
+              on = m[j].on;
+              off = m[j].off;
+              const T to_fg = math::masked_to_sum(u[j], to.fg, to.fg_term);
+              const T to_bg = math::masked_to_sum(u[j], to.bg, to.bg_term);
               if (live) {
-                sums[0] += m[j].on * fg.value;
-                sums[1] += m[j].off * bg.value;
+                sums[0] += math::masked_value(on, fg.value, zeros);
+                sums[1] += math::masked_value(off, bg.value, zeros);
               }
-              weight_fg[j] = to_fg * m[j].on;
-              weight_bg[j] = to_bg * m[j].off;
-              d_mask[j] += m[j].slope * (to_fg * fg.value - to_bg * bg.value + (new_mask ? per_area : T(0)));
+              weight_fg[j] = math::masked_weight(to_fg, on);
+              weight_bg[j] = math::masked_weight(to_bg, off);
+              d_mask[j] +=
+                  m[j].slope * (math::masked_d_mask(on, off, to_fg, to_bg, fg.value, bg.value, to.excluded) +
+                                (new_mask ? to.mask : T(0)));
             }
-            d_fg[j] = weight_fg[j] * fg.d_x;
-            d_bg[j] = weight_bg[j] * bg.d_x;
-            d_target[j] = weight_fg[j] * fg.d_target + weight_bg[j] * bg.d_target;
+            const auto to_fg = [&](T d) { return math::chain(weight_fg[j], d, on, to.excluded.fg); };
+            const auto to_bg = [&](T d) { return math::chain(weight_bg[j], d, off, to.excluded.bg); };
+            d_fg[j] = to_fg(fg.d_x);
+            d_bg[j] = to_bg(bg.d_x);
+            d_target[j] = to_fg(fg.d_target) + to_bg(bg.d_target);
             if (live) {
-              d_fg_scale += weight_fg[j] * fg.d_scale;
-              d_bg_scale += weight_bg[j] * bg.d_scale;
+              d_fg_scale += to_fg(fg.d_scale);
+              d_bg_scale += to_bg(bg.d_scale);
             }
           }
           if (!args.bg) d_fg[j] += d_bg[j];

@@ -8,6 +8,9 @@ template <class T, int V, class L, Composition kind>
 __global__ void __launch_bounds__(kThreads, kBlocks<V>)
     forward_kernel(const __grid_constant__ ReconstructionArgs args) {
   const int64_t channels = args.shape.size[1];
+  const math::RegionWeights<T> weights = region_weights<T>(args);
+  const math::Excluded<T> zeros = math::Excluded<T>::zeros_if(hard_mask(args));
+  const math::ExcludedOfRegions<T> excluded = excluded_of_loss(weights, hard_mask(args));
   T sums[kTerms] = {};
   for_pixel_groups<T, V>(args, sums, [&](const Pixels<T, V>& px, int64_t, int) {
     Operands<T, V, L> in;
@@ -22,9 +25,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<V>)
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           if constexpr (kind == Composition::masked) {
-            const T fg = m[j].on * L::eval(in.fg[j], in.target[j], in.fg_scale).value;
-            const T bg = m[j].off * L::eval(in.bg[j], in.target[j], in.bg_scale).value;
-            loss[j] = static_cast<T>(args.fg_weight) * fg + static_cast<T>(args.bg_weight) * bg;
+            const T on = m[j].on, off = m[j].off;
+            const T fg = math::masked_value(on, L::eval(in.fg[j], in.target[j], in.fg_scale).value, zeros);
+            const T bg = math::masked_value(off, L::eval(in.bg[j], in.target[j], in.bg_scale).value, zeros);
+            loss[j] = math::masked_loss(on, off, weights.fg, weights.bg, fg, bg, excluded);
             if (px.live) {
               sums[0] += fg;
               sums[1] += bg;
@@ -34,7 +38,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<V>)
               }
             }
           } else {
-            const T blend = m[j].on * in.fg[j] + m[j].off * in.bg[j];
+            const T blend = math::blend(m[j].on, m[j].off, in.fg[j], in.bg[j], zeros);
             loss[j] = L::eval(blend, in.target[j], in.fg_scale).value;
             if (px.live) sums[0] += loss[j];
           }

@@ -1,4 +1,4 @@
-// Masks, their logits, the discrete KL between them, and the two-component mixture.
+// Masks, their logits, and the discrete KL between them.
 #pragma once
 
 #include "elementary.h"
@@ -64,57 +64,6 @@ FGBG_FN BernoulliKl<T> bernoulli_kl(T logit, T prior_logit) {
   const T far = (b > T(0) ? m.on * a + m.off * b : m.on * d) + logs;
   return {abs(d) < T(0.5) ? near : far, m.slope * (logit - prior_logit),
           -sigmoid_difference(logit, prior_logit, logit - prior_logit)};
-}
-
-template <class T>
-struct Mixture {
-  T value;    // -log(m e^-fg + (1 - m) e^-bg),  m = sigmoid(logit), fg and bg in nats
-  T d_fg;     // r = sigmoid(logit - fg + bg), the responsibility of the foreground
-  T d_bg;     // 1 - r
-  T d_logit;  // m - r
-};
-
-template <class T>
-FGBG_FN Mixture<T> mixture(T logit, T fg, T bg) {
-  const T joint_fg = softplus(-logit) + fg, joint_bg = softplus(logit) + bg;
-  const T posterior = logit - (fg - bg);
-  const Mask<T> r = mask_from_logit(posterior);
-  const T best = joint_fg < joint_bg ? joint_fg : joint_bg;
-  // Equal terms apart: where both are infinite the posterior is inf - inf.
-  const T value =
-      joint_fg == joint_bg ? joint_fg - T(0.693147180559945309) : best - log1p_unit(exp_minus_abs(posterior));
-  return {value, r.on, r.off, sigmoid_difference(logit, posterior, fg - bg)};
-}
-
-// A masked loss of one sample from its sums: w_fg S_fg + w_bg S_bg, or, normalised by area, each sum
-// over its region's area times the channels. An empty region contributes 0.
-template <class T>
-struct RegionSums {
-  T fg, bg, fg_area, bg_area;
-};
-
-template <class T>
-FGBG_FN T region_mean(T sum, T area, T channels) {
-  return area <= T(0) ? T(0) : sum / (area * channels);  // NaN stays NaN
-}
-
-template <class T>
-FGBG_FN T region_loss(RegionSums<T> s, T fg_weight, T bg_weight, bool normalize_area, T channels) {
-  if (!normalize_area) return fg_weight * s.fg + bg_weight * s.bg;
-  return fg_weight * region_mean(s.fg, s.fg_area, channels) +
-         bg_weight * region_mean(s.bg, s.bg_area, channels);
-}
-
-// d(region_loss) / d(sums).
-template <class T>
-FGBG_FN RegionSums<T> region_loss_gradient(RegionSums<T> s, T fg_weight, T bg_weight, bool normalize_area,
-                                           T channels) {
-  if (!normalize_area) return {fg_weight, bg_weight, T(0), T(0)};
-  const bool no_fg = s.fg_area <= T(0), no_bg = s.bg_area <= T(0);
-  const T per_fg = no_fg ? T(0) : fg_weight / (s.fg_area * channels);
-  const T per_bg = no_bg ? T(0) : bg_weight / (s.bg_area * channels);
-  return {per_fg, per_bg, no_fg ? T(0) : -per_fg * (s.fg / s.fg_area),
-          no_bg ? T(0) : -per_bg * (s.bg / s.bg_area)};
 }
 
 }  // namespace FGBG_ISA

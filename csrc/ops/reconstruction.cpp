@@ -50,8 +50,8 @@ struct Loss {
     TORCH_CHECK_VALUE(a.composition != Composition::mixture_joint || !a.mask_per_channel,
                       "fgbg: a joint mixture takes a mask of one channel");
     const bool masked = a.composition == Composition::masked;
-    a.fg_weight = masked ? fg_weight : 1.0;
-    a.bg_weight = masked ? bg_weight : 0.0;
+    a.fg_weight.value = masked ? fg_weight : 1.0;
+    a.bg_weight.value = masked ? bg_weight : 0.0;
     a.normalize_area = masked && normalize_area;
     a.fg = view_of(fg, fg, true);
     a.bg = view_of(bg, fg, true);

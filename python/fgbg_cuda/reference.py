@@ -9,6 +9,7 @@ Half-precision operands are computed in float32; a float64 operand makes the who
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -140,13 +141,26 @@ def sample_gaussian(
 def bernoulli_kl(
     logits: Tensor, prior_logits: Tensor | None, prior_logit: float, reduction: str = "batchmean"
 ) -> Tensor:
-    """m (log m - log p) + (1 - m) (log(1 - m) - log(1 - p)), m and p the sigmoids of the logits."""
+    """m (log m - log p) + (1 - m) (log(1 - m) - log(1 - p)), m and p the sigmoids of the logits.
+
+    A logit of +-inf is a mask of exactly 1 or 0, of which one term is left: -log p or -log(1 - p).
+    """
     dtype = compute_dtype(logits, prior_logits)
     a = logits.to(dtype)
     b = torch.full_like(a, prior_logit) if prior_logits is None else prior_logits.to(dtype)
+    certain = a.isinf()
+    unbounded = b.isinf() & ~certain
+    exact = torch.where(a > 0, -b, b)  # of a mask that is certain: softplus of this
+    # The share that the prior rules out, times inf. Clamped, since it must not underflow to 0.
+    largest = 700.0 if dtype == torch.float64 else 100.0
+    ruled_out = torch.exp(F.logsigmoid(torch.where(b > 0, -a, a).clamp(-largest, largest)))
+    infinite = torch.where(unbounded, ruled_out, 1.0) * torch.where(unbounded, b.abs(), 1.0)
+    special = certain | unbounded
+    a, b = torch.where(special, 0.0, a), torch.where(special, 0.0, b)
     on = torch.sigmoid(a) * (F.logsigmoid(a) - F.logsigmoid(b))
     off = torch.sigmoid(-a) * (F.logsigmoid(-a) - F.logsigmoid(-b))
-    return reduce(on + off, reduction)
+    kl = torch.where(certain, -F.logsigmoid(-exact), torch.where(unbounded, infinite, on + off))
+    return reduce(kl, reduction)
 
 
 # --- likelihoods: -log p(target | x) per element, in nats -----------------------------------------
@@ -217,6 +231,22 @@ def region_mean(total: Tensor, area: Tensor, channels: int) -> Tensor:
     return torch.where(empty, 0.0, total) / torch.where(empty, 1.0, area * channels)
 
 
+def _any(*conditions: Tensor | None) -> Tensor | None:
+    """Where one of them holds; None is a condition that holds nowhere."""
+    given = [c for c in conditions if c is not None]
+    return functools.reduce(torch.logical_or, given) if given else None
+
+
+def _unless(excluded: Tensor | None, x: Tensor, otherwise: float) -> Tensor:
+    return x if excluded is None else torch.where(excluded, otherwise, x)
+
+
+def _is_zero(weight: Tensor | float, like: Tensor) -> Tensor | None:
+    if isinstance(weight, Tensor):
+        return weight == 0
+    return like.new_ones((), dtype=torch.bool) if weight == 0 else None
+
+
 def _on_and_off(logits: Tensor) -> tuple[Tensor, Tensor]:
     """sigmoid(logits) and sigmoid(-logits), both from the smaller: the derivative of the larger, taken by
     itself, would be s (1 - s) with 1 - s cancelled (at 30 and in float64, wrong in the third digit)."""
@@ -235,8 +265,8 @@ def reconstruction_loss(
     composition: str,
     mask_is_logits: bool,
     likelihood: str,
-    fg_weight: float = 1.0,
-    bg_weight: float = 1.0,
+    fg_weight: Tensor | float = 1.0,
+    bg_weight: Tensor | float = 1.0,
     normalize_area: bool = False,
     reduction: str = "batchmean",
     return_terms: bool = False,
@@ -251,12 +281,18 @@ def reconstruction_loss(
     - ``mixture_independent``: sum over elements -log(m e^-l(fg) + (1 - m) e^-l(bg))
 
     The terms are [4, B]: foreground nats, background nats, foreground area, background area.
+
+    Hard means select. What a mask of bool or uint8 leaves out of a sum, and, of the loss, a region whose
+    weight is 0 or which is empty and is normalised by its area, is not part of it: NaN there adds 0, and
+    gets zero gradients. (A float mask multiplies.) For that the operands themselves are replaced there,
+    before the likelihood sees them: the derivative of torch.where is 0 where it does not choose.
     """
     dtype = compute_dtype(fg, bg, target, mask, fg_scale, bg_scale)
     nll = LIKELIHOODS[likelihood]
     fg, target = fg.to(dtype), target.to(dtype)
     bg = fg if bg is None else bg.to(dtype)
-    mask = (mask if mask.is_floating_point() else mask != 0).to(dtype)
+    hard = None if mask.is_floating_point() else mask != 0
+    mask = (mask if hard is None else hard).to(dtype)
     fg_scale, bg_scale = _per_channel(fg_scale, fg), _per_channel(bg_scale, fg)
     no_terms = fg.new_empty(0)
 
@@ -269,25 +305,43 @@ def reconstruction_loss(
 
     on, off = _on_and_off(mask) if mask_is_logits else (mask, 1 - mask)
     if composition == "blended":
-        return reduce(nll(on * fg + off * bg, target, fg_scale), reduction), no_terms
+        blend = on * fg + off * bg if hard is None else torch.where(hard, fg, bg)
+        return reduce(nll(blend, target, fg_scale), reduction), no_terms
 
-    fg_nats, bg_nats = on * nll(fg, target, fg_scale), off * nll(bg, target, bg_scale)
-    # Area in pixels: a mask with channels has 1/C of a pixel in each.
-    areas = [m.mean(1).flatten(1).sum(1) for m in (on, off)]
-    sums = [reduce(nats, "sample") for nats in (fg_nats, bg_nats)]
-    terms = torch.stack([*sums, *areas])
+    def region(x: Tensor, scale: Tensor, share: Tensor, excluded: Tensor | None) -> Tensor:
+        operands = _unless(excluded, x, 0.0), _unless(excluded, target, 0.0), _unless(excluded, scale, 1.0)
+        return _unless(excluded, share * nll(*operands), 0.0)
+
+    # (layer, its scale, its share of each element, where it has none, its weight)
+    regions = (
+        (fg, fg_scale, on, None if hard is None else ~hard, fg_weight),
+        (bg, bg_scale, off, hard, bg_weight),
+    )
     channels, shape = fg.shape[1], (-1, *(1,) * (fg.dim() - 1))
-    if reduction == "none":
+    terms, areas, parts = [], [], []
+    for x, scale, share, absent, weight in regions:
+        nats = region(x, scale, share, absent)
+        # In pixels: a mask with channels has 1/C of a pixel in each.
+        area = share.mean(1).flatten(1).sum(1)
+        terms.append(reduce(nats, "sample"))
+        areas.append(area)
+        # The terms are those before the weights; the loss may leave out more.
+        zero = _is_zero(weight, fg)
+        empty = area <= 0 if normalize_area else None
+        left_out = _any(zero, None if empty is None else empty.reshape(shape))
+        if left_out is not None:
+            nats = region(x, scale, share, _any(absent, left_out))
+        if reduction != "none":
+            nats = reduce(nats, "sample")
         if normalize_area:
-            fg_nats, bg_nats = (
-                region_mean(nats, area.reshape(shape), channels)
-                for nats, area in zip((fg_nats, bg_nats), areas, strict=True)
-            )
-        return fg_weight * fg_nats + bg_weight * bg_nats, terms
-    if normalize_area:
-        sums = [region_mean(s, area, channels) for s, area in zip(sums, areas, strict=True)]
-    loss = reduce(fg_weight * sums[0] + bg_weight * sums[1], "sum" if reduction == "mean" else reduction)
-    return (loss / fg.numel() if reduction == "mean" else loss), terms
+            nats = region_mean(nats, area.reshape(shape) if reduction == "none" else area, channels)
+        parts.append(_unless(zero, weight * nats, 0.0))
+    loss = parts[0] + parts[1]
+    if reduction == "mean":
+        loss = reduce(loss, "sum") / fg.numel()
+    elif reduction != "none":
+        loss = reduce(loss, reduction)
+    return loss, torch.stack([*terms, *areas])
 
 
 # --- evaluation -----------------------------------------------------------------------------------
