@@ -253,3 +253,68 @@ def test_long_sums_keep_float32_accuracy(device):
     x = torch.full((1, 1 << 22), 0.1, device=device)
     kl = fgbg_cuda.gaussian_kl(x, torch.zeros_like(x))
     assert kl.item() == pytest.approx((1 << 22) * 0.5 * float(x[0, 0]) ** 2, rel=1e-6)
+
+
+def _infinite_pairs(dtype, device):
+    grid = (math.inf, -math.inf, 0.0, 2.5, -2.5, 1000.0, -1000.0, 1e30, math.nan)
+    pairs = [
+        torch.tensor(t, device=device, dtype=dtype).reshape(1, -1)
+        for t in zip(*itertools.product(grid, grid))
+    ]
+    return [t.requires_grad_() for t in pairs]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_bernoulli_kl_of_infinite_logits(dtype, device):
+    """A mask of exactly 0 or 1 has as its KL what the prior says of it, and a slope of 0."""
+    inf = math.inf
+    for prior in (0.0, 2.5, -2.5, 40.0, -40.0):
+        logit = torch.tensor([[inf, -inf]], device=device, dtype=dtype, requires_grad=True)
+        prior_logit = torch.full_like(logit, prior).requires_grad_()
+        kl = fgbg_cuda.bernoulli_kl(logit, prior_logit, reduction="none")
+        wide = torch.tensor([[-prior, prior]], device=device, dtype=torch.float64)
+        assert_close(kl, torch.nn.functional.softplus(wide), dtype)
+        assert_same(fgbg_cuda.bernoulli_kl(logit, prior, reduction="none"), kl)
+        d_logit, d_prior = torch.autograd.grad(kl.sum(), (logit, prior_logit))
+        assert not d_logit.any()
+        assert_close(d_prior, torch.stack([-torch.sigmoid(wide[:, 0]), torch.sigmoid(wide[:, 1])], 1), dtype)
+
+
+def test_bernoulli_kl_of_a_hard_mask_against_an_even_prior(device):
+    logit = torch.tensor([[math.inf, -math.inf]], device=device)
+    kl = fgbg_cuda.bernoulli_kl(logit, 0.0, reduction="none")
+    assert_close(kl, torch.full_like(kl, math.log(2)))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_bernoulli_kl_at_the_limits(dtype, device):
+    """0 for the same infinity twice, without gradients; inf for any other logit against an infinite prior."""
+    inf = math.inf
+    same = torch.tensor([[inf, -inf]], device=device, dtype=dtype)
+    logit, prior = same.clone().requires_grad_(), same.clone().requires_grad_()
+    kl = fgbg_cuda.bernoulli_kl(logit, prior, reduction="none")
+    assert not kl.any()
+    for gradient in torch.autograd.grad(kl.sum(), (logit, prior)):
+        assert_same(gradient.abs(), torch.zeros_like(gradient))
+    logit = torch.tensor([[-inf, inf, 0.0, 3.0, -3.0, 1e4, -1e4, 1e4]], device=device, dtype=dtype)
+    prior = torch.tensor([[inf, -inf, inf, -inf, inf, -inf, inf, inf]], device=device, dtype=dtype)
+    kl = fgbg_cuda.bernoulli_kl(logit, prior, reduction="none")
+    assert_same(kl, torch.full_like(kl, inf))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_bernoulli_kl_of_special_values(dtype, device):
+    """Value and gradients as the specification has them."""
+    found = []
+    for call in (
+        fgbg_cuda.bernoulli_kl,
+        lambda a, b, reduction: reference.bernoulli_kl(a, b, 0.0, reduction),
+    ):
+        logit, prior = _infinite_pairs(dtype, device)
+        kl = call(logit, prior, reduction="none")
+        found.append([kl.detach(), *torch.autograd.grad(kl.sum(), (logit, prior))])
+    for name, actual, specified in zip(("kl", "logit", "prior"), *found, strict=True):
+        finite = specified.isfinite()
+        assert_same(actual[~finite], specified[~finite], name)
+        assert_same(actual.isfinite(), finite, name)
+        torch.testing.assert_close(actual[finite], specified[finite], rtol=64 * EPS[torch.float32], atol=1e-6)

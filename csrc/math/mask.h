@@ -1,10 +1,15 @@
 // Masks, their logits, and the discrete KL between them.
 #pragma once
 
+#include <limits>
+
 #include "elementary.h"
 
 namespace fgbg::math {
 inline namespace FGBG_ISA {
+
+template <class T>
+constexpr T kInf = std::numeric_limits<T>::infinity();
 
 // log(1 + e^x), from an exponential that cannot overflow.
 template <class T>
@@ -44,7 +49,7 @@ FGBG_FN T sigmoid_difference(T a, T b, T d) {
 template <class T>
 struct BernoulliKl {
   T value;    // KL(Bernoulli(sigmoid a) || Bernoulli(sigmoid b)) in nats
-  T d_logit;  // sigmoid'(a) (a - b)
+  T d_logit;  // sigmoid'(a) (a - b); 0 where a is infinite
   T d_prior;  // sigmoid(b) - sigmoid(a)
 };
 
@@ -53,17 +58,25 @@ struct BernoulliKl {
 // softplus, which are log(1 + e^-|x|) and, for b > 0, b. Close together both terms cancel to second order in
 // d; there log(...) = log1p(y) with y = m (e^-d - 1), and KL = m (e^-d - 1 + d) + (log1p(y) - y), each part
 // accurate by itself.
+//
+// Infinite logits are masks of exactly 0 or 1: KL(+-inf || b) = softplus(-+b), 0 where b is the same
+// infinity, and inf where it is the other. The KL of any finite logit against an infinite one is inf.
 template <class T>
 FGBG_FN BernoulliKl<T> bernoulli_kl(T logit, T prior_logit) {
+  constexpr T kCertain = T(-800);  // e^-800 is 0 in either type: in place of -inf, for m a = 0
   const T sign = logit > T(0) ? T(-1) : T(1);
-  const T a = sign * logit, b = sign * prior_logit, d = a - b;
+  const T signed_logit = sign * logit;
+  const T a = signed_logit < kCertain ? kCertain : signed_logit, b = sign * prior_logit;
+  const T d = logit == prior_logit ? T(0) : a - b;
   const Mask<T> m = mask_from_logit(a);
   const T near = m.on * expm1_minus_x(-d) + log1p_minus_x(m.on * expm1(-d));
   const T logs = log1p_unit(exp_minus_abs(prior_logit)) - log1p_unit(exp_minus_abs(a));
-  // m d + b, written so that an infinite b gives no inf - inf.
-  const T far = (b > T(0) ? m.on * a + m.off * b : m.on * d) + logs;
-  return {abs(d) < T(0.5) ? near : far, m.slope * (logit - prior_logit),
-          -sigmoid_difference(logit, prior_logit, logit - prior_logit)};
+  // m d + b, written so that an infinite b gives no inf - inf; and if m has underflowed, no 0 * inf.
+  const T linear = abs(d) < kInf<T> ? m.on * d : d;
+  const T far = (b > T(0) ? m.on * a + m.off * b : linear) + logs;
+  const bool flat = m.slope == T(0) && (abs(d) == kInf<T> || abs(logit) == kInf<T>);
+  return {abs(d) < T(0.5) ? near : far, flat ? T(0) : m.slope * (sign * d),
+          -sigmoid_difference(logit, prior_logit, sign * d)};
 }
 
 }  // namespace FGBG_ISA

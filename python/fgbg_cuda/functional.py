@@ -432,10 +432,11 @@ def masked_reconstruction_loss(
         fg_scale, bg_scale: standard deviation (Gaussian) or diversity (Laplace): a positive number, or a
             float tensor of one element or one per channel, which gets its gradient. (The values of a
             tensor are not checked.)
-        fg_weight, bg_weight: weights of the two regions.
+        fg_weight, bg_weight: weights of the two regions. A region of weight 0 is left out, as is that of a
+            bool or uint8 mask: what its operands hold, NaN included, changes neither loss nor gradients.
         normalize: ``"area"`` divides each sample's sum over a region by that region's mask area times
-            the channels. An empty region contributes exactly 0, with zero gradient. (With
-            ``reduction="none"`` an element whose target is infinite is NaN.)
+            the channels. An empty region contributes exactly 0, with zero gradient, whatever its
+            operands hold.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
@@ -629,6 +630,12 @@ def _check_mask_and_likelihood(
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
 
 
+def _left_out(empty: Tensor, x: Tensor, target: Tensor, scale: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The operands of a region, harmless in the samples where it is empty."""
+    scale = None if scale is None else torch.where(empty.all(), 1.0, scale)
+    return torch.where(empty, 0.0, x), torch.where(empty, 0.0, target), scale
+
+
 def _reconstruction(
     fg: Tensor,
     bg: Tensor | None,
@@ -658,17 +665,26 @@ def _reconstruction(
     bg_tensor, bg_value = (bg_scale, 1.0) if isinstance(bg_scale, Tensor) else (None, bg_scale)
     operands = (fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value)
     if normalize_area and reduction == "none":
-        # The areas have to be known before the first element is: one pass for them, one per region.
-        # There the other region, of weight 0, holds the target, and its scale is 1: 0 times its error is 0,
-        # never 0 * inf.
+        # The areas have to be known before the first element is: one pass for them, of nothing but the mask,
+        # and one per region. There the other region has weight 0, and so is left out; where a region is
+        # empty, its operands are.
         fg, bg, target, mask, fg_tensor, bg_tensor, *_ = _widened(*operands)
         bg = fg if bg is None else bg
+        terms = fg.new_empty(0)
+        if return_terms:
+            terms = op(fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value, *options,
+                       1.0, 1.0, False, "sample", True)[1]  # fmt: skip
+        zero = fg.new_zeros(()).expand_as(fg)
+        areas = op(zero, zero, zero, mask, None, None, 1.0, 1.0, composition, is_logits, "squared_error",
+                   1.0, 1.0, False, "sample", True)[1][2:]  # fmt: skip
+        areas = areas.reshape(2, -1, *(1,) * (fg.dim() - 1))
+        (fg, fg_target, fg_tensor), (bg, bg_target, bg_tensor) = (
+            _left_out(area <= 0, x, target, scale)
+            for area, x, scale in zip(areas, (fg, bg), (fg_tensor, bg_tensor), strict=True)
+        )
         fg_scales, bg_scales = (fg_tensor, None, fg_value, 1.0), (None, bg_tensor, 1.0, bg_value)
-        terms = op(fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value, *options,
-                   1.0, 1.0, False, "sample", True)[1]  # fmt: skip
-        fg_loss = op(fg, target, target, mask, *fg_scales, *options, fg_weight, 0.0, False, "none", False)[0]
-        bg_loss = op(target, bg, target, mask, *bg_scales, *options, 0.0, bg_weight, False, "none", False)[0]
-        areas = terms[2:].reshape(2, -1, *(1,) * (fg.dim() - 1))
+        fg_loss = op(fg, fg, fg_target, mask, *fg_scales, *options, fg_weight, 0.0, False, "none", False)[0]
+        bg_loss = op(bg, bg, bg_target, mask, *bg_scales, *options, 0.0, bg_weight, False, "none", False)[0]
         loss = sum(
             reference.region_mean(part, area, fg.shape[1])
             for part, area in zip((fg_loss, bg_loss), areas, strict=True)
