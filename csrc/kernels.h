@@ -69,7 +69,7 @@ constexpr int kTerms = 4;
 
 // The second stage of a reduction: the partial sums of each sample in order, then the samples in order, in
 // float64.
-struct FinishArgs {
+struct FinalReduction {
   const double* partial = nullptr;  // [terms, batch, segments]
   int terms;                        // 1, or up to kTerms for reconstruction losses
   int64_t batch, segments;
@@ -87,7 +87,8 @@ struct FinishArgs {
 // What becomes of a kernel's partial sums. On the CPU the second stage follows the kernel, on CUDA it is part
 // of it.
 struct Sums {
-  FinishArgs finish[3];  // of the loss and of the derivatives with respect to fg_scale and bg_scale
+  FinalReduction
+      final_reductions[3];  // of the loss and of the derivatives with respect to fg_scale and bg_scale
   // CUDA alone:
   int64_t segment = 0;              // elements of a sample (pixels, for images) that a warp sums
   uint32_t* blocks_done = nullptr;  // 0 before and after every launch

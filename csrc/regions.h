@@ -1,14 +1,14 @@
 // What the kernels of a masked loss read of their arguments, as math/composition.h wants it.
 #pragma once
 
+#include "dtype.h"
 #include "math/composition.h"
-#include "storage.h"
 
 namespace fgbg {
 inline namespace FGBG_ISA {
 
 template <class T>
-FGBG_FN math::RegionWeights<T> region_weights(const FinishArgs& args) {
+FGBG_FN math::RegionWeights<T> region_weights(const FinalReduction& args) {
   return {scale_at<T>(args.fg_weight, 0), scale_at<T>(args.bg_weight, 0), args.normalize_area,
           static_cast<T>(args.channels)};
 }

@@ -298,28 +298,28 @@ _SAMPLES = _latents("gaussian_kl", 3, 4000, reduction="sample")
 # (what, file compiled, file changed, text, other text, who sees it, what it says)
 DEFECTS = [
     (
-        "no barrier between the rounds of a block's sum", "latents.cu", "cuda/finish.cuh",
+        "no barrier between the rounds of a block's sum", "latents.cu", "cuda/final_reduction.cuh",
         "    __syncthreads();\n    if (thread < width)", "    if (thread < width)", _ROWS, "not close",
     ),
     (
-        "a barrier that half of the threads reach", "latents.cu", "cuda/finish.cuh",
+        "a barrier that half of the threads reach", "latents.cu", "cuda/final_reduction.cuh",
         "    __syncthreads();\n    if (thread < width)",
         "    if (thread < width) __syncthreads();\n    if (thread < width)", _ROWS, "different barriers",
     ),
     (
-        "no barrier between the rounds of a sample's sum", "latents.cu", "cuda/finish.cuh",
+        "no barrier between the rounds of a sample's sum", "latents.cu", "cuda/final_reduction.cuh",
         "    __syncthreads();\n    if (lane >= width)", "    if (lane >= width)", _SAMPLES, "not close",
     ),
     (
-        "a block counts as done before all of its warps are", "latents.cu", "cuda/finish.cuh",
+        "a block counts as done before all of its warps are", "latents.cu", "cuda/final_reduction.cuh",
         "  __shared__ bool last;\n  __syncthreads();\n", "  __shared__ bool last;\n", _ROWS, "not close",
     ),
     (
-        "not the last block but the one before finishes", "latents.cu", "cuda/finish.cuh",
+        "not the last block but the one before finishes", "latents.cu", "cuda/final_reduction.cuh",
         "== gridDim.x - 1;", "== gridDim.x - 2;", _ROWS, "not close",
     ),
     (
-        "the counter is left as it is for the next kernel", "latents.cu", "cuda/finish.cuh",
+        "the counter is left as it is for the next kernel", "latents.cu", "cuda/final_reduction.cuh",
         "*args.blocks_done = 0;", "*args.blocks_done = 1;", _ROWS, "not close",
     ),
     (
@@ -337,11 +337,11 @@ DEFECTS = [
         _latents("gaussian_kl", 2, 40000), "not close",
     ),
     (
-        "the last sample is left out", "reconstruction_forward.cu", "cuda/finish.cuh",
+        "the last sample is left out", "reconstruction_forward.cu", "cuda/final_reduction.cuh",
         "  if (b < args.batch)\n", "  if (b < args.batch - 1)\n", _IMAGE, "not close",
     ),
     (
-        "shared memory one element short", "latents.cu", "cuda/finish.cuh",
+        "shared memory one element short", "latents.cu", "cuda/final_reduction.cuh",
         "totals[kTerms * kThreads];", "totals[kTerms * kThreads - 1];", _SAMPLES, "out of bounds",
     ),
     (

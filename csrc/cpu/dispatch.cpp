@@ -3,14 +3,14 @@
 #include <cstring>
 
 #include "kernels.h"
-#include "memory.h"
+#include "views.h"
 
 namespace fgbg::cpu {
 
-const Kernels& table_portable();
+const Kernels& kernel_table_portable();
 #ifdef FGBG_X86
-const Kernels& table_avx2();
-const Kernels& table_avx512();
+const Kernels& kernel_table_avx2();
+const Kernels& kernel_table_avx512();
 #endif
 
 namespace {
@@ -25,10 +25,10 @@ const Kernels& choose() {
     if (std::strcmp(wanted, "portable") == 0) level = 0;
     if (std::strcmp(wanted, "avx2") == 0 && level > 1) level = 1;
   }
-  if (level == 2) return table_avx512();
-  if (level == 1) return table_avx2();
+  if (level == 2) return kernel_table_avx512();
+  if (level == 1) return kernel_table_avx2();
 #endif
-  return table_portable();
+  return kernel_table_portable();
 }
 
 }  // namespace

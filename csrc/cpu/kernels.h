@@ -28,6 +28,6 @@ const Kernels& kernels();
 // How many partial sums per sample and quantity the kernels write, and the sum over them.
 int64_t row_segments(const Shape&);
 int64_t pixel_segments(const Shape&);
-void finish_reduction(const FinishArgs&);
+void final_reduction(const FinalReduction&);
 
 }  // namespace fgbg::cpu

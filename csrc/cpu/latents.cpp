@@ -2,8 +2,9 @@
 // One pass: every operand of a block is read once, all results of the block are written from it.
 #include "../math/gaussian.h"
 #include "../math/mask.h"
+#include "kernel_table.h"
 #include "normals.h"
-#include "tables.h"
+#include "rows.h"
 
 namespace fgbg::cpu {
 inline namespace FGBG_ISA {

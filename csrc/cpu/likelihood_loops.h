@@ -2,7 +2,8 @@
 #pragma once
 
 #include "../math/composition.h"
-#include "memory.h"
+#include "sums.h"
+#include "views.h"
 
 namespace fgbg::cpu {
 inline namespace FGBG_ISA {
@@ -25,7 +26,7 @@ struct Regions {
   bool logits;
   const math::Scale<T>*fg_scale, *bg_scale;  // of each channel
   int64_t channels;
-  bool far;  // the images are not in a cache
+  bool exceeds_cache;  // the images are not in a cache
   math::ExcludedOfRegions<T> excluded;
   // for the gradients
   T to_fg, to_bg, to_area;  // of the sums
@@ -135,7 +136,7 @@ void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSu
       for (int64_t k = 0; k < kStep<T>; ++k) difference[k] = T(0);
     }
     for (int64_t c = 0; c < r.channels; ++c) {
-      if (kGradient || r.far) {
+      if (kGradient || r.exceeds_cache) {
         prefetch(r.fg.data + c * r.fg.stride + i + kAhead, count);
         prefetch(r.bg.data + c * r.bg.stride + i + kAhead, count);
         prefetch(r.target.data + c * r.target.stride + i + kAhead, count);

@@ -8,7 +8,7 @@
 #endif
 
 #include "../math/philox.h"
-#include "memory.h"
+#include "views.h"
 
 namespace fgbg::cpu {
 inline namespace FGBG_ISA {

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "../regions.h"
+#include "kernel_table.h"
 #include "likelihood_loops.h"
-#include "tables.h"
 
 namespace fgbg::cpu {
 inline namespace FGBG_ISA {
@@ -37,14 +37,14 @@ class Pass {
         channels_(args.shape.size[1]),
         // Channels that share a mask value, or a mixture's responsibility, are handled together.
         group_(args.composition == Composition::mixture_independent || args.mask_per_channel ? 1 : channels_),
-        elements_(static_cast<bool>(args.grad_loss_elements)),
-        others_(args.grad_target || args.scale_partial),
-        far_(3 * shape_.numel * size_of(args.fg.dtype) > kCache),
+        unreduced_(static_cast<bool>(args.grad_loss_elements)),
+        target_and_scale_grads_(args.grad_target || args.scale_partial),
+        exceeds_cache_(3 * shape_.numel * size_of(args.fg.dtype) > kCache),
         weights_(region_weights<T>(args)),
         zeros_(math::Excluded<T>::zeros_if(hard_mask(args))),
         block_(kBlock<T>) {
-    if (args.composition == Composition::masked && !args.loss && !elements_) {
-      const bool nothing_else = !others_ && !args.areas;
+    if (args.composition == Composition::masked && !args.loss && !unreduced_) {
+      const bool nothing_else = !target_and_scale_grads_ && !args.areas;
       half_ = nothing_else && args.bg && images_stored_as<Half<T>>() && gradients_stored_as<Half<T>>();
       // What is gathered has to stay in the first-level cache. In whole steps, so that sums have the same
       // bits whether gradients are wanted or not.
@@ -77,7 +77,7 @@ class Pass {
     if (args_.composition == Composition::masked)
       to_ = region_upstream<T>(args_, b_);
     else
-      per_loss_ = elements_ ? T(1) : upstream<T>(args_.grad_loss, b_);
+      per_loss_ = unreduced_ ? T(1) : upstream<T>(args_.grad_loss, b_);
     if (args_.scale_partial) {
       scale_sums_ = args_.scale_partial + task;
       scale_step_ = shape_.size[0] * segments_;
@@ -219,7 +219,7 @@ class Pass {
     loops_.gradient(fg_, target_, fg_scale_, weight_fg_, on, to_.excluded.fg, n, value_fg_, d_fg_);
     loops_.gradient(bg_, target_, bg_scale_, weight_bg_, off, to_.excluded.bg, n, value_bg_, d_bg_);
     if (!args_.bg) add(d_bg_, n, d_fg_);
-    if (others_) other_gradients(c, p, n, on, off);
+    if (target_and_scale_grads_) other_gradients(c, p, n, on, off);
     close_gradients(c, p, n);
   }
 
@@ -278,7 +278,7 @@ class Pass {
   }
 
   void masked_gradients(int64_t p, int64_t n, int64_t c0) {
-    elements_ ? masked_element_gradients(p, n, c0) : masked_sums<true>(p, n, c0);
+    unreduced_ ? masked_element_gradients(p, n, c0) : masked_sums<true>(p, n, c0);
   }
 
   // A reduced loss, and its gradients, from images that are stored as S, or gathered.
@@ -289,10 +289,10 @@ class Pass {
       masked_sums<false>(p, n, c0);
     half_ ? masked_sums<kGradients, Half<T>>(loops_.masked_half[kGradients], p, n, c0)
           : masked_sums<kGradients, T>(loops_.masked[kGradients], p, n, c0);
-    if (!others_ && !args_.areas) return;
+    if (!target_and_scale_grads_ && !args_.areas) return;
     load_mask(c0, p, n);
     add_areas(n);
-    if (!others_) return;
+    if (!target_and_scale_grads_) return;
     weigh_regions(nullptr, n);
     for (int64_t c = c0; c < c0 + group_; ++c) {
       load_images(c, p, n);
@@ -311,7 +311,7 @@ class Pass {
     r.fg_scale = &fg_scales_[static_cast<size_t>(c0)];
     r.bg_scale = &bg_scales_[static_cast<size_t>(c0)];
     r.channels = group_;
-    r.far = far_;
+    r.exceeds_cache = exceeds_cache_;
     r.excluded = {zeros_, zeros_};
     if (!kGradients) return loop(r, n, sums_[0], sums_[1]);
     r.excluded = to_.excluded;
@@ -418,11 +418,11 @@ class Pass {
     for (int64_t k = 0; k < n; ++k) d_mask[k] = T(0);
     for (int64_t c = c0; c < c0 + group_; ++c) {
       blend(c, p, n);
-      fill(elements_ ? load_upstream(c, p, n) : nullptr, per_loss_, n, weight_fg_);
+      fill(unreduced_ ? load_upstream(c, p, n) : nullptr, per_loss_, n, weight_fg_);
       open_gradients(c, p);
       T* d_blend = sum_fg_;
       loops_.gradient(blend_, target_, fg_scale_, weight_fg_, weight_fg_, {}, n, value_fg_, d_blend);
-      if (others_) {
+      if (target_and_scale_grads_) {
         open_others(c, p, n);
         loops_.others(blend_, target_, fg_scale_, weight_fg_, weight_fg_, {}, n, d_target_, d_fg_scale_);
         for (int64_t k = 0; k < n; ++k) d_bg_scale_[k] = T(0);
@@ -476,7 +476,7 @@ class Pass {
       for (int64_t k = 0; k < n; ++k) d_mask_[k] = T(0);
     }
     T *d_mask = d_mask_, *weight = value_bg_;
-    fill(elements_ ? load_upstream(c0, p, n) : nullptr, per_loss_, n, weight);
+    fill(unreduced_ ? load_upstream(c0, p, n) : nullptr, per_loss_, n, weight);
     FGBG_SIMD
     for (int64_t k = 0; k < n; ++k) {
       const math::Mixture<T> m = math::mixture(mask_[k], sum_fg_[k], sum_bg_[k]);
@@ -498,7 +498,7 @@ class Pass {
   const Shape& shape_;
   const LikelihoodLoops<T>& loops_;
   const int64_t segments_, channels_, group_;
-  const bool elements_, others_, far_;
+  const bool unreduced_, target_and_scale_grads_, exceeds_cache_;
   const math::RegionWeights<T> weights_;
   const math::Excluded<T> zeros_;  // of a hard mask
   int64_t block_;                  // pixels that are handled together

@@ -7,7 +7,7 @@
 #include "../math/gaussian.h"
 #include "../math/mask.h"
 #include "../math/philox.h"
-#include "finish.cuh"
+#include "final_reduction.cuh"
 #include "kernels.h"
 #include "memory.cuh"
 
@@ -62,7 +62,7 @@ __device__ __forceinline__ void for_row_groups(const Args& args, T& sum, Body bo
     if (lane == 0) args.partial[item] = static_cast<double>(total);
     sum = T(0);
   });
-  finish_if_last<T>(args);
+  final_reduction_if_last<T>(args);
 }
 
 // Numbers start .. start + V - 1 of the stream; start is a multiple of 4 if V > 1.

@@ -11,7 +11,7 @@
 #include <map>
 #include <utility>
 
-#include "../storage.h"
+#include "../dtype.h"
 
 namespace fgbg::cuda {
 

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "../math/composition.h"
-#include "finish.cuh"
+#include "final_reduction.cuh"
 #include "kernels.h"
 #include "memory.cuh"
 
@@ -91,13 +91,13 @@ __device__ __forceinline__ void for_pixel_groups(const ReconstructionArgs& args,
     if (!args.partial) return;
 #pragma unroll
     for (int t = 0; t < kTerms; ++t) {
-      if (t >= args.finish[0].terms) break;
+      if (t >= args.final_reductions[0].terms) break;
       const T total = warp_sum(sums[t]);
       if (lane == 0) args.partial[t * items + item] = static_cast<double>(total);
       sums[t] = T(0);
     }
   });
-  finish_if_last<T>(args);
+  final_reduction_if_last<T>(args);
 }
 
 using Kernel = void (*)(ReconstructionArgs);

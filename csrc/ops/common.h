@@ -102,8 +102,8 @@ int64_t elements(const Args& args) {
 
 inline bool has_sums(const NormalArgs&) { return false; }
 inline bool has_sums(const Sums& args) {
-  return std::any_of(std::begin(args.finish), std::end(args.finish),
-                     [](const FinishArgs& f) { return static_cast<bool>(f); });
+  return std::any_of(std::begin(args.final_reductions), std::end(args.final_reductions),
+                     [](const FinalReduction& f) { return static_cast<bool>(f); });
 }
 
 // Runs a kernel, and finishes its sums.
@@ -118,8 +118,8 @@ void run_cpu(const cpu::Kernel<Args>& kernel, const Args& args, bool f64) {
                      [&](int64_t begin, int64_t end) { kernel.run[f64 ? 1 : 0](args, begin, end); });
   }
   if constexpr (std::is_base_of_v<Sums, Args>)
-    for (const FinishArgs& f : args.finish)
-      if (f) cpu::finish_reduction(f);
+    for (const FinalReduction& f : args.final_reductions)
+      if (f) cpu::final_reduction(f);
 }
 
 #ifdef FGBG_WITH_CUDA

@@ -69,7 +69,7 @@ struct Kl {
       partial = at::empty({args.shape.size[0], FGBG_ON_DEVICE(row_segments, args.shape, like)},
                           like.options().dtype(at::kDouble));
       args.partial = partial.mutable_data_ptr<double>();
-      FinishArgs& f = args.finish[0];
+      FinalReduction& f = args.final_reductions[0];
       f.partial = args.partial;
       f.terms = 1;
       f.batch = partial.size(0);

@@ -91,7 +91,7 @@ struct Results {
       const int64_t segments = FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
       partial = at::empty({kTerms, fg.size(0), fg.numel() > 0 ? segments : 0}, options.dtype(at::kDouble));
       args.partial = partial.mutable_data_ptr<double>();
-      FinishArgs& f = args.finish[0];
+      FinalReduction& f = args.final_reductions[0];
       f.partial = args.partial;
       f.terms = wants_terms ? kTerms : (masked ? 2 : 1);
       f.batch = partial.size(1);
@@ -140,7 +140,7 @@ void run_gradients(ReconstructionArgs& args, const Loss& call, const Gradients<6
     const Tensor& gradient = to[4 + which];
     if (!gradient.defined()) continue;
     const bool shared = gradient.numel() == 1;
-    FinishArgs& f = args.finish[1 + which];
+    FinalReduction& f = args.final_reductions[1 + which];
     f.partial = args.scale_partial + which * channels * tasks;
     f.terms = 1;
     f.batch = gradient.numel();

@@ -19,7 +19,7 @@ namespace fgbg::cpu {
 const Kernels& kernels() { TORCH_CHECK(false, "a CPU kernel"); }
 int64_t row_segments(const Shape&) { TORCH_CHECK(false, "a CPU kernel"); }
 int64_t pixel_segments(const Shape&) { TORCH_CHECK(false, "a CPU kernel"); }
-void finish_reduction(const FinishArgs&) { TORCH_CHECK(false, "a CPU kernel"); }
+void final_reduction(const FinalReduction&) { TORCH_CHECK(false, "a CPU kernel"); }
 }  // namespace fgbg::cpu
 
 c10::cuda::CaptureStatus c10::cuda::capture_status;

@@ -9,13 +9,13 @@
 namespace fgbg::cuda {
 namespace {
 
-__device__ __forceinline__ double loss_of(const FinishArgs& args, const double (&sums)[kTerms]) {
+__device__ __forceinline__ double loss_of(const FinalReduction& args, const double (&sums)[kTerms]) {
   return math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, region_weights<double>(args));
 }
 
 // Every `step`-th of `count` partial sums of each term, whose rows begin `row` apart. They come from the
 // cache that the multiprocessors share, several at a time.
-__device__ __forceinline__ void add_partial(const FinishArgs& args, const double* partial, int64_t row,
+__device__ __forceinline__ void add_partial(const FinalReduction& args, const double* partial, int64_t row,
                                             int64_t count, int first, int step, double (&sums)[kTerms]) {
 #pragma unroll
   for (int t = 0; t < kTerms; ++t) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ void add_partial(const FinishArgs& args, const double
 
 // Writes what is wanted of a sample; its loss.
 template <class T>
-__device__ __forceinline__ double write_sample(const FinishArgs& args, int64_t b,
+__device__ __forceinline__ double write_sample(const FinalReduction& args, int64_t b,
                                                const double (&sums)[kTerms]) {
   T* terms = static_cast<T*>(args.out_terms);
 #pragma unroll
@@ -41,7 +41,7 @@ __device__ __forceinline__ double write_sample(const FinishArgs& args, int64_t b
 // Each sample's results; the sum of this thread's losses. Few samples are shared by as many threads each as
 // there are for them, a power of two.
 template <class T>
-__device__ double finish_samples(const FinishArgs& args, double* totals) {
+__device__ double reduce_samples(const FinalReduction& args, double* totals) {
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t row = args.batch * args.segments;
   int lanes = kThreads;
@@ -74,13 +74,13 @@ __device__ double finish_samples(const FinishArgs& args, double* totals) {
 }
 
 template <class T>
-__device__ void finish(const FinishArgs& args) {
+__device__ void final_reduction(const FinalReduction& args) {
   __shared__ double totals[kTerms * kThreads];
   const int thread = static_cast<int>(threadIdx.x);
   const bool one_loss = args.loss && args.reduction != Reduction::sample;
   // Without areas the loss is linear in the sums. It has the same bits whether terms are wanted or not.
   const bool linear = one_loss && !args.normalize_area;
-  double loss = !linear || args.out_terms ? finish_samples<T>(args, totals) : 0.0;
+  double loss = !linear || args.out_terms ? reduce_samples<T>(args, totals) : 0.0;
   if (linear) {
     const int64_t row = args.batch * args.segments;
     double sums[kTerms] = {};
@@ -99,7 +99,7 @@ __device__ void finish(const FinishArgs& args) {
 
 // To be called by every thread, after its last partial sum.
 template <class T>
-__device__ __forceinline__ void finish_if_last(const Sums& args) {
+__device__ __forceinline__ void final_reduction_if_last(const Sums& args) {
   if (!args.blocks_done) return;
   __shared__ bool last;
   __syncthreads();
@@ -111,8 +111,8 @@ __device__ __forceinline__ void finish_if_last(const Sums& args) {
   __syncthreads();
   if (!last) return;
 #pragma unroll 1
-  for (const FinishArgs& f : args.finish)
-    if (f) finish<T>(f);
+  for (const FinalReduction& f : args.final_reductions)
+    if (f) final_reduction<T>(f);
   if (threadIdx.x == 0) *args.blocks_done = 0;
 }
 

@@ -5,7 +5,7 @@ namespace fgbg::cpu {
 namespace {
 
 template <class T>
-void finish(const FinishArgs& args) {
+void reduce(const FinalReduction& args) {
   T* terms = static_cast<T*>(args.out_terms);
   const math::RegionWeights<double> weights = region_weights<double>(args);
   double total = 0.0;
@@ -27,8 +27,8 @@ void finish(const FinishArgs& args) {
 
 }  // namespace
 
-void finish_reduction(const FinishArgs& args) {
-  args.dtype == DType::f64 ? finish<double>(args) : finish<float>(args);
+void final_reduction(const FinalReduction& args) {
+  args.dtype == DType::f64 ? reduce<double>(args) : reduce<float>(args);
 }
 
 }  // namespace fgbg::cpu

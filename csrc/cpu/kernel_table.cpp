@@ -1,11 +1,11 @@
 // The table of one instruction set; compiled once for each.
-#include "tables.h"
+#include "kernel_table.h"
 
 namespace fgbg::cpu {
 
 #define FGBG_STRINGIFY_(x) #x
 #define FGBG_STRINGIFY(x) FGBG_STRINGIFY_(x)
-#define FGBG_TABLE_(isa) table_##isa
+#define FGBG_TABLE_(isa) kernel_table_##isa
 #define FGBG_TABLE(isa) FGBG_TABLE_(isa)
 
 const Kernels& FGBG_TABLE(FGBG_ISA)() {

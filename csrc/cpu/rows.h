@@ -1,0 +1,94 @@
+// How latents are cut into tasks and blocks, and their losses summed.
+#pragma once
+
+#include <algorithm>
+#include <iterator>
+
+#include "sums.h"
+#include "views.h"
+
+namespace fgbg::cpu {
+inline namespace FGBG_ISA {
+
+// The upstream gradient of each element of a span: read from `elements` (reduction "none"), or that of its
+// row.
+template <class T>
+class UpstreamBlocks {
+ public:
+  UpstreamBlocks(const View& elements, const Upstream& reduced) : elements_(elements), reduced_(reduced) {
+    if (one_number()) std::fill(std::begin(buffer_), std::end(buffer_), upstream<T>(reduced_, 0));
+  }
+  const T* load(const Span& span) {
+    if (elements_) return in_.load(elements_, span);
+    if (one_number()) return buffer_;
+    const int64_t row = span.shape.row;
+    for (int64_t k = 0; k < span.n;) {
+      const int64_t b = (span.index + k) / row, last = min(span.n, (b + 1) * row - span.index);
+      const T value = upstream<T>(reduced_, b);
+      for (; k < last; ++k) buffer_[k] = value;
+    }
+    return buffer_;
+  }
+
+ private:
+  bool one_number() const { return !elements_ && reduced_.stride == 0; }
+
+  const View& elements_;
+  const Upstream& reduced_;
+  Input<T> in_;
+  alignas(64) T buffer_[kBlock<T>];
+};
+
+// How latents are iterated, along the logical index. A task is a segment of one long row, or several short
+// rows; a block within it is part of one row, or several whole rows.
+struct Rows {
+  explicit Rows(const Shape& s)
+      : row(s.row),
+        rows(s.row > 0 ? s.numel / s.row : 0),
+        segments(segments_of(s.row, kSegment)),
+        rows_per_task(s.row > 0 && s.row < kSegment ? kSegment / s.row : 1) {}
+  int64_t tasks() const {
+    return segments <= 1 ? segments_of(rows, rows_per_task) * segments : rows * segments;
+  }
+
+  // Runs the tasks [first, last). body(i, n) handles elements [i, i + n), n <= block, and returns their
+  // losses, which are summed by row into partial[b * segments + segment] (null: not summed). A task is
+  // skipped if all its results are stored already.
+  template <class T, class Body>
+  void run_all(int64_t first, int64_t last, const Upstream& upstream, double* partial, Body body) const {
+    for (int64_t task = first; task < last; ++task) run<T>(task, upstream, partial, body);
+  }
+
+  int64_t row, rows, segments, rows_per_task;
+
+ private:
+  template <class T, class Body>
+  void run(int64_t task, const Upstream& upstream, double* partial, Body body) const {
+    const int64_t block = kBlock<T>;
+    const int64_t first_row = segments == 1 ? task * rows_per_task : task / segments;
+    const int64_t last_row = segments == 1 ? min(first_row + rows_per_task, rows) : first_row + 1;
+    const int64_t segment = segments == 1 ? 0 : task % segments;
+    const int64_t begin = first_row * row + segment * kSegment;
+    const int64_t end = segments == 1 ? last_row * row : min(begin + kSegment, last_row * row);
+    int64_t done = first_row;
+    while (done < last_row && stored<T>(upstream, done)) ++done;
+    if (done == last_row) return;
+    if (partial)
+      for (int64_t b = first_row; b < last_row; ++b) partial[b * segments + segment] = 0.0;
+    for (int64_t i = begin; i < end;) {
+      const int64_t in_row = i % row;
+      const bool whole_rows = in_row == 0 && row <= block;
+      const int64_t n = whole_rows ? min(block / row * row, end - i) : min(min(block, row - in_row), end - i);
+      const T* values = body(i, n);
+      if (partial) {
+        const int64_t piece = whole_rows ? row : n;
+        for (int64_t k = 0; k < n; k += piece)
+          partial[(i + k) / row * segments + segment] += sum(values + k, piece);
+      }
+      i += n;
+    }
+  }
+};
+
+}  // namespace FGBG_ISA
+}  // namespace fgbg::cpu
