@@ -256,12 +256,10 @@ def test_long_sums_keep_float32_accuracy(device):
 
 
 def _infinite_pairs(dtype, device):
-    grid = (math.inf, -math.inf, 0.0, 2.5, -2.5, 1000.0, -1000.0, 1e30, math.nan)
-    pairs = [
-        torch.tensor(t, device=device, dtype=dtype).reshape(1, -1)
-        for t in zip(*itertools.product(grid, grid))
-    ]
-    return [t.requires_grad_() for t in pairs]
+    numbers = (math.inf, -math.inf, 0.0, 2.5, -2.5, 1000.0, -1000.0, 1e30, math.nan)
+    grid = torch.tensor(numbers, device=device, dtype=dtype)
+    pairs = torch.meshgrid(grid, grid, indexing="ij")
+    return [t.reshape(1, -1).contiguous().requires_grad_() for t in pairs]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -83,7 +83,7 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
   rows.run_all<T>(begin, end, {}, args.partial, block);
 }
 
-// What one draw adds to the gradients, or all there is to them of the sample.
+// Accumulates, or for the first draw writes, the gradients through z of one draw.
 template <bool kAdd, class T>
 void draw_gradients(const T* grad, const T* slope, int64_t n, T* d_mu, T* d_logvar) {
   FGBG_SIMD
@@ -93,7 +93,7 @@ void draw_gradients(const T* grad, const T* slope, int64_t n, T* d_mu, T* d_logv
   }
 }
 
-// What a KL against N(0, 1) adds to the gradients, or all there is to them.
+// Accumulates, or without a z writes, the gradients of a KL against N(0, 1).
 template <bool kAdd, bool kValue, class T>
 void standard_kl_gradients(const T* mu, const T* logvar, const T* grad, int64_t n, T* d_mu, T* d_logvar,
                            T* kl) {
@@ -106,8 +106,8 @@ void standard_kl_gradients(const T* mu, const T* logvar, const T* grad, int64_t 
   }
 }
 
-// d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl; unless dz_dlogvar is at hand,
-// eps is made again. Where there is room for them, the sums of the KL too.
+// d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl; eps is
+// recomputed from the seed unless forward has kept dz_dlogvar. If partial sums are wanted, the KL's as well.
 template <class T>
 void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
   const Shape& shape = args.shape;
@@ -137,7 +137,7 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
         for (int64_t k = 0; k < n; ++k) made[k] = math::dz_dlogvar(std[k], static_cast<T>(eps[k]));
         (s == 0 ? draw_gradients<false, T> : draw_gradients<true, T>)(grad, made, n, d_mu, d_logvar);
       }
-    } else if (!has_kl || !standard) {  // else the loop of the KL writes them
+    } else if (!has_kl || !standard) {  // otherwise the loop of the KL writes them
       for (int64_t k = 0; k < n; ++k) d_mu[k] = d_logvar[k] = T(0);
     }
     if (has_kl && standard) {

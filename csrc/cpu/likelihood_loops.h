@@ -1,4 +1,5 @@
-// What is done to a block of pixels with one likelihood: the only code that is multiplied by their list.
+// The loops over a block of pixels that evaluate a likelihood: the only code instantiated once per
+// likelihood.
 #pragma once
 
 #include "../math/composition.h"
@@ -7,8 +8,8 @@
 
 namespace fgbg::cpu {
 inline namespace FGBG_ISA {
-// Of the one file that uses it: as functions that others could call, g++ 12 leaves the gradients of a masked
-// Gaussian or Laplace loss scalar, and four times slower.
+// With internal linkage: otherwise g++ 12 does not vectorise the gradients of a masked Gaussian or Laplace
+// loss, which are then four times slower.
 namespace {
 
 // Pixels of some channels, `stride` apart.
@@ -18,7 +19,7 @@ struct Planes {
   int64_t stride;
 };
 
-// A block of a masked loss, all channels that share its mask, and where its gradients go; stored as S.
+// The operands and gradients, stored as S, of a block of a masked loss: all channels that share its mask.
 template <class T, class S>
 struct Regions {
   Planes<const S> fg, bg, target;
@@ -26,10 +27,10 @@ struct Regions {
   bool logits;
   const math::Scale<T>*fg_scale, *bg_scale;  // of each channel
   int64_t channels;
-  bool exceeds_cache;  // the images are not in a cache
+  bool exceeds_cache;  // the images are read from memory
   math::ExcludedOfRegions<T> excluded;
   // for the gradients
-  T to_fg, to_bg, to_area;  // of the sums
+  T to_fg, to_bg, to_area;  // upstream gradients of the sums, and of each element of the mask
   Planes<S> d_fg, d_bg;
   S* d_mask;
 };
@@ -37,7 +38,7 @@ struct Regions {
 template <class T, class S>
 using MaskedLoop = void (*)(const Regions<T, S>& in, int64_t n, LaneSums<T>& fg, LaneSums<T>& bg);
 
-// The storage type that is computed with as it comes, besides T itself.
+// The storage type, besides T itself, that masked_loop() reads and writes without a staging buffer.
 template <class T>
 using Half = std::conditional_t<sizeof(T) == 4, math::bf16, T>;
 
@@ -46,13 +47,14 @@ struct LikelihoodLoops {
   math::Scale<T> (*prepare)(T scale);
   // value[k] = -log p(target[k] | x[k])
   void (*value)(const T* x, const T* target, math::Scale<T> s, int64_t n, T* value);
-  // The same, and d_x[k], the derivative of w[k] * value[k], or 0 if an element of that share is excluded.
+  // The same, and d_x[k] = d(w[k] value[k]) / dx[k], or 0 if an element with that share of the mask is
+  // excluded.
   void (*gradient)(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
                    math::Excluded<T> excluded, int64_t n, T* value, T* d_x);
-  // Its other derivatives, which few callers want. d_target is added to.
+  // The derivatives by target, accumulated, and by the scale: apart, since they are rarely needed.
   void (*others)(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
                  math::Excluded<T> excluded, int64_t n, T* d_target, T* d_scale);
-  // A whole block of a masked loss, [0] without and [1] with its gradients. Its sums are added to fg and bg.
+  // A block of a masked loss, [0] without and [1] with its gradients. Accumulates its sums in fg and bg.
   MaskedLoop<T, T> masked[2];
   MaskedLoop<T, Half<T>> masked_half[2];
 };
@@ -85,7 +87,7 @@ void others_loop(const T* x, const T* target, math::Scale<T> s, const T* w, cons
   }
 }
 
-// A few numbers as T, in a buffer if they are not; and where to put such numbers.
+// Numbers as T: in place, or converted into a buffer; and where to write numbers of type T that end up as S.
 template <class T, class S>
 inline const T* as(const S* from, int64_t n, T* buffer) {
   if constexpr (std::is_same_v<S, T>) return from;
@@ -98,22 +100,22 @@ inline T* place_for(S* to, T* buffer) {
   return buffer;
 }
 
-// Pixels that a masked loss handles at a time. (With half as many its forward pass would be no faster, and
-// sum in another order than with gradients.)
+// Pixels per step of a masked loss. (Half as many in forward would be no faster, and would change the order
+// of the sums between calls with and without gradients.)
 template <class T>
 constexpr int64_t kStep = 2 * LaneSums<T>::kPacks * kLanes<T>;
 
-// A masked loss in one loop, unlike the others: of a cheap likelihood the time would go into passing values
-// from stage to stage. It takes so few pixels at a time that reading does not wait for the exponentials of
-// the mask, and the operands of all channels are read side by side.
+// A masked loss as one fused loop, unlike the others: with a cheap likelihood, writing and reading buffers
+// between stages would dominate. The steps are short, so that loads overlap with the exponentials of the
+// mask, and the channels are interleaved.
 template <class L, class T, class S, bool kGradient>
 void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<T>& sum_bg) {
-  const Regions<T, S> r = in;  // a copy, which no store can change
+  const Regions<T, S> r = in;  // a local copy, which no store can alias
   alignas(64) T on[kStep<T>], off[kStep<T>], difference[kStep<T>];
-  // What comes next is asked for: there are too many streams for the processor to foresee them. (From a cache
-  // it comes soon enough; with gradients to write, the asking costs nothing.)
+  // Software prefetch, since there are too many streams for the hardware's. (Not worth it in forward if the
+  // images are in a cache; free in backward, which is bound by stores.)
   constexpr int64_t kAhead = (kGradient ? 2 : 4) * kStep<T>;
-  alignas(64) T buffer[3][kStep<T>];  // of what is not stored as T
+  alignas(64) T buffer[3][kStep<T>];  // staging, where S is not T
   LaneSums<T> fg = sum_fg, bg = sum_bg;
   const auto step = [&](int64_t i, auto count) __attribute__((always_inline)) {
     const T* mask = as<T>(r.mask + i, count, buffer[0]);
@@ -147,7 +149,7 @@ void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSu
       T *d_fg = place_for<T>(to_fg, buffer[1]), *d_bg = place_for<T>(to_bg, buffer[2]);
       const math::Scale<T> fg_scale = r.fg_scale[c], bg_scale = r.bg_scale[c];
       for_packs<T>(count, [&](int64_t first, auto lanes, int p) __attribute__((always_inline)) {
-        // One pack at a time, so that what has to be widened stays in registers.
+        // One pack at a time, so that converted operands stay in registers.
         alignas(64) T wide[3][kLanes<T>];
         const T* x_fg = as<T>(from_fg + first, lanes, wide[0]);
         const T* x_bg = as<T>(from_bg + first, lanes, wide[1]);

@@ -114,8 +114,8 @@ struct Lanes {
 };
 #endif
 
-// The words of kChains registers, at which every step is taken in turn: one register's are a long chain, each
-// step waiting for the one before.
+// The words of kChains registers, interleaved step by step: within one register every step depends on the one
+// before, so that latency would dominate.
 struct Words {
   Register v[kChains];
 };
@@ -143,7 +143,7 @@ class Normals {
     const int64_t skip = static_cast<int64_t>(start % 4), quads = (skip + n + 3) / 4;
     const uint32_t key0 = static_cast<uint32_t>(seed_), key1 = static_cast<uint32_t>(seed_ >> 32);
     // Whole groups only: every number comes out of the same vector code wherever a block begins. Three
-    // loops rather than one, so that the processor finds independent work.
+    // loops rather than one, for instruction-level parallelism.
     int64_t end = 0;
     for (; end < quads; end += kGroup) {
       const auto x = math::philox4x32_10<Words>(counters(first + static_cast<uint64_t>(end)), key0, key1);
@@ -167,7 +167,7 @@ class Normals {
 
  private:
   static constexpr int64_t kGroup = Lanes::kBlocks * kChains / 2;
-  // Numbers that are asked for, and those that share a group with the first or the last of them.
+  // The requested numbers, and those that share a group with the first or the last of them.
   static constexpr int64_t kQuads = kBlock<float> / 4 + 2 * kGroup;
 
   static math::Philox4<Words> counters(uint64_t first) {

@@ -1,6 +1,6 @@
-// The second stage of every reduction, in the block that is done last, so that no other kernel need be
-// launched. Which block that is does not matter: it reads the partial sums of all, and the order in which it
-// adds them, in float64, follows from the sizes alone.
+// The second stage of every reduction, run by the last block to finish, which saves a kernel launch. It does
+// not matter which block that is: it reads the partial sums of all blocks and adds them, in float64, in an
+// order that depends on the sizes alone.
 #pragma once
 
 #include "../regions.h"
@@ -13,8 +13,8 @@ __device__ __forceinline__ double loss_of(const FinalReduction& args, const doub
   return math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, region_weights<double>(args));
 }
 
-// Every `step`-th of `count` partial sums of each term, whose rows begin `row` apart. They come from the
-// cache that the multiprocessors share, several at a time.
+// Every `step`-th of `count` partial sums of each term, whose rows begin `row` apart. They are read
+// through L2, since other multiprocessors wrote them, with several loads in flight.
 __device__ __forceinline__ void add_partial(const FinalReduction& args, const double* partial, int64_t row,
                                             int64_t count, int first, int step, double (&sums)[kTerms]) {
 #pragma unroll
@@ -25,7 +25,7 @@ __device__ __forceinline__ void add_partial(const FinalReduction& args, const do
   }
 }
 
-// Writes what is wanted of a sample; its loss.
+// Writes the requested results of a sample, and returns its loss.
 template <class T>
 __device__ __forceinline__ double write_sample(const FinalReduction& args, int64_t b,
                                                const double (&sums)[kTerms]) {
@@ -38,8 +38,8 @@ __device__ __forceinline__ double write_sample(const FinalReduction& args, int64
   return loss;
 }
 
-// Each sample's results; the sum of this thread's losses. Few samples are shared by as many threads each as
-// there are for them, a power of two.
+// Writes each sample's results, and returns the sum of this thread's losses. If there are fewer samples than
+// threads, a power of two of threads shares each.
 template <class T>
 __device__ double reduce_samples(const FinalReduction& args, double* totals) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -97,16 +97,16 @@ __device__ void final_reduction(const FinalReduction& args) {
   __syncthreads();
 }
 
-// To be called by every thread, after its last partial sum.
+// Every thread has to call it, after its last partial sum.
 template <class T>
 __device__ __forceinline__ void final_reduction_if_last(const Sums& args) {
   if (!args.blocks_done) return;
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();  // what this block has written comes before its being done,
+    __threadfence();  // release: this block's partial sums before its increment of the counter
     last = atomicAdd(args.blocks_done, 1u) == gridDim.x - 1;
-    __threadfence();  // and what the others have written before what follows
+    __threadfence();  // acquire: those of the other blocks before the reads below
   }
   __syncthreads();
   if (!last) return;

@@ -1,8 +1,8 @@
 // Latent ops on CUDA: noise, reparameterised samples, and the Gaussian and Bernoulli KL.
 //
 // One pass over memory: forward reads mu and logvar (and priors) once and writes z, the KL being summed in
-// registers; backward reads them again with the gradients and makes eps again from the seed, and sums the KL
-// where that and its gradients are made in one go.
+// registers; backward reads them again with the gradients , recomputes eps from the seed, and also sums
+// the KL if partial sums are wanted.
 // A warp takes a segment of one sample, and writes its own partial sum of it.
 #include "../math/gaussian.h"
 #include "../math/mask.h"
@@ -46,8 +46,8 @@ struct Group {
   }
 };
 
-// body(group) for the groups of this warp's segments whose results are not stored; after them the sum of a KL
-// that body has added to, if it is wanted. The last block finishes those of all.
+// Calls body(group) for the groups of this warp's segments whose results are not stored yet, and writes the
+// partial sum of the KL that body accumulates, if wanted. The last block reduces the partial sums.
 template <class T, int V, class Args, class Body>
 __device__ __forceinline__ void for_row_groups(const Args& args, T& sum, Body body) {
   const Shape& shape = args.shape;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<V>)
   });
 }
 
-// What reaches each element of a KL.
+// The upstream gradient of each element of a KL.
 template <class T, int V, class Args>
 __device__ __forceinline__ void load_upstream(const Args& args, const Group<T, V>& g, T (&u)[V]) {
   if (args.grad_kl_elements) return g.load(args.grad_kl_elements, u);
@@ -259,7 +259,7 @@ int vector_width(const BernoulliArgs& a) {
   return vector_width(a.shape, {a.logits, a.prior, a.kl, a.grad_kl_elements, a.grad_logits, a.grad_prior});
 }
 
-// float64 is for checking, not for speed: it takes the general kernels.
+// float64 is meant for checking rather than speed, so it uses the general kernels.
 #define FGBG_CHOOSE(kernel, f64, width)          \
   ((f64)                ? kernel<double, 1>      \
    : (width) == 1       ? kernel<float, 1>       \

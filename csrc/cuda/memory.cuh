@@ -1,9 +1,9 @@
-// How the CUDA kernels walk memory. Every kernel exists three times, from one template. A thread handles V
-// consecutive elements: 8 where all floating-point operands are of half precision, else 4, so that 16 bytes
-// are accessed at a time and no more registers are in use than that takes; or 1, where an operand is not
-// contiguous, not aligned, or no multiple of V. The storage type is a run-time property of each operand (a
-// branch that is uniform over the grid), so that any mix of types works without a copy and kernels are not
-// multiplied by types.
+// How the CUDA kernels access memory. Every kernel is instantiated for three widths: a thread handles V
+// consecutive elements, 8 where all floating-point operands are of half precision, else 4, which makes
+// accesses of 16 bytes without raising register pressure; or 1, where an operand is not contiguous, not
+// aligned, or no multiple of V. The storage type is a run-time property of each operand (a branch that is
+// uniform over the grid), so that any mix of types works without a copy and kernels are not multiplied by
+// types.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ constexpr int kVectorHalf = 8, kVector = 4;
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 
-// As many blocks of a kernel as a multiprocessor must have room for: what bounds its registers.
+// The minimum occupancy, in blocks per multiprocessor, which bounds the registers of a kernel.
 template <int V>
 constexpr int kBlocks = V == kVectorHalf ? 1 : 2;
 
@@ -87,8 +87,8 @@ __device__ __forceinline__ void with_storage(DType dtype, Visit with_type) {
   }
 }
 
-// V numbers as they are stored. Fetching them from memory and unpacking them are two steps, so that all
-// operands are on their way before the first is waited for.
+// V numbers as they are stored. Fetching and unpacking are separate steps, so that the loads of all
+// operands are in flight before the first is used.
 template <int V>
 struct Raw {
   uint32_t words[V == 1 ? 2 : 4];
@@ -115,7 +115,7 @@ __device__ __forceinline__ void unpack(const View& v, const Raw<V>& from, T (&ou
   });
 }
 
-// In one access. (nvcc may take an assignment apart again, into four.)
+// One access. (nvcc may split an assignment into four.)
 template <class Word>
 __device__ __forceinline__ void put(const Word& word, Word* to) {
   *to = word;
@@ -166,7 +166,7 @@ __device__ __forceinline__ T warp_sum(T x) {
 inline int64_t resident_blocks(const void* kernel) {
   int device = 0;
   cudaGetDevice(&device);
-  // It does not change, so it is asked for once, not at every launch.
+  // Constant, so it is queried once rather than at every launch.
   thread_local std::map<std::pair<int, const void*>, int64_t> known;
   int64_t& blocks = known[{device, kernel}];
   if (blocks == 0) {

@@ -1,8 +1,8 @@
 // Masked, blended and mixture reconstruction losses on CUDA.
 //
 // One pass over memory: forward reads fg, bg and target once and the mask once (per channel, if it has
-// channels); backward reads the same and writes the gradients, and the sums of the loss as well where
-// both are made in one go. (A joint mixture of several channels reads the images twice in backward: the
+// channels); backward reads the same and writes the gradients and, if partial sums are wanted, the sums
+// of the loss. (A joint mixture of several channels reads the images twice in backward: the
 // responsibilities need all channels first. The second read of a group's pixels comes from cache.)
 // A warp takes a segment of the pixels of one sample, all channels; a lane V consecutive pixels at a
 // time, so that the mask, its sigmoid and its gradient stay in registers across channels. Each warp
@@ -18,7 +18,7 @@ namespace fgbg::cuda {
 namespace {
 
 // V pixels of sample b from pixel p on. A lane beyond the end of its segment is not live: it computes on
-// zeros, so that it is there when the warp sums.
+// zeros, since every lane has to take part in the warp's shuffles.
 template <class T, int V>
 struct Pixels {
   const Shape& shape;
@@ -44,7 +44,8 @@ struct Pixels {
   }
 };
 
-// The operands of one channel of a group of pixels; of the mask, unless it is that of the channel before.
+// The operands of one channel of a group of pixels. The mask is kept from the channel before if they share
+// it.
 template <class T, int V, class L>
 struct Operands {
   T fg[V], bg[V], target[V], mask[V];
@@ -70,20 +71,20 @@ struct Operands {
   }
 };
 
-// body(pixels, item) for the groups of this warp's segments whose results are not stored; after them the sums
-// that body has added to, if they are wanted. The last block finishes those of all.
+// Calls body(pixels, item, lane) for the groups of this warp's segments whose results are not stored yet, and
+// writes the partial sums that body accumulates, if wanted. The last block reduces the partial sums.
 template <class T, int V, class Body>
 __device__ __forceinline__ void for_pixel_groups(const ReconstructionArgs& args, T (&sums)[kTerms],
                                                  Body body) {
   const Shape& shape = args.shape;
-  // Of one gradient for all samples: nothing is left to do, nor are there sums to be finished.
+  // One upstream gradient for all samples, and the results for it are stored: no work, and no sums either.
   if (args.grad_loss.stride == 0 && stored<T>(args.grad_loss, 0)) return;
   const int64_t segments = segments_of(shape.plane, args.segment), items = shape.size[0] * segments;
   for_warp_items(items, [&](int64_t item, int lane) {
     const int64_t b = item / segments, begin = item % segments * args.segment;
     const int64_t end = begin + args.segment < shape.plane ? begin + args.segment : shape.plane;
     if (stored<T>(args.grad_loss, b)) return;
-    // All lanes stay for every round, since warps sum inside.
+    // Every lane runs every round, since body contains shuffles.
     for (int64_t round = begin; round < end; round += kWarp * V) {
       const int64_t p = round + lane * V;
       body(Pixels<T, V>{shape, b, p, p < end}, item, lane);
@@ -102,7 +103,7 @@ __device__ __forceinline__ void for_pixel_groups(const ReconstructionArgs& args,
 
 using Kernel = void (*)(ReconstructionArgs);
 
-// float64 is for checking, not for speed: it takes the general kernels.
+// float64 is meant for checking rather than speed, so it uses the general kernels.
 // Kernels::get<T, V, L, kind>() is the forward or the backward kernel.
 template <class Kernels, class L, Composition kind>
 Kernel choose(bool f64, int width) {
@@ -116,7 +117,7 @@ template <class Kernels, class L>
 Kernel choose(Composition kind, bool f64, int width) {
   if (kind == Composition::masked) return choose<Kernels, L, Composition::masked>(f64, width);
   if (kind == Composition::blended) return choose<Kernels, L, Composition::blended>(f64, width);
-  // Joint or independent channels are a run-time property of one kernel.
+  // One kernel handles joint and independent channels, which differ at run time.
   return choose<Kernels, L, Composition::mixture_joint>(f64, width);
 }
 

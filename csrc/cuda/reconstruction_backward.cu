@@ -1,11 +1,11 @@
-// Derivatives of the reconstruction losses with respect to every operand, in one pass, and where there is
-// room for them the sums of the loss.
+// The gradients of the reconstruction losses with respect to every operand, in one pass, and the sums of the
+// loss if partial sums are wanted.
 #include "reconstruction.cuh"
 
 namespace fgbg::cuda {
 namespace {
 
-// Adds this warp's derivative to the scales of channel c; the slot belongs to the warp alone.
+// Accumulates the gradients of the scales of channel c in slots that this warp alone writes.
 template <class T>
 __device__ __forceinline__ void add_scale_gradient(const ReconstructionArgs& args, int64_t items,
                                                    int64_t item, int lane, int64_t c, bool first, T fg,
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<V>)
         }
       }
       for (int64_t c = c0; c < c0 + step; ++c) {
-        // Of a joint mixture the responsibilities needed all channels first: these come from cache.
+        // The responsibilities of a joint mixture needed all channels first; this second read hits the cache.
         if (kind == Composition::mixture_joint && step > 1) in.load(args, px, c, false);
         T d_fg[V], d_bg[V], d_target[V], d_fg_scale = T(0), d_bg_scale = T(0);
 #pragma unroll
