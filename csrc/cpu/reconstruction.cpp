@@ -292,13 +292,16 @@ class MaskedLoss : LossOfMask<T> {
       loops_.value(fg_, target_, this->fg_scale_, n, nll_fg_);
       loops_.value(bg_, target_, this->bg_scale_, n, nll_bg_);
       T* loss = this->open(this->loss_out_, args_.loss, c, p);
-      FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k) {
-        nll_fg_[k] = math::masked_value(on_[k], nll_fg_[k], zeros_);
-        nll_bg_[k] = math::masked_value(off_[k], nll_bg_[k], zeros_);
-        loss[k] =
-            math::masked_loss(on_[k], off_[k], weights.fg, weights.bg, nll_fg_[k], nll_bg_[k], excluded);
-      }
+      const auto loop = [&](const math::Excluded<T>& zeros,
+                            const math::ExcludedOfRegions<T>& all) __attribute__((always_inline)) {
+        FGBG_SIMD
+        for (int64_t k = 0; k < n; ++k) {
+          nll_fg_[k] = math::masked_value(on_[k], nll_fg_[k], zeros);
+          nll_bg_[k] = math::masked_value(off_[k], nll_bg_[k], zeros);
+          loss[k] = math::masked_loss(on_[k], off_[k], weights.fg, weights.bg, nll_fg_[k], nll_bg_[k], all);
+        }
+      };
+      excluded.fg.nothing() && excluded.bg.nothing() ? loop({}, {}) : loop(zeros_, excluded);
       this->loss_out_.close(args_.loss, span(c, p, n));
       if (args_.partial) {
         add_all(nll_fg_, n, sums_[0]);
@@ -498,8 +501,11 @@ class BlendedLoss : LossOfMask<T> {
  private:
   void blend(int64_t c, int64_t p, int64_t n) {
     this->load_images(c, p, n);
-    FGBG_SIMD
-    for (int64_t k = 0; k < n; ++k) blend_[k] = math::blend(on_[k], off_[k], fg_[k], bg_[k], zeros_);
+    const auto loop = [&](const math::Excluded<T>& zeros) __attribute__((always_inline)) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) blend_[k] = math::blend(on_[k], off_[k], fg_[k], bg_[k], zeros);
+    };
+    zeros_.nothing() ? loop({}) : loop(zeros_);
   }
 
   void gradients(int64_t p, int64_t n, int64_t c, T* d_mask) {

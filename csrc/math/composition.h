@@ -28,6 +28,7 @@ struct Excluded {
   // Zeros of a mask of type bool or uint8. (Zeros of a float mask multiply, as IEEE says.)
   static FGBG_FN Excluded zeros_if(bool hard) { return {hard ? kZeros : kNothing}; }
   FGBG_FN Excluded or_everything_if(bool all) const { return {all ? kEverything : bound}; }
+  FGBG_FN bool nothing() const { return bound == kNothing; }
   FGBG_FN bool everything() const { return bound == kEverything; }
 };
 

@@ -65,18 +65,21 @@ template <class T>
 FGBG_FN BernoulliKl<T> bernoulli_kl(T logit, T prior_logit) {
   constexpr T kCertain = T(-800);  // e^-800 is 0 in either type: in place of -inf, for m a = 0
   const T sign = logit > T(0) ? T(-1) : T(1);
-  const T signed_logit = sign * logit;
-  const T a = signed_logit < kCertain ? kCertain : signed_logit, b = sign * prior_logit;
-  const T d = logit == prior_logit ? T(0) : a - b;
+  const T b = sign * prior_logit, signed_logit = sign * logit;
+  const T a = kCertain > signed_logit ? kCertain : signed_logit;
+  const T d = a - b, difference = sign * d;
   const Mask<T> m = mask_from_logit(a);
   const T near = m.on * expm1_minus_x(-d) + log1p_minus_x(m.on * expm1(-d));
   const T logs = log1p_unit(exp_minus_abs(prior_logit)) - log1p_unit(exp_minus_abs(a));
-  // m d + b, written so that an infinite b gives no inf - inf; and if m has underflowed, no 0 * inf.
-  const T linear = abs(d) < kInf<T> ? m.on * d : d;
-  const T far = (b > T(0) ? m.on * a + m.off * b : linear) + logs;
-  const bool flat = m.slope == T(0) && (abs(d) == kInf<T> || abs(logit) == kInf<T>);
-  return {abs(d) < T(0.5) ? near : far, flat ? T(0) : m.slope * (sign * d),
-          -sigmoid_difference(logit, prior_logit, sign * d)};
+  // m d + b, written so that an infinite b gives no inf - inf.
+  const T far = (b > T(0) ? m.on * a + m.off * b : m.on * d) + logs;
+  const T value = abs(d) < T(0.5) ? near : far;
+  // Against an infinite prior: neither m nor its slope may meet inf where they have underflowed to 0.
+  const bool infinite = abs(prior_logit) == kInf<T>;
+  const T limit = logit == prior_logit ? T(0) : abs(d);
+  const bool flat = infinite & (m.slope == T(0));  // &: a branch would not be vectorised
+  return {infinite ? limit : value, flat ? T(0) : m.slope * difference,
+          -sigmoid_difference(logit, prior_logit, difference)};
 }
 
 }  // namespace FGBG_ISA

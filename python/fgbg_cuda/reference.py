@@ -148,7 +148,7 @@ def bernoulli_kl(
     dtype = compute_dtype(logits, prior_logits)
     a = logits.to(dtype)
     b = torch.full_like(a, prior_logit) if prior_logits is None else prior_logits.to(dtype)
-    certain = a.isinf()
+    certain = a.isinf() & ~b.isnan()
     unbounded = b.isinf() & ~certain
     exact = torch.where(a > 0, -b, b)  # of a mask that is certain: softplus of this
     # The share that the prior rules out, times inf. Clamped, since it must not underflow to 0.
