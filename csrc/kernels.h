@@ -41,12 +41,12 @@ struct ScaleView {
   double value = 1.0;
 };
 
-// How the gradient that arrives at a reduced loss reaches the elements of sample b:
-// grad[b * stride] * factor, factor being 1/B for batchmean and so on.
+// The upstream gradient of a reduced loss, per element of sample b: grad[b * stride] * factor, where factor
+// is 1/B for batchmean and so on.
 struct Upstream {
   const void* grad = nullptr;  // compute dtype; null: a gradient of one
   int64_t stride = 0;          // 1 for reduction="sample", 0 for the scalars
-  double factor = 0.0;         // 0: no gradient arrives
+  double factor = 0.0;         // 0: there is no upstream gradient
   bool stored = false;  // the results for a gradient of one are in place: nothing to do where it is one
   FGBG_FN explicit operator bool() const { return factor != 0.0; }
 };
@@ -84,8 +84,8 @@ struct FinalReduction {
   FGBG_FN explicit operator bool() const { return loss || out_terms; }
 };
 
-// What becomes of a kernel's partial sums. On the CPU the second stage follows the kernel, on CUDA it is part
-// of it.
+// The final reductions of a kernel's partial sums: run after the kernel on the CPU, by its last block on
+// CUDA.
 struct Sums {
   FinalReduction
       final_reductions[3];  // of the loss and of the derivatives with respect to fg_scale and bg_scale
@@ -104,7 +104,7 @@ struct GaussianArgs : Sums {
   View z;
   View kl;                    // reduction none
   double* partial = nullptr;  // otherwise: [B, segments]
-  // Of a single draw, on the CPU alone: written by forward where present; backward then makes no noise.
+  // CPU, single draw: if present, written by forward and read by backward, which then need not recompute eps.
   View dz_dlogvar;
   // backward
   View grad_z;
@@ -137,7 +137,7 @@ struct ReconstructionArgs : Sums {
   // forward
   View loss;                  // reduction none
   double* partial = nullptr;  // otherwise: [kTerms, B, segments]
-  bool areas = false;         // the sums of the mask are wanted; the CPU leaves them out otherwise
+  bool areas = false;         // whether the sums of the mask are wanted (the CPU skips them otherwise)
   // backward
   View grad_loss_elements;  // reduction none
   Upstream grad_loss;
