@@ -259,6 +259,8 @@ def test_a_float_mask_multiplies(composition, likelihood, by):
         element = (0, 0, 0, 0)
         index = {"none": element, "sample": (0,)}.get(reduction, ())
         assert found["output 0"][index].isnan()
+        if by is _by_specification and likelihood in ("laplace", "absolute_error"):
+            continue  # torch takes the sign of NaN for 0
         assert found["fg for any"][element].isnan()
         found = _results(by, composition, operands, options, upstream=0.0)
         assert found["fg for any"][element].isnan()
