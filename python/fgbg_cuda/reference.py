@@ -149,7 +149,7 @@ def bernoulli_kl(
     a = logits.to(dtype)
     b = torch.full_like(a, prior_logit) if prior_logits is None else prior_logits.to(dtype)
     certain = a.isinf() & ~b.isnan()
-    unbounded = b.isinf() & ~certain
+    unbounded = b.isinf() & a.isfinite()
     exact = torch.where(a > 0, -b, b)  # of a mask that is certain: softplus of this
     # The share that the prior rules out, times inf. Clamped, since it must not underflow to 0.
     largest = 700.0 if dtype == torch.float64 else 100.0
