@@ -9,7 +9,7 @@ CUDA_VENV ?= .venv-cuda
 
 build_tools := "scikit-build-core>=0.10" "pybind11>=2.13" "ninja" "cmake>=3.28" numpy
 strict := -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
-sources := CMakeLists.txt pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+sources := CMakeLists.txt pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.*)
 run := $(VENV)/bin/python
 
 .PHONY: build test fuzz asan demo bench cuda-build gpu-check lint clean
@@ -28,7 +28,7 @@ $(torch_stamp):
 
 $(VENV)/built: $(torch_stamp) $(sources)
 	$(run) -m pip install --quiet --no-build-isolation $(strict) -C build-dir=build/$(notdir $(VENV)) -e ".[examples,dev]"
-	$(run) -c 'import fgbg_cuda; print("built:", fgbg_cuda.build_info())'
+	$(run) -c 'from fgbg_cuda import build_info; i = build_info(); print("built:", i, i["cuda_missing"] or "", sep="\n")'
 	touch $@
 
 test: build
@@ -84,7 +84,7 @@ cuda-build:
 	$(cuda_run) -m pip install --quiet --upgrade pip
 	$(cuda_run) -m pip install --quiet "$(CUDA_TORCH)" $(build_tools) "pytest>=8"
 	$(cuda_run) -m pip install --no-build-isolation --no-deps --force-reinstall $(strict) \
-	  -C build-dir=build/$(notdir $(CUDA_VENV)) .
+	  -C cmake.define.FGBG_CUDA=ON -C build-dir=build/$(notdir $(CUDA_VENV)) .
 	cd tests && ../$(cuda_run) -c 'import fgbg_cuda; info = fgbg_cuda.build_info(); print(info); assert info["cuda"]'
 	$(cuda_run) tools/check_cuda_binary.py "$$(cd tests && ../$(cuda_run) -c 'import fgbg_cuda; print(fgbg_cuda._C.__file__)')"
 	$(cuda_run) -m pytest tests/test_values.py tests/test_philox.py
@@ -92,7 +92,7 @@ cuda-build:
 # On a machine with an NVIDIA GPU, in an environment that has a CUDA torch and the build tools.
 gpu-check:
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device is visible to torch"'
-	$(PYTHON) -m pip install --no-build-isolation --no-deps --force-reinstall .
+	$(PYTHON) -m pip install --no-build-isolation --no-deps --force-reinstall -C cmake.define.FGBG_CUDA=ON .
 	$(PYTHON) tools/gpu_check.py
 
 clean:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import os
 import re
 import shutil
 import subprocess
 import sys
 import typing
+import warnings
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,92 @@ def test_build_info_says_what_runs():
     assert info["torch"] == torch.__version__
     assert info["cpu_capability"] in ("portable", "avx2", "avx512")
     assert (info["cuda"] is None) == (info["cuda_architectures"] is None)
+    torch_has_cuda_in_vain = torch.version.cuda is not None and info["cuda"] is None
+    assert (info["cuda_missing"] is not None) == torch_has_cuda_in_vain
+
+
+MISSING = "torch 9.9.9+cu130 has CUDA but no nvcc was found"
+
+
+@pytest.fixture
+def without_cuda_kernels(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(functional, "_KERNEL_DEVICES", ("cpu",))
+    monkeypatch.setattr(functional, "CUDA_MISSING", MISSING)
+    functional._warn_without_cuda_kernels.cache_clear()
+    yield
+    functional._warn_without_cuda_kernels.cache_clear()
+
+
+def test_a_cuda_tensor_without_kernels_is_told_of_once(without_cuda_kernels):
+    device = torch.device("cuda")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert functional._op("gaussian_kl", device) is None
+        assert functional._op("reparameterize", device) is None
+        assert functional._op("gaussian_kl", torch.device("meta")) is None
+    assert [(w.category, str(w.message)) for w in caught] == [(UserWarning, MISSING)]
+
+
+def test_a_cuda_tensor_without_kernels_is_told_of_while_compiling(without_cuda_kernels):
+    def without_op(x):
+        return x + 1 if functional._op("gaussian_kl", torch.device("cuda")) is None else x
+
+    with pytest.warns(UserWarning, match=re.escape(MISSING)):
+        y = torch.compile(without_op, fullgraph=True, backend="eager")(torch.zeros(1))
+    assert y == 1
+
+
+def _choose_cuda(path: Path, torch_cuda: str, **options: str) -> tuple[str, str]:
+    """What cmake/ChooseCuda.cmake decides where ``path`` holds the nvcc: what was chosen, and the error."""
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cmake = shutil.which("cmake", path=tools)
+    assert cmake, "cmake is one of the build tools"
+    options = {"TORCH_VERSION": f"9.9.9+{torch_cuda}", "TORCH_CUDA": torch_cuda, **options}
+    result = subprocess.run(
+        [cmake, *(f"-D{k}={v}" for k, v in options.items()), "-P", str(ROOT / "cmake/ChooseCuda.cmake")],
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{path}:/usr/bin:/bin", "CUDA_HOME": str(path)},
+    )
+    assert (result.returncode == 0) == (not result.stderr), result
+    return result.stdout, " ".join(result.stderr.split())
+
+
+@pytest.fixture
+def nvcc_12(tmp_path: Path) -> Path:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text('#!/bin/sh\necho "Cuda compilation tools, release 12.4, V12.4.99"\n')
+    nvcc.chmod(0o755)
+    return tmp_path
+
+
+def test_cuda_kernels_are_built_where_torch_and_nvcc_agree(nvcc_12: Path):
+    chosen, _ = _choose_cuda(nvcc_12, "12.8")
+    assert f"nvcc: {nvcc_12}/nvcc, kernels: ON, missing: \n" in chosen
+    chosen, _ = _choose_cuda(nvcc_12, "12.8", FGBG_CUDA="OFF")
+    assert "kernels: OFF, missing: torch 9.9.9+12.8 has CUDA but" in chosen
+    assert "built with FGBG_CUDA=OFF" in chosen
+
+
+def test_without_nvcc_only_the_cpu_kernels_are_built(tmp_path: Path):
+    chosen, _ = _choose_cuda(tmp_path, "13.0", NVCC="")
+    assert "kernels: OFF, missing: torch 9.9.9+13.0 has CUDA but no nvcc was found" in chosen
+    assert "put nvcc of CUDA 13 on PATH" in chosen
+    _, error = _choose_cuda(tmp_path, "13.0", NVCC="", FGBG_CUDA="ON")
+    assert "FGBG_CUDA is ON and torch 9.9.9+13.0 has CUDA but no nvcc was found" in error
+
+
+def test_nvcc_of_another_major_version_is_an_error_that_names_both(nvcc_12: Path):
+    for options in ({}, {"FGBG_CUDA": "ON"}):
+        _, error = _choose_cuda(nvcc_12, "13.0", **options)
+        assert f"torch 9.9.9+13.0 has CUDA 13.0 but {nvcc_12}/nvcc is of CUDA 12.4" in error
+        assert "FGBG_CUDA=OFF" in error
+    chosen, _ = _choose_cuda(nvcc_12, "13.0", FGBG_CUDA="OFF")
+    assert "kernels: OFF" in chosen
+
+
+def test_a_torch_without_cuda_gets_cpu_kernels(nvcc_12: Path):
+    chosen, _ = _choose_cuda(nvcc_12, "")
+    assert "kernels: OFF, missing: \n" in chosen
+    _, error = _choose_cuda(nvcc_12, "", FGBG_CUDA="ON")
+    assert "has no CUDA" in error

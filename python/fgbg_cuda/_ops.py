@@ -12,7 +12,7 @@ from torch import Tensor
 from . import reference
 
 
-def _load() -> Any:
+def _load() -> tuple[Any, str | None]:
     try:
         from . import _build
     except ImportError as error:
@@ -27,10 +27,10 @@ def _load() -> Any:
         )
     from . import _C
 
-    return _C
+    return _C, _build.CUDA_MISSING
 
 
-_C = _load()
+_C, CUDA_MISSING = _load()
 HAS_CUDA_KERNELS: bool = _C.build_info()["cuda"] is not None
 
 

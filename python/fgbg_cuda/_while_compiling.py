@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import torch
 
-from .functional import _transforming
+from .functional import _transforming, _warn_without_cuda_kernels
 
 
 @torch.compiler.assume_constant_result
 def transforming() -> bool:
     return _transforming()
+
+
+@torch.compiler.assume_constant_result
+def warn_without_cuda_kernels() -> None:
+    _warn_without_cuda_kernels()

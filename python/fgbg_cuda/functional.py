@@ -3,6 +3,8 @@ go (``torch.func`` transforms, forward-mode AD, devices without one), the same f
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import _checks, reference
-from ._ops import _C, HAS_CUDA_KERNELS
+from ._ops import _C, CUDA_MISSING, HAS_CUDA_KERNELS
 
 __all__ = [
     "ReconstructionTerms",
@@ -41,9 +43,21 @@ def _transforming() -> bool:
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
+@functools.cache
+def _warn_without_cuda_kernels() -> None:
+    """Once: every call on that GPU is slower than it could be."""
+    warnings.warn(CUDA_MISSING or "fgbg_cuda was built without CUDA kernels", UserWarning, stacklevel=2)
+
+
 def _op(name: str, device: torch.device) -> Any:
     """How to call an op here: the binding, the traceable op, or None where only reference.py works."""
     if device.type not in _KERNEL_DEVICES:
+        if device.type == "cuda":
+            if is_compiling():
+                from ._while_compiling import warn_without_cuda_kernels as warn
+            else:
+                warn = _warn_without_cuda_kernels
+            warn()
         return None
     if is_compiling():
         from ._while_compiling import transforming
