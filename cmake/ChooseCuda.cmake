@@ -55,6 +55,9 @@ function(choose_cuda variable missing torch_version torch_cuda nvcc)
     message(FATAL_ERROR "${nvcc} --version names no CUDA release: is it nvcc?")
   endif()
   if(NOT CMAKE_MATCH_2 STREQUAL wanted)
+    # What an earlier torch was built with is forgotten, so that the next run looks for another.
+    unset(CMAKE_CUDA_COMPILER CACHE)
+    file(REMOVE "${CMAKE_BINARY_DIR}/CMakeFiles/${CMAKE_VERSION}/CMakeCUDACompiler.cmake")
     message(FATAL_ERROR "torch ${torch_version} has CUDA ${torch_cuda} but ${nvcc} is of CUDA ${CMAKE_MATCH_1}: the major "
                         "versions must be the same. Either ${add}, or leave the CUDA kernels out "
                         "(pip install -C cmake.define.FGBG_CUDA=OFF, or CMAKE_ARGS=-DFGBG_CUDA=OFF in the environment).")
