@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CUDA_VENV ?= .venv-cuda
 
-build_tools := "scikit-build-core>=0.10" "pybind11>=2.13" "ninja" "cmake>=3.28" numpy
+build_tools := "scikit-build-core>=0.11" "pybind11>=2.13" "ninja" "cmake>=3.28" numpy
 strict := -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 sources := CMakeLists.txt pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.*)
 run := $(VENV)/bin/python

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 pytest.importorskip("lightning")
-pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 
 from fgbg_cuda.vae import CellsUnderDisc, cells

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 L = pytest.importorskip("lightning")
-pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 pytest.importorskip("tensorboard")
 pytest.importorskip("jsonargparse")

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 L = pytest.importorskip("lightning")
-pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 
 import numpy as np  # noqa: E402

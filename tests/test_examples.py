@@ -40,7 +40,7 @@ def test_plain_pytorch_makes_what_it_says():
 
 @pytest.fixture
 def nuclei(monkeypatch):
-    for package in ("lightning", "torchmetrics", "skimage", "stardist"):
+    for package in ("lightning", "skimage", "sklearn", "stardist"):
         pytest.importorskip(package) if package != "stardist" else None
     if importlib.util.find_spec("stardist") is None:
         pytest.skip("stardist, which ships the nuclei, is not installed")

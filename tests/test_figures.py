@@ -9,7 +9,6 @@ import pytest
 import torch
 
 L = pytest.importorskip("lightning")
-pytest.importorskip("torchmetrics")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tensorboard")
 

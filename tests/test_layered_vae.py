@@ -11,7 +11,6 @@ import torch
 from torch.distributions import Bernoulli, Laplace, Normal, kl_divergence
 
 L = pytest.importorskip("lightning")
-pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 
 from fgbg_cuda.vae import (  # noqa: E402
@@ -286,25 +285,6 @@ def test_without_a_warm_up_the_foregrounds_scale_starts_as_given(tmp_path, learn
     assert (module.model.fg_scale.item() == pytest.approx(0.1, rel=1e-6)) != learn
     # Adam moves a parameter by about lr in a step, here the scale's logarithm in 3 steps.
     assert module.model.fg_scale.log().item() == pytest.approx(math.log(0.1), abs=5 * module.hparams.lr)
-
-
-def test_checkpoints_from_before_it_could_be_learned_still_load(tmp_path):
-    module = LayeredVAEModule(width=4)
-    module.model.set_fg_scale(0.05)
-    state = {k.replace("fixed_fg_scale", "fg_scale"): v for k, v in module.state_dict().items()}
-    assert "model.fg_scale" in state
-    hyper = {name: value for name, value in module.hparams.items() if name != "learn_fg_scale"}
-    torch.save(
-        {
-            "state_dict": state,
-            "hyper_parameters": hyper,
-            "noise_seed": 0,
-            "pytorch-lightning_version": L.__version__,
-        },
-        tmp_path / "old.ckpt",
-    )
-    loaded = LayeredVAEModule.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
-    assert loaded.model.fg_scale.item() == pytest.approx(0.05)
 
 
 # ---- the objective's options ----

@@ -10,7 +10,6 @@ import torch
 from torch.distributions import Normal
 
 pytest.importorskip("lightning")
-pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 

@@ -79,7 +79,7 @@ def test_the_readme_example_trains():
 
 
 def test_the_core_imports_without_the_extras():
-    extras = ("lightning", "tensorboard", "matplotlib", "torchmetrics", "skimage", "mlxtend")
+    extras = ("lightning", "tensorboard", "matplotlib", "skimage", "sklearn", "mlxtend")
     block = "".join(f"sys.modules[{name!r}] = None; " for name in extras)
     result = _run(
         block + "import fgbg_cuda, torch; print(fgbg_cuda.gaussian_kl(torch.ones(1, 2), torch.zeros(1, 2)))"

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 L = pytest.importorskip("lightning")
-pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 
 import imageio.v3 as iio  # noqa: E402

@@ -18,7 +18,6 @@ import pytest
 import torch
 
 L = pytest.importorskip("lightning")
-pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tensorboard")

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 L = pytest.importorskip("lightning")
-pytest.importorskip("torchmetrics")
 pytest.importorskip("skimage")
 pytest.importorskip("mlxtend")
 pytest.importorskip("matplotlib")

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-NAMES = ("lightning", "jsonargparse", "torchmetrics", "tensorboard", "matplotlib", "skimage")
+NAMES = ("lightning", "jsonargparse", "tensorboard", "matplotlib", "skimage", "sklearn")
 
 if missing := [name for name in NAMES if find_spec(name) is None]:
     raise ImportError(

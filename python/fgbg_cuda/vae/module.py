@@ -250,12 +250,6 @@ class LayeredVAEModule(SeparationModule):
         progress = 1.0 if warm else done / h.scale_warmup
         self.model.set_fg_scale(h.fg_scale_start * (h.fg_scale / h.fg_scale_start) ** progress)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
-        if "model.fg_scale" in state:  # written when it could not be learned
-            state["model.fixed_fg_scale"] = state.pop("model.fg_scale")
-
     def objective(self, out: LayeredOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         h, x = self.hparams, images_of(batch)
         if h.supervised:
