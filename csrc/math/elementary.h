@@ -1,7 +1,9 @@
 // Elementary functions the formulas need. On the device and in float64 they are the platform's. In
 // float32 on the CPU they are branch-free polynomials, because g++ does not vectorise calls to libm;
-// each stays within 2 ulp over its whole range and treats inf, NaN, zero and subnormals as IEEE asks.
-// The coefficients are least-maximum-error fits over the reduced interval.
+// each stays within 2 ulp over its whole range (expm1_minus_x within 2.1, log1p_unit without a fused
+// multiply-add within 2.3) and treats inf, NaN, zero and subnormals as IEEE asks.
+// The coefficients are least-maximum-error fits over the reduced interval: tools/fit_polynomials.py makes
+// them, each polynomial under the name that stands above its first coefficient.
 #pragma once
 
 #include <cmath>
@@ -62,11 +64,12 @@ FGBG_FN Reduced reduce_by_ln2(float x) {
 
 // exp(r) - 1 on the reduced interval.
 FGBG_FN float expm1_reduced(float r) {
-  float p = 0.0013950539f;
-  p = fma(p, r, 0.0083689181f);
-  p = fma(p, r, 0.0416662051f);
-  p = fma(p, r, 0.166665186f);
-  p = fma(p, r, 0.5000000095f);
+  // expm1_reduced: |r| <= ln 2 / 2, least absolute error of exp(r), 1/2 exact.
+  float p = 0.00139419665f;
+  p = fma(p, r, 0.00836872403f);
+  p = fma(p, r, 0.0416663885f);
+  p = fma(p, r, 0.166665211f);
+  p = fma(p, r, 0.5f);
   return fma(r * r, p, r);
 }
 
@@ -127,15 +130,16 @@ FGBG_FN float log_normal(float x) {
   const int32_t e = (bits - 0x3f3504f3) >> 23;
   const float f = bits_as<float>(bits - (e << 23)) - 1.0f;
   const float n = static_cast<float>(e);
-  float p = -0.0782330509f;
-  p = fma(p, f, 0.1300480763f);
-  p = fma(p, f, -0.1320881224f);
-  p = fma(p, f, 0.141634735f);
-  p = fma(p, f, -0.1661114887f);
-  p = fma(p, f, 0.2000301538f);
-  p = fma(p, f, -0.250015221f);
-  p = fma(p, f, 0.3333330829f);
-  p = fma(p, f, -0.4999998916f);
+  // log_normal: f from sqrt(1/2) - 1 to sqrt(2) - 1, least absolute error of log(1 + f) / f.
+  float p = -0.0782338455f;
+  p = fma(p, f, 0.130048349f);
+  p = fma(p, f, -0.132087931f);
+  p = fma(p, f, 0.141634688f);
+  p = fma(p, f, -0.166111499f);
+  p = fma(p, f, 0.200030163f);
+  p = fma(p, f, -0.250015229f);
+  p = fma(p, f, 0.333333075f);
+  p = fma(p, f, -0.499999881f);
   return fma(n, 0.693359375f, fma(n, -2.12194440e-4f, fma(f * f, p, f)));
 #endif
 }
@@ -160,16 +164,16 @@ FGBG_FN float log1p_unit(float x) {
 #if defined(__CUDA_ARCH__)
   return ::log1pf(x);
 #else
-  float p = 0.005232692678f;
-  p = fma(p, x, -0.02950523242f);
-  p = fma(p, x, 0.07822594151f);
-  p = fma(p, x, -0.1366324491f);
-  p = fma(p, x, 0.1910600635f);
-  p = fma(p, x, -0.2484298211f);
-  p = fma(p, x, 0.3331909679f);
-  p = fma(p, x, -0.4999949314f);
-  p = fma(p, x, 1.0f);
-  return p * x;
+  // log1p_unit: x from 0 to 1, least relative error of log(1 + x) = x + x^2 p(x).
+  float p = 0.00536482641f;
+  p = fma(p, x, -0.030065801f);
+  p = fma(p, x, 0.0792045519f);
+  p = fma(p, x, -0.137538031f);
+  p = fma(p, x, 0.191536561f);
+  p = fma(p, x, -0.248571634f);
+  p = fma(p, x, 0.33321324f);
+  p = fma(p, x, -0.499996483f);
+  return fma(x * x, p, x);
 #endif
 }
 FGBG_FN double log1p_unit(double x) { return ::log1p(x); }
@@ -197,10 +201,11 @@ FGBG_FN double expm1_minus_x(double x) {
 FGBG_FN float expm1_minus_x(float x) {
   const float clamped = clamp_for_exp(x, -87.0f);
   const Reduced red = reduce_by_ln2(clamped);
-  float q = 1.98578025e-4f;
-  q = fma(q, red.r, 1.39336066e-3f);
-  q = fma(q, red.r, 8.33336078e-3f);
-  q = fma(q, red.r, 0.0416664667f);
+  // expm1_minus_x: |r| <= ln 2 / 2, least relative error of q, 1/2 exact.
+  float q = 1.98518785e-4f;
+  q = fma(q, red.r, 1.39303925e-3f);
+  q = fma(q, red.r, 8.3333673e-3f);
+  q = fma(q, red.r, 0.0416665114f);
   q = fma(q, red.r, 0.166666672f);
   q = fma(q, red.r, 0.5f);
   // All by halves, since 2^n may overflow; where x was clamped, what was cut off comes back.
@@ -235,12 +240,14 @@ FGBG_FN SinCos sincos_turns(float t) {
   const int32_t quarter = bits_as<int32_t>(shifted);
   const float x = fma(4.0f, t, -(shifted - kRoundMagic));
   const float xx = x * x;
-  float p = fma(-0.004602177f, xx, 0.0796802281f);
-  p = fma(p, xx, -0.6459634786f);
-  const float s = x * fma(p, xx, 1.570796322f);
-  p = fma(9.0402163460e-4f, xx, -0.020860288490f);
-  p = fma(p, xx, 0.25366924403f);
-  p = fma(p, xx, -1.2337005434f);
+  // sin_turns: |x| <= 1/2, least absolute error of sin(pi/2 x) / x.
+  float p = fma(-0.00460217707f, xx, 0.0796802267f);
+  p = fma(p, xx, -0.64596349f);
+  const float s = x * fma(p, xx, 1.57079637f);
+  // cos_turns: |x| <= 1/2, least absolute error of cos(pi/2 x), its 1 exact.
+  p = fma(9.04021668e-4f, xx, -0.0208602883f);
+  p = fma(p, xx, 0.253669232f);
+  p = fma(p, xx, -1.23370051f);
   const float c = fma(xx, p, 1.0f);
   const bool swap = (quarter & 1) != 0;
   const float sin_abs = swap ? c : s, cos_abs = swap ? s : c;
