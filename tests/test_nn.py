@@ -73,3 +73,51 @@ def test_module_has_no_parameters_of_its_own():
     for module in MODULES.values():
         assert not list(module().parameters())
         assert not module().state_dict()
+
+
+LEARNED = [
+    (nn.MaskedReconstructionLoss, "fg_scale"),
+    (nn.MixtureReconstructionLoss, "bg_scale"),
+    (nn.BlendedReconstructionLoss, "scale"),
+]
+
+
+def _loss(module, dtype=torch.float32):
+    torch.manual_seed(1)
+    fg, bg, target, logits = (torch.rand(2, 1, 3, 4, dtype=dtype) for _ in range(4))
+    return module(fg, bg, target, mask_logits=logits)
+
+
+@pytest.mark.parametrize(("cls", "name"), LEARNED)
+def test_a_learned_scale_is_a_parameter(cls, name):
+    """In parameters() and the state_dict; it moves with the module, and an optimizer moves it."""
+    for scale in (torch.nn.Parameter(torch.tensor(0.5)), torch.tensor([0.5], requires_grad=True)):
+        module = torch.nn.Sequential(cls(likelihood="gaussian", **{name: scale}))
+        assert dict(module.named_parameters()).keys() == {f"0.{name}"}
+        assert module.state_dict().keys() == {f"0.{name}"}
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+        before = _loss(module[0])
+        before.backward()
+        optimizer.step()
+        assert _loss(module[0]) < before
+        assert _loss(module.double()[0], torch.float64).dtype == torch.float64
+        other = cls(likelihood="gaussian", **{name: torch.ones(scale.shape, requires_grad=True)})
+        other.load_state_dict(module[0].state_dict())
+        assert_same(_loss(other.double(), torch.float64), _loss(module[0], torch.float64))
+
+
+@pytest.mark.parametrize(("cls", "name"), LEARNED)
+def test_a_scale_that_is_not_learned_is_a_buffer(cls, name):
+    module = cls(likelihood="laplace", **{name: torch.tensor(0.5)})
+    assert not list(module.parameters())
+    assert module.state_dict().keys() == {name}
+    assert getattr(module.to("meta"), name).is_meta
+
+
+def test_a_scale_that_is_computed_goes_to_forward():
+    computed = torch.ones(1, requires_grad=True).exp()
+    with pytest.raises(ValueError, match="fg_scale is computed"):
+        nn.MaskedReconstructionLoss(fg_scale=computed)
+    module = nn.MaskedReconstructionLoss(likelihood="gaussian")
+    x = torch.rand(2, 1, 3, 4)
+    module(x, x, x, mask=x, fg_scale=computed).backward()

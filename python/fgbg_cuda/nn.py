@@ -1,7 +1,9 @@
 """The ops as modules, for those who build models that way.
 
-Options go to the constructor, tensors to ``forward``; a learned scale is a tensor and so goes to
-``forward`` too. Each module is its function in :mod:`fgbg_cuda.functional`, which documents the options.
+Options go to the constructor, tensors to ``forward``. An option that is a tensor, such as a learned scale,
+is registered: a parameter if it requires a gradient, else a buffer. So it is in ``parameters()`` and the
+``state_dict``, and moves with the module; it may be given to ``forward`` as well, which then counts. Each
+module is its function in :mod:`fgbg_cuda.functional`, which documents the options.
 """
 
 from __future__ import annotations
@@ -39,10 +41,33 @@ class _Op(nn.Module):
                 f"{type(self).__name__} has no option {', '.join(sorted(unknown))}; "
                 f"expected some of {', '.join(sorted(accepted))}"
             )
-        self.options = options
+        self.plain_options = {}
+        self.tensor_options = []
+        for name, value in options.items():
+            self._set_option(name, value)
+
+    def _set_option(self, name: str, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            self.plain_options[name] = value
+            return
+        self.tensor_options.append(name)
+        if not value.requires_grad:
+            self.register_buffer(name, value)
+        elif value.is_leaf:
+            self.register_parameter(name, value if isinstance(value, nn.Parameter) else nn.Parameter(value))
+        else:
+            raise ValueError(
+                f"{name} is computed from other tensors, expected a parameter or a tensor without gradient; "
+                "give it to forward"
+            )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**self.plain_options, **{name: getattr(self, name) for name in self.tensor_options}}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        shown = {n: list(v.shape) if isinstance(v, Tensor) else v for n, v in self.options.items()}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 class Reparameterize(_Op):
