@@ -31,8 +31,11 @@ $(VENV)/built: $(torch_stamp) $(sources)
 	$(run) -c 'from fgbg_cuda import build_info; i = build_info(); print("built:", i, i["cuda_missing"] or "", sep="\n")'
 	touch $@
 
+# A process for each core, each with as many threads: those that wait must not spin.
+pytest_parallel := OMP_WAIT_POLICY=passive $(run) -m pytest -n auto --dist loadfile
+
 test: build
-	$(run) -m pytest tests
+	$(pytest_parallel) tests
 
 # Random calls against the specification: make fuzz N=10000 SEED=7
 N ?= 10000
@@ -46,7 +49,7 @@ fuzz: build
 # exceptions they watch. -S: without it an editable install would come before PYTHONPATH.
 asan_site := $(CURDIR)/build/asan/site
 asan_tests := $(addprefix tests/test_,$(addsuffix .py,values dtypes layouts losses numerics philox errors \
-  derivatives determinism transforms dispatcher nn fuzz))
+  derivatives determinism transforms dispatcher nn fuzz call_alone forward_gradients saved_draws hard_selection))
 asan_run := LD_PRELOAD="$(foreach lib,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(lib).so))" \
   ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   PYTHONPATH="$(asan_site):$$($(run) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $(run) -S
