@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fgbg_cuda
+
 from .cases import Case
 
 Step = Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]]
@@ -66,6 +68,23 @@ def graph_of(step: Step) -> Step:
 @peer("ours")
 def _ours(case: Case) -> Step:
     return step_of(case, case.ours)
+
+
+@peer("ours, no cache")
+def _ours_without_cache(case: Case) -> Step | None:
+    """With results from torch's allocator: what is left is the kernels."""
+    if case.device != "cpu":
+        return None
+    step = _ours(case)
+
+    def without() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        fgbg_cuda.use_cpu_cache(False)
+        try:
+            return step()
+        finally:
+            fgbg_cuda.use_cpu_cache(True)
+
+    return without
 
 
 @peer("eager")

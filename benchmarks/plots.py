@@ -13,8 +13,8 @@ from .tables import ordered, peers_of, share_of_copy
 
 COLORS = dict(
     zip(
-        ("ours", "eager", "compile", "triton", "ours, graph", "compile, graph"),
-        ("tab:blue", "tab:gray", "tab:orange", "tab:green", "tab:cyan", "tab:red"),
+        ("ours", "eager", "compile", "triton", "ours, graph", "compile, graph", "ours, no cache"),
+        ("tab:blue", "tab:gray", "tab:orange", "tab:green", "tab:cyan", "tab:red", "tab:purple"),
         strict=True,
     )
 )

@@ -1,11 +1,10 @@
-// The Python module: typed calls of the dispatcher ops (the eager path), and what was compiled.
-#include <torch/csrc/Exceptions.h>
+// The Python module: the eager calls, the CPU cache, and what was compiled.
 #include <torch/csrc/utils/pybind.h>
 
+#include "cpu/caching_allocator.h"
 #include "cpu/kernels.h"
+#include "eager.h"
 #include "math/philox.h"
-#include "ops/autograd.h"
-#include "ordinary.h"
 #ifdef FGBG_WITH_CUDA
 #include <cuda_runtime_api.h>
 #endif
@@ -13,12 +12,6 @@
 namespace py = pybind11;
 
 namespace {
-
-// A plain function pointer with the op's own signature, which pybind11 can read.
-template <class Result, class... Args>
-auto bind(const c10::TypedOperatorHandle<Result(Args...)>& (*op)()) {
-  return [op](Args... args) -> Result { return op().call(std::forward<Args>(args)...); };
-}
 
 py::dict build_info() {
   py::dict info;
@@ -37,30 +30,10 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  // Before pybind11's own translator, which would make every c10::Error a RuntimeError.
-  py::register_exception_translator([](std::exception_ptr error) {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (python_error& e) {
-      e.restore();  // from a hook in Python, as activation checkpointing has
-    } catch (const c10::ValueError& e) {
-      PyErr_SetString(PyExc_ValueError, e.what_without_backtrace());
-    } catch (const c10::TypeError& e) {
-      PyErr_SetString(PyExc_TypeError, e.what_without_backtrace());
-    } catch (const c10::Error& e) {
-      PyErr_SetString(PyExc_RuntimeError, e.what_without_backtrace());
-    }
-  });
-
-  using release = py::call_guard<py::gil_scoped_release>;
-  using namespace fgbg::ops;
-  m.def("philox_normal", bind(philox_normal_op), release());
-  m.def("reparameterize", reparameterize_eager, release());
-  m.def("gaussian_kl", gaussian_kl_eager, release());
-  m.def("sample_gaussian", sample_gaussian_eager, release());
-  m.def("bernoulli_kl", bernoulli_kl_eager, release());
-  m.def("reconstruction_loss", reconstruction_loss_eager, release());
-  fgbg::bind_ordinary(m);
+  fgbg::bind_eager(m);
+  m.def("use_cpu_cache", fgbg::cpu::use_cache);
+  m.def("cpu_cache_bytes", fgbg::cpu::cached_bytes);
+  m.def("empty_cpu_cache", fgbg::cpu::empty_cache);
   m.def("build_info", build_info);
   m.def("philox4x32_10", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     const auto x =

@@ -87,11 +87,5 @@ FGBG_FN T upstream(const Upstream& u, int64_t b) {
   return u.grad ? static_cast<const T*>(u.grad)[b * u.stride] * factor : factor;
 }
 
-// Whether the gradients of sample b are there already; see Upstream::stored.
-template <class T>
-FGBG_FN bool stored(const Upstream& u, int64_t b) {
-  return u.stored && static_cast<const T*>(u.grad)[b * u.stride] == T(1);
-}
-
 }  // namespace FGBG_ISA
 }  // namespace fgbg

@@ -47,7 +47,6 @@ struct Upstream {
   const void* grad = nullptr;  // compute dtype; null: a gradient of one
   int64_t stride = 0;          // 1 for reduction="sample", 0 for the scalars
   double factor = 0.0;         // 0: there is no upstream gradient
-  bool stored = false;  // the results for a gradient of one are in place: nothing to do where it is one
   FGBG_FN explicit operator bool() const { return factor != 0.0; }
 };
 
@@ -60,6 +59,20 @@ struct NormalArgs {
   Noise noise;
   View out;
   int64_t numel;
+};
+
+// Gradients of a reduced loss for an upstream gradient of one, to be multiplied by the one that arrived.
+struct ScalingArgs {
+  static constexpr int kMax = 6;
+  static constexpr int64_t kTask = 16384;  // elements
+  struct {
+    void* data;
+    DType dtype;
+    int64_t numel, row;  // row: elements that share an upstream gradient, consecutive in memory
+  } gradients[kMax];
+  int count = 0;
+  int64_t tasks = 0;
+  Upstream upstream;
 };
 
 // Per-sample sums a masked loss is made of: foreground nats, background nats, foreground area and

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import types
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -604,7 +603,9 @@ def check(case: Case, device: torch.device | str = "cpu") -> None:
             bound = condition[name] + step * (e.abs() + summed[name]) + _error_of_float64(e, float32[name])
             if case.op == "bernoulli_kl" and name == "logits":
                 bound = bound + _error_of_sigmoid(case, inputs, upstream)
-        wrong = _wrong(a, e, bound, narrow.get(name))
+        # Gradients in bfloat16 are rounded for an upstream gradient of one, and again for what arrives.
+        roundings = 2 if name in actual.gradients and a.dtype == torch.bfloat16 else 1
+        wrong = _wrong(a, e, bound, narrow.get(name), roundings)
         if name in actual.gradients and extreme:
             wrong &= ~_undefined(case, a, e, inputs, name, compute)
         elif case.options.get("normalize") == "area" and case.options.get("reduction") == "none":
@@ -647,14 +648,15 @@ def _check_form(case: Case, inputs: dict[str, Tensor], outputs: list[Tensor], ac
         assert g is None or (g.dtype, g.shape) == (inputs[name].dtype, inputs[name].shape), name
 
 
-def _wrong(a: Tensor, e: Tensor, bound: Tensor, narrow: Tensor | None) -> Tensor:
+def _wrong(a: Tensor, e: Tensor, bound: Tensor, narrow: Tensor | None, roundings: int) -> Tensor:
     """Where `a` is neither within `bound` of the exact numbers nor, if there are special values, what
     the formula gives in the type the kernel computes in (where it may overflow or divide 0 by 0)."""
     info = torch.finfo(a.dtype)
     a = a.double()
 
     def agrees(e: Tensor) -> Tensor:
-        within = bound + 0.5 * info.eps * (e.abs() + bound) + info.smallest_normal * info.eps
+        half_ulp = 0.5 * info.eps * (e.abs() + bound) * (1 + info.eps) + info.smallest_normal * info.eps
+        within = bound + roundings * half_ulp
         overflows = (e.abs() + within >= info.max) & (a == e.sign() * math.inf)
         close = e.isfinite() & ((a - e).abs() <= within)
         return close | (a == e) | (a.isnan() & e.isnan()) | overflows
@@ -822,29 +824,35 @@ def check_refused(case: Case, name: str, how: Any, device: torch.device | str = 
 # --- kernels reached ------------------------------------------------------------------------------
 
 
+class Eager:
+    """Stands in for the functions of ``fgbg_cuda._C``, each changed by ``change(name, function)``."""
+
+    def __init__(self, change: Callable[[str, Callable], Callable]):
+        original = functional._C
+        for name in (n for n in dir(original) if not n.startswith("__")):
+            value = getattr(original, name)
+            setattr(self, name, change(name, value) if name in KERNELS else value)
+
+
+KERNELS = (
+    "philox_normal",
+    "reparameterize",
+    "gaussian_kl",
+    "sample_gaussian",
+    "bernoulli_kl",
+    "reconstruction_loss",
+)
+
+
 class _kernel_calls:
-    """Counts calls of kernels with at least one element, by the ways every public function takes."""
+    """Counts eager calls that ran a kernel on at least one element."""
 
     def __enter__(self) -> Counter[str]:
         calls: Counter[str] = Counter()
-        original = functional._op
 
-        def counting(name: str, device: torch.device) -> Any:
-            op = original(name, device)
-
+        def counting(name: str, function: Callable) -> Callable:
             def call(*args: Any) -> Any:
-                tensors = [t for t in args if isinstance(t, Tensor)]
-                size = args[1] if name == "philox_normal" else tensors[0].shape
-                calls[name] += math.prod(size) > 0
-                return op(*args)
-
-            return op and call
-
-        short_way = vars(functional._ordinary)
-
-        def counting_ordinary(name: str) -> Any:
-            def call(*args: Any) -> Any:
-                result = short_way[name](*args)
+                result = function(*args)
                 if result is not None:
                     tensors = [t for t in args if isinstance(t, Tensor)]
                     calls[name] += (result if name == "philox_normal" else tensors[0]).numel() > 0
@@ -852,15 +860,9 @@ class _kernel_calls:
 
             return call
 
-        counted = types.SimpleNamespace(**{n: counting_ordinary(n) for n in short_way if n[0] != "_"})
-        self._patches = [
-            mock.patch.object(functional, "_op", counting),
-            mock.patch.object(functional, "_ordinary", counted),
-        ]
-        for patch in self._patches:
-            patch.start()
+        self._patch = mock.patch.object(functional, "_C", Eager(counting))
+        self._patch.start()
         return calls
 
     def __exit__(self, *error: Any) -> None:
-        for patch in self._patches:
-            patch.stop()
+        self._patch.stop()

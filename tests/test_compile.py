@@ -193,6 +193,67 @@ def test_philox_normal_compiles(device):
     assert_same(_compile(noise, "aot_eager", dynamic=True)(seed, like), noise(seed, like))
 
 
+def _images(device):
+    fg, bg, target = (torch.rand(2, 3, 4, 5, device=device, requires_grad=True) for _ in range(3))
+    return {"fg": fg, "bg": bg, "target": target, "mask_logits": torch.randn(2, 1, 4, 5, device=device)}
+
+
+def _latents(device, *names):
+    return {name: torch.randn(4, 5, device=device, requires_grad=True) for name in names}
+
+
+# (function, its tensors, the name of the number, other options)
+NUMBERS = [
+    (fgbg_cuda.masked_reconstruction_loss, _images, "fg_weight", {}),
+    (fgbg_cuda.masked_reconstruction_loss, _images, "bg_weight", {"reduction": "none"}),
+    (fgbg_cuda.masked_reconstruction_loss, _images, "bg_weight", {"normalize": "area"}),
+    (fgbg_cuda.masked_reconstruction_loss, _images, "fg_weight", {"normalize": "area", "reduction": "none"}),
+    (fgbg_cuda.masked_reconstruction_loss, _images, "fg_scale", {"likelihood": "laplace"}),
+    (fgbg_cuda.masked_reconstruction_loss, _images, "bg_scale", {"return_terms": True}),
+    (fgbg_cuda.blended_reconstruction_loss, _images, "scale", {}),
+    (fgbg_cuda.mixture_reconstruction_loss, _images, "bg_scale", {"reduction": "sample"}),
+    (fgbg_cuda.bernoulli_kl, lambda device: _latents(device, "logits"), "prior_logits", {}),
+    (fgbg_cuda.gaussian_kl, lambda device: _latents(device, "mu", "logvar"), "free_bits", {}),
+    (fgbg_cuda.sample_gaussian, lambda device: _latents(device, "mu", "logvar"), "free_bits", {"seed": 1}),
+]
+
+
+def _id(value):
+    if callable(value):
+        return value.__name__.strip("_<>")
+    return value if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items())
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(("function", "tensors", "name", "options"), NUMBERS, ids=_id)
+def test_a_number_that_changes(function, tensors, name, options, backend, device):
+    """A schedule of ten values: one graph for the first, one for all others."""
+    counter = CompileCounterWithBackend(backend)
+    compiled = _compile(lambda inputs, value: function(**inputs, **{name: value}, **options), counter)
+    inputs = tensors(device)
+    for step in range(10):
+        value = 0.3 + 0.07 * step
+        found, expected = compiled(inputs, value), function(**inputs, **{name: value}, **options)
+        found, expected = _leaves(found), _leaves(expected)
+        for f, e in zip(found, expected, strict=True):
+            assert_close(f, e)
+        found, expected = (gradients(r, inputs, allow_unused=True) for r in (found, expected))
+        for n, gradient in found.items():
+            assert_close(gradient, expected[n], note=n)
+    assert counter.frame_count <= 2
+
+
+def _leaves(results):
+    return [results] if torch.is_tensor(results) else [t for r in results for t in _leaves(r)]
+
+
+def test_bad_numbers_fail_while_tracing(device):
+    for value in (-1.0, float("nan"), "1", None):
+        compiled = _compile(fgbg_cuda.masked_reconstruction_loss, "aot_eager")
+        with pytest.raises(Exception, match=r"fg_scale (is|must be)"):
+            compiled(**_images(device), fg_scale=value)
+
+
 def test_bad_arguments_fail_while_tracing(device):
     x = torch.randn(2, 3, 4, device=device)
     compiled = _compile(lambda x: fgbg_cuda.masked_reconstruction_loss(x, x, x, mask=x[:, :2]), "aot_eager")

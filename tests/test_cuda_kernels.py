@@ -16,7 +16,7 @@ import zlib
 import emulation
 import pytest
 import torch
-from compare import assert_close, assert_rounded, assert_same, cotangents, expect_ones
+from compare import assert_close, assert_rounded, assert_same, cotangents
 from samples import SAMPLES, Make, Sample, covering, each, first_of_each_op
 from test_layouts import LAYOUTS
 
@@ -59,7 +59,6 @@ def _calculate(kernels, sample, inputs, layout=_identity, seed=0, layout_of_upst
 
     Inputs are copied between guard pages; every fourth stays dense under a layout, so that layouts meet.
     """
-    expect_ones()
     with kernels.running(seed):
         copies = {}
         for k, (name, t) in enumerate(inputs.items()):
@@ -73,7 +72,7 @@ def _calculate(kernels, sample, inputs, layout=_identity, seed=0, layout_of_upst
         upstream = cotangents(actual)
         live = [k for k, e in enumerate(expected) if e.requires_grad]
         names = [n for n, t in copies.items() if t.requires_grad]
-        # The backward ops; then, as the graph goes, the gradients that the forward pass has written.
+        # Multiplied out of place; then, as the graph goes, in place.
         anew, found = (
             torch.autograd.grad(
                 [actual[k] for k in live],
@@ -100,8 +99,12 @@ def _calculate(kernels, sample, inputs, layout=_identity, seed=0, layout_of_upst
 def _check(kernels, sample, inputs, *args, **options):
     results = _calculate(kernels, sample, inputs, *args, **options)
     for name, (actual, expected) in results.items():
-        # The numbers are computed in float32 at least; half precision is a matter of the last rounding.
-        (assert_rounded if actual.dtype in HALVES else assert_close)(actual, expected, note=name)
+        # The numbers are computed in float32 at least; half precision is a matter of the last rounding, and
+        # of the one before where a gradient for an upstream gradient of one was written in bfloat16.
+        if actual.dtype in HALVES:
+            assert_rounded(actual, expected, name, roundings=1 if "output" in name else 2)
+        else:
+            assert_close(actual, expected, note=name)
     del results, actual, expected
     assert kernels.spoilt() == 0, "a tensor was written to outside its bounds"
     ran = kernels.kernels_run()
@@ -143,8 +146,10 @@ def test_several_elements_at_a_time(sample, dtype, kernels):
     sample = _with_last_extent(sample, VECTOR_ROW)
     ran = _check(kernels, sample, sample.inputs(dtype=dtype, grad=True), seed=_seed(sample.id))
     widths = {_width(k) for k in ran if k.startswith(("forward", "backward", "gaussian", "bernoulli"))}
-    # A stream entered within a quadruple, and columns (free bits are per column), are read one by one.
-    general = sample.options.get("offset", 0) % 4 != 0 or "free_bits" in sample.options
+    # A stream entered within a quadruple, columns (free bits are per column), and the expanded images with
+    # which areas are made before the first element, are read one by one.
+    areas_first = sample.options.get("normalize") == "area" and sample.options["reduction"] == "none"
+    general = sample.options.get("offset", 0) % 4 != 0 or "free_bits" in sample.options or areas_first
     # 8 where all is in half precision: not the losses of elements, nor the gradients that arrive at them.
     expected = {4} if dtype == torch.float32 else {4, 8}
     assert widths

@@ -1,9 +1,12 @@
 """Bad calls: a ValueError or TypeError that names the argument, before any work is done."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
+from compare import assert_close, assert_same
 
 import fgbg_cuda
 
@@ -240,12 +243,88 @@ def test_the_ops_check_for_themselves(device):
         lambda: ops.gaussian_kl(z.long(), z, None, None, "sum"),
         lambda: ops.reparameterize(z, z, torch.tensor([1, 2], device=device), 0, None),
         lambda: ops.reparameterize(z, z, seed.int(), 0, None),
-        lambda: ops.bernoulli_kl(z, z[:1], 0.0, "sum"),
+        lambda: ops.bernoulli_kl(z, z[:1], None, "sum"),
         lambda: ops.gaussian_kl(z[(None,) * 4], z[(None,) * 4], None, None, "sum"),
     ]
     for call in bad:
         with pytest.raises((ValueError, TypeError, RuntimeError)):
             call()
+
+
+NUMBERS = [
+    0.5,
+    np.float32(0.5),
+    np.float64(0.5),
+    np.float16(0.5),
+    np.array(0.5),
+    Fraction(1, 2),
+    1,
+    np.int64(1),
+]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=repr)
+def test_what_is_a_number(number, device):
+    """NumPy's scalars and whatever else says what float it is."""
+    x, m, z = X.to(device), M.to(device), Z.to(device)
+    loss = MASKED(x + 1, x, x, mask=m, fg_scale=number, bg_scale=number, fg_weight=number)
+    assert_close(loss, MASKED(x + 1, x, x, mask=m, fg_scale=float(number), fg_weight=float(number)))
+    assert_close(
+        BLENDED(x + 1, x, x, mask=m, scale=number), BLENDED(x + 1, x, x, mask=m, scale=float(number))
+    )
+    assert_close(BERNOULLI(z, number), BERNOULLI(z, float(number)))
+    assert_close(KL(z, z, free_bits=number), torch.tensor(3 * float(number), device=device))
+
+
+@pytest.mark.parametrize("integer", [3, np.int64(3), np.int32(3), np.uint8(3)], ids=repr)
+def test_what_is_an_integer(integer, device):
+    z = Z.to(device)
+    for found, expected in (
+        (DRAW(z, z, seed=integer), DRAW(z, z, seed=3)),
+        (DRAW(z, z, seed=1, offset=integer), DRAW(z, z, seed=1, offset=3)),
+        (BOTH(z, z, seed=1, num_samples=integer)[0], BOTH(z, z, seed=1, num_samples=3)[0]),
+        (NOISE(integer, (integer, 2)), NOISE(3, (3, 2))),
+    ):
+        assert_same(found, expected)
+
+
+class Strange:
+    __repr__ = lambda self: "Strange()"  # noqa: E731
+
+    def __float__(self):
+        raise TypeError("not today")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.bool_(True),
+        True,
+        np.array([0.5]),
+        np.array([0.5, 1.0]),
+        np.complex64(1),
+        1j,
+        "1",
+        None,
+        [1.0],
+        Strange(),
+    ],
+    ids=repr,
+)
+def test_what_is_no_number(value, device):
+    x, m = X.to(device), M.to(device)
+    with pytest.raises(TypeError, match="fg_weight must be a number, got"):
+        MASKED(x, x, x, mask=m, fg_weight=value)
+    with pytest.raises(TypeError, match="scale must be a number, got"):
+        BLENDED(x, x, x, mask=m, scale=value)
+
+
+@pytest.mark.parametrize("value", [np.bool_(True), True, np.array([1, 2]), np.float64(1), 1.0, "1"], ids=repr)
+def test_what_is_no_integer(value, device):
+    z = Z.to(device)
+    for name in ("seed", "offset", "num_samples"):
+        with pytest.raises(TypeError, match=f"{name} must be an integer"):
+            DRAW(z, z, **{name: value})
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "squared_error"])

@@ -43,10 +43,11 @@ def test_first_gradients(sample, device, dtype):
 
 @each()
 def test_each_gradient_alone(sample, device):
-    """A gradient does not depend on which others are asked for."""
+    """A gradient does not depend on which others are asked for, but for a rounding where the forward pass
+    cannot write them all."""
     inputs = sample.inputs(device, grad=True)
     together = gradients(sample(inputs), inputs)
     for name, gradient in together.items():
         alone = {n: t.detach() for n, t in inputs.items()}
         alone[name].requires_grad_()
-        assert torch.equal(gradients(sample(alone), alone)[name], gradient), name
+        assert_close(gradients(sample(alone), alone)[name], gradient, operations=4, note=name)

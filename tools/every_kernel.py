@@ -20,7 +20,8 @@ for side in (24, 13):  # planes of a multiple of 8 pixels, and not
         logits, scale = leaf(20, 1, side, side), leaf(3)
         for likelihood in LIKELIHOODS:
             for loss in LOSSES:
-                loss(*images, mask_logits=logits, likelihood=likelihood).backward()
+                # Halved, so that the gradients of the forward pass have to be scaled.
+                (0.5 * loss(*images, mask_logits=logits, likelihood=likelihood)).backward()
         f.masked_reconstruction_loss(
             *images, mask_logits=logits, fg_scale=scale, normalize="area", return_terms=True
         )[0].backward()

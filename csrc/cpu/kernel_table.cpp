@@ -14,6 +14,7 @@ const Kernels& FGBG_TABLE(FGBG_ISA)() {
     t.name = FGBG_STRINGIFY(FGBG_ISA);
     add_latents(t);
     add_reconstruction(t);
+    add_scaling(t);
     return t;
   }();
   return table;

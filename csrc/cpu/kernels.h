@@ -19,6 +19,7 @@ struct Kernels {
   Kernel<GaussianArgs> gaussian_forward, gaussian_backward;
   Kernel<BernoulliArgs> bernoulli_forward, bernoulli_backward;
   Kernel<ReconstructionArgs> reconstruction_forward, reconstruction_backward;
+  Kernel<ScalingArgs> scale;
 };
 
 // The fastest this machine runs; the environment variable FGBG_CPU_CAPABILITY (portable, avx2, avx512)

@@ -80,7 +80,7 @@ void gaussian_forward(const GaussianArgs& args, int64_t begin, int64_t end) {
     kl_out.close(args.kl, span);
     return kl;
   };
-  rows.run_all<T>(begin, end, {}, args.partial, block);
+  rows.run_all<T>(begin, end, args.partial, block);
 }
 
 // Accumulates, or for the first draw writes, the gradients through z of one draw.
@@ -179,7 +179,7 @@ void gaussian_backward(const GaussianArgs& args, int64_t begin, int64_t end) {
     logvar_out.close(args.grad_logvar, span);
     return kl;
   };
-  rows.run_all<T>(begin, end, args.grad_kl, args.partial, block);
+  rows.run_all<T>(begin, end, args.partial, block);
 }
 
 template <class T>
@@ -204,7 +204,7 @@ void bernoulli_forward(const BernoulliArgs& args, int64_t begin, int64_t end) {
     kl_out.close(args.kl, span);
     return kl;
   };
-  rows.run_all<T>(begin, end, {}, args.partial, block);
+  rows.run_all<T>(begin, end, args.partial, block);
 }
 
 template <class T>
@@ -243,7 +243,7 @@ void bernoulli_backward(const BernoulliArgs& args, int64_t begin, int64_t end) {
     logits_out.close(args.grad_logits, span);
     return kl;
   };
-  rows.run_all<T>(begin, end, args.grad_kl, args.partial, block);
+  rows.run_all<T>(begin, end, args.partial, block);
 }
 
 template <class Args>

@@ -54,15 +54,13 @@ class Loss {
     segment_ = task % segments_;
   }
 
-  // The same for a backward pass. Returns false if the gradients of the sample are there already.
-  bool locate_gradients(int64_t task) {
+  // The same for a backward pass.
+  void locate_gradients(int64_t task) {
     locate(task);
-    if (stored<T>(args_.grad_loss, b_)) return false;
-    if (!args_.scale_partial) return true;
+    if (!args_.scale_partial) return;
     scale_sums_ = args_.scale_partial + task;
     scale_step_ = shape_.size[0] * segments_;
     for (int64_t k = 0; k < 2 * channels_; ++k) scale_sums_[k * scale_step_] = 0.0;
-    return true;
   }
 
   // Calls body(p, n, c) for the blocks of the segment, pixels [p, p + n) of the channels [c, c + group_), and
@@ -275,7 +273,7 @@ class MaskedLoss : LossOfMask<T> {
   }
 
   void gradients(int64_t task) {
-    if (!this->locate_gradients(task)) return;
+    this->locate_gradients(task);
     to_ = region_upstream<T>(args_, this->b_);
     this->for_blocks(block_, [&](int64_t p, int64_t n, int64_t c) {
       this->unreduced_ ? unreduced_gradients(p, n, c) : reduced<true>(p, n, c);
@@ -487,7 +485,7 @@ class BlendedLoss : LossOfMask<T> {
   }
 
   void gradients(int64_t task) {
-    if (!this->locate_gradients(task)) return;
+    this->locate_gradients(task);
     this->for_blocks(kBlock<T>, [&](int64_t p, int64_t n, int64_t c0) {
       this->load_mask(c0, p, n);
       T* d_mask = this->open(this->mask_out_, args_.grad_mask, c0, p);
@@ -556,7 +554,7 @@ class MixtureLoss : Loss<T> {
   }
 
   void gradients(int64_t task) {
-    if (!this->locate_gradients(task)) return;
+    this->locate_gradients(task);
     this->for_blocks(kBlock<T>, [&](int64_t p, int64_t n, int64_t c) { gradients(p, n, c); });
   }
 

@@ -52,27 +52,23 @@ struct Rows {
   }
 
   // Runs the tasks [first, last). body(i, n) handles elements [i, i + n), n <= block, and returns their
-  // losses, which are summed by row into partial[b * segments + segment] (null: not summed). A task is
-  // skipped if all its results are stored already.
+  // losses, which are summed by row into partial[b * segments + segment] (null: not summed).
   template <class T, class Body>
-  void run_all(int64_t first, int64_t last, const Upstream& upstream, double* partial, Body body) const {
-    for (int64_t task = first; task < last; ++task) run<T>(task, upstream, partial, body);
+  void run_all(int64_t first, int64_t last, double* partial, Body body) const {
+    for (int64_t task = first; task < last; ++task) run<T>(task, partial, body);
   }
 
   int64_t row, rows, segments, rows_per_task;
 
  private:
   template <class T, class Body>
-  void run(int64_t task, const Upstream& upstream, double* partial, Body body) const {
+  void run(int64_t task, double* partial, Body body) const {
     const int64_t block = kBlock<T>;
     const int64_t first_row = segments == 1 ? task * rows_per_task : task / segments;
     const int64_t last_row = segments == 1 ? min(first_row + rows_per_task, rows) : first_row + 1;
     const int64_t segment = segments == 1 ? 0 : task % segments;
     const int64_t begin = first_row * row + segment * kSegment;
     const int64_t end = segments == 1 ? last_row * row : min(begin + kSegment, last_row * row);
-    int64_t done = first_row;
-    while (done < last_row && stored<T>(upstream, done)) ++done;
-    if (done == last_row) return;
     if (partial)
       for (int64_t b = first_row; b < last_row; ++b) partial[b * segments + segment] = 0.0;
     for (int64_t i = begin; i < end;) {

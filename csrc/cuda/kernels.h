@@ -16,6 +16,7 @@ void bernoulli_forward(const BernoulliArgs&, bool f64, Stream);
 void bernoulli_backward(const BernoulliArgs&, bool f64, Stream);
 void reconstruction_forward(const ReconstructionArgs&, bool f64, Stream);
 void reconstruction_backward(const ReconstructionArgs&, bool f64, Stream);
+void scale(const ScalingArgs&, bool f64, Stream);
 
 // How many partial sums per sample and quantity the kernels write.
 int64_t row_segments(const Shape&);

@@ -46,7 +46,7 @@ struct Group {
   }
 };
 
-// Calls body(group) for the groups of this warp's segments whose results are not stored yet, and writes the
+// Calls body(group) for the groups of this warp's segments, and writes the
 // partial sum of the KL that body accumulates, if wanted. The last block reduces the partial sums.
 template <class T, int V, class Args, class Body>
 __device__ __forceinline__ void for_row_groups(const Args& args, T& sum, Body body) {
@@ -55,7 +55,6 @@ __device__ __forceinline__ void for_row_groups(const Args& args, T& sum, Body bo
   for_warp_items(shape.size[0] * segments, [&](int64_t item, int lane) {
     const int64_t b = item / segments, begin = item % segments * args.segment;
     const int64_t end = begin + args.segment < shape.row ? begin + args.segment : shape.row;
-    if (stored<T>(args.grad_kl, b)) return;
     for (int64_t e = begin + lane * V; e < end; e += kWarp * V) body(Group<T, V>{shape, b, e});
     if (!args.partial) return;
     const T total = warp_sum(sum);

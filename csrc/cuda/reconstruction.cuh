@@ -71,19 +71,16 @@ struct Operands {
   }
 };
 
-// Calls body(pixels, item, lane) for the groups of this warp's segments whose results are not stored yet, and
-// writes the partial sums that body accumulates, if wanted. The last block reduces the partial sums.
+// Calls body(pixels, item, lane) for the groups of this warp's segments, and writes the partial sums that body
+// accumulates, if wanted. The last block reduces the partial sums.
 template <class T, int V, class Body>
 __device__ __forceinline__ void for_pixel_groups(const ReconstructionArgs& args, T (&sums)[kTerms],
                                                  Body body) {
   const Shape& shape = args.shape;
-  // One upstream gradient for all samples, and the results for it are stored: no work, and no sums either.
-  if (args.grad_loss.stride == 0 && stored<T>(args.grad_loss, 0)) return;
   const int64_t segments = segments_of(shape.plane, args.segment), items = shape.size[0] * segments;
   for_warp_items(items, [&](int64_t item, int lane) {
     const int64_t b = item / segments, begin = item % segments * args.segment;
     const int64_t end = begin + args.segment < shape.plane ? begin + args.segment : shape.plane;
-    if (stored<T>(args.grad_loss, b)) return;
     // Every lane runs every round, since body contains shuffles.
     for (int64_t round = begin; round < end; round += kWarp * V) {
       const int64_t p = round + lane * V;

@@ -1,106 +1,308 @@
-// Typed handles of the dispatcher ops, shared by the autograd formulas and the Python bindings.
+// Forward and backward of every op, as dispatcher ops (what compilers and modes see) and as one autograd
+// function, the same whether they are reached eagerly or through the dispatcher.
+//
+// An op is a struct (see signature.h) with
+//   kName, kOperands, kOutputs, kGradNames   for the schemas
+//   kKept           what backward can use of what forward has saved, by name
+//   check()         raises what is wrong with the tensors
+//   like(), dtype() the tensor that results resemble; the type of the computation
+//   allocate(needs) the outputs and what is saved, yet to be filled: all there is to do while tracing
+//   forward(needs)  the same, filled
+//   backward(grads, kept, needs, overwrite)    the gradients that are needed, one for each operand
+//   reuse(grads, saved, needs, overwrite, out) those that follow from what forward has saved; returns the
+//                   needs that are left to backward()
+// and where it differs from OpDefaults: what is said there.
+//
+// What forward saves depends on its arguments alone, never on earlier calls: activation checkpointing repeats
+// a forward pass and compares. A reduced loss is linear in its upstream gradient, so forward writes the
+// gradients for one, and backward multiplies them by the one that arrives, in place if nobody else can see
+// them. The derivatives of the backward ops are in _ops.py: those of reference.py, so that no second-order
+// formula is written again here.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/library.h>
 
-#include <array>
+#include "signature.h"
+#include "tensors.h"
 
 namespace fgbg::ops {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using OptionalSymInt = std::optional<c10::SymInt>;
-using std::string_view;
+struct Forward {
+  variable_list outputs;
+  variable_list saved;  // for backward
+};
 
-#define FGBG_OP(name, ...)                                                                       \
-  inline const auto& name##_op() {                                                               \
-    static const auto handle =                                                                   \
-        c10::Dispatcher::singleton().findSchemaOrThrow("fgbg::" #name, "").typed<__VA_ARGS__>(); \
-    return handle;                                                                               \
+struct OpDefaults {
+  static constexpr const char* kKept = nullptr;
+
+  // How many of the outputs are asked for, the first ones.
+  size_t wanted() const { return 1; }
+  // Whether the second output is differentiable, and whether backward needs it.
+  bool returns_terms() const { return true; }
+  bool saves_terms() const { return false; }
+  // What forward is to save besides.
+  Needs also_needs(Needs) const { return 0; }
+  // kKept, of what was saved.
+  Tensor kept(const variable_list&) const { return {}; }
+};
+
+// Whether kernels may be called on these tensors, past the dispatcher: neither a mode nor a subclass wants to
+// see the op.
+bool callable_directly(const variable_list& tensors);
+
+// --- schemas --------------------------------------------------------------------------------------
+
+template <class Op>
+std::string arguments_of() {
+  SchemaVisitor v;
+  Op op;
+  op.fields(v);
+  return v.text;
+}
+
+inline std::string results(size_t tensors) {
+  std::string text;
+  for (size_t i = 0; i < tensors; ++i) text += i == 0 ? "Tensor" : ", Tensor";
+  return text;
+}
+
+template <class Op>
+void define(torch::Library& m) {
+  const std::string name = Op::kName, arguments = arguments_of<Op>();
+  m.def((name + "(" + arguments + ", int needs=0) -> (" + results(Op::kOutputs) + ", Tensor[])").c_str());
+  SchemaVisitor v;
+  for (const char* name : Op::kGradNames) v.add("Tensor?", name);
+  v.text += ", " + arguments;
+  if (Op::kKept) v.add("Tensor?", Op::kKept);
+  m.def((name + "_backward(" + v.text + ", int needs) -> (" + results(Op::kOperands) + ")").c_str());
+}
+
+// --- the dispatcher's stack -----------------------------------------------------------------------
+
+inline Tensor optional_tensor(const c10::IValue& value) {
+  return value.isNone() ? Tensor() : value.toTensor();
+}
+inline c10::IValue optional_value(const Tensor& t) { return t.defined() ? c10::IValue(t) : c10::IValue(); }
+
+template <class Op>
+Op from_stack(const c10::IValue* arguments) {
+  Op op;
+  op.fields(FromStack{arguments});
+  return op;
+}
+template <class Op>
+void push(const Op& op, torch::jit::Stack& stack) {
+  visit(op, ToStack{stack, op.like().options().dtype(op.dtype())});
+}
+
+// Tensors that nobody asked for have no elements.
+inline void push(const variable_list& tensors, size_t count, const Tensor& like, torch::jit::Stack& stack) {
+  for (size_t i = 0; i < count; ++i)
+    stack.emplace_back(i < tensors.size() && tensors[i].defined() ? tensors[i]
+                                                                  : at::empty({0}, like.options()));
+}
+
+template <class Op>
+const c10::OperatorHandle& handle(const char* suffix) {
+  static const auto forward =
+      c10::Dispatcher::singleton().findSchemaOrThrow(("fgbg::" + std::string(Op::kName)).c_str(), "");
+  static const auto backward = c10::Dispatcher::singleton().findSchemaOrThrow(
+      ("fgbg::" + std::string(Op::kName) + "_backward").c_str(), "");
+  return *suffix ? backward : forward;
+}
+
+template <class Op>
+Forward dispatch_forward(const Op& op, Needs needs) {
+  torch::jit::Stack stack;
+  push(op, stack);
+  stack.emplace_back(needs);
+  handle<Op>("").callBoxed(stack);
+  Forward out;
+  for (size_t i = 0; i < op.wanted(); ++i) out.outputs.push_back(stack[i].toTensor());
+  out.saved = stack[Op::kOutputs].toTensorVector();
+  return out;
+}
+
+template <class Op>
+variable_list dispatch_backward(const Op& op, const variable_list& grads, const Tensor& kept, Needs needs) {
+  torch::jit::Stack stack;
+  for (size_t i = 0; i < Op::kOutputs; ++i)
+    stack.push_back(i < grads.size() ? optional_value(grads[i]) : c10::IValue());
+  push(op, stack);
+  if (Op::kKept) stack.push_back(optional_value(kept));
+  stack.emplace_back(needs);
+  handle<Op>("_backward").callBoxed(stack);
+  variable_list out(Op::kOperands);
+  for (size_t i = 0; i < Op::kOperands; ++i)
+    if (needs_operand(needs, i)) out[i] = stack[i].toTensor();
+  return out;
+}
+
+// How many arguments an op has in its schema, without `needs`.
+template <class Op>
+size_t argument_count() {
+  static const size_t count = handle<Op>("").schema().arguments().size() - 1;
+  return count;
+}
+
+template <class Op, bool kMeta>
+void forward_kernel(const c10::OperatorHandle&, torch::jit::Stack* stack) {
+  const c10::IValue* first = &*(stack->end() - static_cast<std::ptrdiff_t>(argument_count<Op>() + 1));
+  const Op op = from_stack<Op>(first);
+  const Needs needs = stack->back().toInt();
+  op.check();
+  const Forward out = kMeta ? op.allocate(needs) : op.forward(needs);
+  torch::jit::drop(*stack, argument_count<Op>() + 1);
+  push(out.outputs, Op::kOutputs, op.like(), *stack);
+  stack->emplace_back(out.saved);
+}
+
+template <class Op, bool kMeta>
+void backward_kernel(const c10::OperatorHandle&, torch::jit::Stack* stack) {
+  const size_t count = Op::kOutputs + argument_count<Op>() + (Op::kKept ? 1 : 0) + 1;
+  const c10::IValue* first = &*(stack->end() - static_cast<std::ptrdiff_t>(count));
+  variable_list grads(Op::kOutputs);
+  for (size_t i = 0; i < Op::kOutputs; ++i) grads[i] = optional_tensor(first[i]);
+  const Op op = from_stack<Op>(first + Op::kOutputs);
+  const Tensor kept = Op::kKept ? optional_tensor(first[count - 2]) : Tensor();
+  const Needs needs = stack->back().toInt();
+  op.check();
+  const variable_list out =
+      kMeta ? empty_gradients(operands_of(op), needs) : op.backward(grads, kept, needs, false);
+  torch::jit::drop(*stack, count);
+  push(out, Op::kOperands, op.like(), *stack);
+}
+
+template <class Op, bool kMeta = false>
+void register_kernels(torch::Library& m) {
+  using torch::CppFunction;
+  m.impl(Op::kName, CppFunction::makeFromBoxedFunction<&forward_kernel<Op, kMeta>>());
+  m.impl((std::string(Op::kName) + "_backward").c_str(),
+         CppFunction::makeFromBoxedFunction<&backward_kernel<Op, kMeta>>());
+}
+
+// --- autograd -------------------------------------------------------------------------------------
+
+// Turns the gradients for an upstream gradient of one, saved in the order of the operands that need one, into
+// those for grads[0]; returns the needs that are left, none or all. In place if `overwrite`.
+Needs scale_unit_gradients(const variable_list& grads, const variable_list& saved, Needs needs,
+                           bool overwrite, variable_list& out);
+
+// Gradients in float16 are computed in backward: those for an upstream gradient of one could underflow before
+// the loss scale arrives.
+bool may_write_unit_gradients(const variable_list& operands, Needs needs);
+
+template <class Op>
+struct Differentiable : torch::autograd::Function<Differentiable<Op>> {
+  // Torch looks for the edges of the graph among the first argument's tensors, the operands that are present.
+  static variable_list forward(torch::autograd::AutogradContext* ctx, at::TensorList /* present */,
+                               const Op& op) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const variable_list operands = operands_of(op);
+    Needs needs = 0;
+    for (size_t i = 0; i < operands.size(); ++i)
+      needs |= static_cast<Needs>(operands[i].defined() && operands[i].requires_grad()) << i;
+
+    variable_list tensors;
+    for_tensors(const_cast<Op&>(op), [&](Tensor& t) { tensors.push_back(t); });
+    // Decided here, where a tensor that is traced still says what device it is for.
+    const Needs asked = needs | op.also_needs(needs);
+    Forward out = callable_directly(tensors) ? op.forward(asked) : dispatch_forward(op, asked);
+    if (op.saves_terms()) out.saved = {out.outputs[1]};
+    if (!op.returns_terms() && out.outputs.size() > 1) ctx->mark_non_differentiable({out.outputs[1]});
+
+    SaveOptions options;
+    options.all.emplace_back(needs);
+    // Hooks may hand the same tensor to others, or to a later pass.
+    options.all.emplace_back(at::SavedTensorDefaultHooks::get_hooks().has_value());
+    visit(op, options);
+    ctx->saved_data["options"] = std::move(options.all);
+    tensors.insert(tensors.end(), out.saved.begin(), out.saved.end());
+    ctx->save_for_backward(std::move(tensors));
+    ctx->set_materialize_grads(false);
+    return std::move(out.outputs);
   }
 
-FGBG_OP(philox_normal, Tensor(const Tensor&, c10::SymIntArrayRef, c10::SymInt, at::ScalarType))
-FGBG_OP(reparameterize, Tensor(const Tensor&, const Tensor&, const Tensor&, c10::SymInt, OptionalSymInt))
-FGBG_OP(reparameterize_backward,
-        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, c10::SymInt,
-                                   OptionalSymInt, std::array<bool, 2>))
-FGBG_OP(reparameterize_with_gradient,
-        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, c10::SymInt))
-FGBG_OP(gaussian_kl,
-        Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, string_view))
-FGBG_OP(gaussian_kl_backward,
-        std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
-                                                   const OptionalTensor&, const OptionalTensor&, string_view,
-                                                   std::array<bool, 4>))
-FGBG_OP(gaussian_kl_with_gradients,
-        std::tuple<Tensor, std::vector<Tensor>>(const Tensor&, const Tensor&, const OptionalTensor&,
-                                                const OptionalTensor&, string_view, std::array<bool, 4>))
-FGBG_OP(gaussian_kl_backward_,
-        void(at::TensorList, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-             const OptionalTensor&, string_view, std::array<bool, 4>))
-FGBG_OP(sample_gaussian,
-        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                   const Tensor&, c10::SymInt, OptionalSymInt, string_view))
-FGBG_OP(sample_gaussian_backward,
-        std::tuple<Tensor, Tensor, Tensor, Tensor>(const OptionalTensor&, const OptionalTensor&,
-                                                   const Tensor&, const Tensor&, const OptionalTensor&,
-                                                   const OptionalTensor&, const Tensor&, c10::SymInt,
-                                                   OptionalSymInt, string_view, std::array<bool, 4>))
-FGBG_OP(sample_gaussian_with_gradient,
-        std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
-                                           const OptionalTensor&, const Tensor&, c10::SymInt, string_view))
-FGBG_OP(sample_gaussian_backward_,
-        std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
-                                           const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                           string_view, std::array<bool, 4>))
-FGBG_OP(bernoulli_kl, Tensor(const Tensor&, const OptionalTensor&, double, string_view))
-FGBG_OP(bernoulli_kl_backward, std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
-                                                          double, string_view, std::array<bool, 2>))
-FGBG_OP(bernoulli_kl_with_gradients,
-        std::tuple<Tensor, std::vector<Tensor>>(const Tensor&, const OptionalTensor&, double, string_view,
-                                                std::array<bool, 2>))
-FGBG_OP(bernoulli_kl_backward_, void(at::TensorList, const Tensor&, const Tensor&, const OptionalTensor&,
-                                     double, string_view, std::array<bool, 2>))
-FGBG_OP(reconstruction_loss,
-        std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&,
-                                   const OptionalTensor&, const OptionalTensor&, double, double, string_view,
-                                   bool, string_view, double, double, bool, string_view, bool))
-FGBG_OP(reconstruction_loss_backward,
-        std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
-            const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
-            const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-            double, double, string_view, bool, string_view, double, double, bool, string_view,
-            std::array<bool, 6>))
-FGBG_OP(reconstruction_loss_with_gradients,
-        std::tuple<Tensor, Tensor, std::vector<Tensor>>(const Tensor&, const OptionalTensor&, const Tensor&,
-                                                        const Tensor&, const OptionalTensor&,
-                                                        const OptionalTensor&, double, double, string_view,
-                                                        bool, string_view, double, double, bool, string_view,
-                                                        bool, std::array<bool, 6>))
-FGBG_OP(reconstruction_loss_backward_,
-        void(at::TensorList, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
-             const Tensor&, const OptionalTensor&, const OptionalTensor&, double, double, string_view, bool,
-             string_view, double, double, bool, string_view, std::array<bool, 6>))
+  static variable_list backward(torch::autograd::AutogradContext* ctx, const variable_list& grads) {
+    variable_list tensors = ctx->get_saved_variables();
+    const c10::IValue* next = ctx->saved_data["options"].toListRef().data();
+    const Needs needs = next[0].toInt();
+    const bool hooked = next[1].toBool();
+    Op op;
+    op.fields(RestoreOptions{next + 2});
+    size_t inputs = 0;
+    for_tensors(op, [&](Tensor& t) { t = tensors[inputs++]; });
+    const variable_list saved(tensors.begin() + static_cast<std::ptrdiff_t>(inputs), tensors.end());
+    tensors.insert(tensors.end(), grads.begin(), grads.end());
+    const variable_list all = gradients(op, grads, saved, needs, callable_directly(tensors), hooked);
 
-#undef FGBG_OP
+    variable_list out;
+    const variable_list operands = operands_of(op);
+    for (size_t i = 0; i < Op::kOperands; ++i)
+      if (operands[i].defined()) out.push_back(all[i]);
+    out.emplace_back();  // of `op`
+    return out;
+  }
 
-// The eager entries of the ops whose forward pass can write gradients, or what they are made of, too.
-Tensor reparameterize_eager(const Tensor& mu, const Tensor& logvar, const Tensor& seed, c10::SymInt offset,
-                            OptionalSymInt samples);
-std::tuple<Tensor, Tensor> sample_gaussian_eager(const Tensor& mu, const Tensor& logvar,
-                                                 const OptionalTensor& prior_mu,
-                                                 const OptionalTensor& prior_logvar, const Tensor& seed,
-                                                 c10::SymInt offset, OptionalSymInt samples,
-                                                 string_view reduction);
-Tensor gaussian_kl_eager(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
-                         const OptionalTensor& prior_logvar, string_view reduction);
-Tensor bernoulli_kl_eager(const Tensor& logits, const OptionalTensor& prior, double prior_logit,
-                          string_view reduction);
-std::tuple<Tensor, Tensor> reconstruction_loss_eager(
-    const Tensor& fg, const OptionalTensor& bg, const Tensor& target, const Tensor& mask,
-    const OptionalTensor& fg_scale, const OptionalTensor& bg_scale, double fg_scale_value,
-    double bg_scale_value, string_view composition, bool mask_is_logits, string_view likelihood,
-    double fg_weight, double bg_weight, bool normalize_area, string_view reduction, bool return_terms);
+ private:
+  // Of every operand that needs one. `direct`: past the dispatcher; `hooked`: hooks saw what is saved.
+  static variable_list gradients(const Op& op, const variable_list& grads, const variable_list& saved,
+                                 Needs needs, bool direct, bool hooked) {
+    variable_list out(Op::kOperands);
+    if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); })) return out;
+    if (at::GradMode::is_enabled()) return dispatch_backward(op, grads, op.kept(saved), needs);
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const bool overwrite = direct && !hooked && !torch::autograd::get_current_graph_task_keep_graph();
+    needs = op.reuse(grads, saved, needs, overwrite, out);
+    if (needs == 0) return out;
+    const variable_list rest = direct ? op.backward(grads, op.kept(saved), needs, overwrite)
+                                      : dispatch_backward(op, grads, op.kept(saved), needs);
+    for (size_t i = 0; i < Op::kOperands; ++i)
+      if (needs_operand(needs, i)) out[i] = rest[i];
+    return out;
+  }
+};
+
+inline bool any_requires_grad(const variable_list& operands) {
+  return at::GradMode::is_enabled() && std::any_of(operands.begin(), operands.end(), [](const Tensor& t) {
+           return t.defined() && t.requires_grad();
+         });
+}
+
+// An eager call of an op whose tensors have been checked: the outputs that it wants.
+template <class Op>
+variable_list call(const Op& op) {
+  const variable_list operands = operands_of(op);
+  if (any_requires_grad(operands)) return Differentiable<Op>::apply(at::TensorList(defined_of(operands)), op);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return (callable_directly(operands) ? op.forward(0) : dispatch_forward(op, 0)).outputs;
+}
+
+template <class Op>
+void autograd_kernel(const c10::OperatorHandle& schema, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  if (at::GradMode::is_enabled()) {
+    const size_t count = argument_count<Op>() + 1;
+    const Op op = from_stack<Op>(&*(stack->end() - static_cast<std::ptrdiff_t>(count)));
+    const variable_list operands = operands_of(op);
+    if (any_requires_grad(operands)) {
+      const variable_list outputs = Differentiable<Op>::apply(at::TensorList(defined_of(operands)), op);
+      torch::jit::drop(*stack, count);
+      push(outputs, Op::kOutputs, op.like(), *stack);
+      stack->emplace_back(variable_list());
+      return;
+    }
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  schema.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
+template <class Op>
+void register_autograd(torch::Library& m) {
+  m.impl(Op::kName, torch::CppFunction::makeFromBoxedFunction<&autograd_kernel<Op>>());
+}
 
 }  // namespace fgbg::ops

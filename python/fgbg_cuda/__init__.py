@@ -7,7 +7,15 @@ from ._ops import _C, CUDA_MISSING
 from .functional import *  # noqa: F403
 
 __version__ = "0.1.0"
-__all__ = [*functional.__all__, "build_info", "functional", "nn"]
+__all__ = [
+    *functional.__all__,
+    "build_info",
+    "cpu_cache_bytes",
+    "empty_cpu_cache",
+    "functional",
+    "nn",
+    "use_cpu_cache",
+]
 
 
 def build_info() -> dict[str, str | None]:
@@ -15,3 +23,23 @@ def build_info() -> dict[str, str | None]:
     build), ``cuda_architectures``, ``cuda_missing`` (None, or why a torch with CUDA has no kernels here, and
     how to add them), and ``cpu_capability``, the instruction set in use."""
     return {**_C.build_info(), "cuda_missing": CUDA_MISSING}
+
+
+def use_cpu_cache(enabled: bool) -> None:
+    """Whether large results on the CPU come from a cache of freed ones, as they do at first.
+
+    On Linux results of 128 KB and more are kept when they are freed, 128 MB of them at most, for the next
+    results of their size: a page that the system hands out anew is a page fault when it is first written to.
+    What is kept stays until :func:`empty_cpu_cache`.
+    """
+    _C.use_cpu_cache(enabled)
+
+
+def cpu_cache_bytes() -> int:
+    """Bytes of freed results that are kept now."""
+    return _C.cpu_cache_bytes()
+
+
+def empty_cpu_cache() -> None:
+    """Gives the memory of freed results back."""
+    _C.empty_cpu_cache()

@@ -1,61 +1,76 @@
-"""The one place that decides which arguments are valid, for every public function.
+"""Which Python values the public functions accept: numbers, words that choose a way in Python, flags.
 
+What is accepted of tensors, integers and the words that C++ reads is decided in csrc/ops (``check()`` of
+each op) and csrc/eager.cpp. Floats are checked here, since in a compiled graph they have a value only here.
 A ValueError or TypeError names the argument, what came, and what is accepted, before any work is done.
-Tensor *values* are not looked at: that would synchronise with a GPU, and IEEE arithmetic already says
-what becomes of them.
+Tensor *values* are not looked at: that would synchronise with a GPU, and IEEE arithmetic already says what
+becomes of them.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import reference
-from ._ops import _C
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-MASKS = (*FLOATS, torch.bool, torch.uint8)
-REDUCTIONS = ("none", "sample", "batchmean", "sum", "mean")
-LIKELIHOODS = tuple(reference.LIKELIHOODS)
 
 
 def _names(choices: Sequence) -> str:
     return ", ".join(repr(c) if isinstance(c, str) else str(c) for c in choices)
 
 
-def _alike(*tensors: object) -> bool:
-    """Whether these are plain float tensors of one shape on one device, found out the quick way."""
-    return not torch.compiler.is_compiling() and _C.alike(*tensors)
+def number(name: str, value: Any, *, minimum: float = -math.inf, above: float = -math.inf) -> float:
+    """``value`` as a finite float, at least ``minimum`` and greater than ``above``. What has ``__float__`` or
+    ``__index__`` is a number, NumPy's scalars among them; bools, tensors and arrays are not."""
+    if type(value) is float and minimum <= value < math.inf and value > above:
+        return value
+    if not is_compiling():
+        value = _as_float(name, value)
+    elif isinstance(value, (bool, str, complex, Tensor)) or value is None:
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} is {value}, expected a finite number")
+    if value < minimum or value <= above:
+        bound = f"greater than {above}" if above > -math.inf else f"at least {minimum}"
+        raise ValueError(f"{name} is {value}, expected a number {bound}")
+    return value
 
 
-def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
+def _as_float(name: str, value: Any) -> float:
+    real = isinstance(value, numbers.Real) or (
+        (hasattr(value, "__float__") or hasattr(value, "__index__"))
+        and not isinstance(value, (Tensor, numbers.Complex, np.bool_))
+        and getattr(value, "ndim", 0) == 0
+    )
+    if real and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def scale(name: str, value: Any, likelihood: object) -> Tensor | float:
+    """A positive number, or a tensor (whose shape C++ checks), of a likelihood that has one."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.dtype not in dtypes:
-        raise TypeError(f"{name} has dtype {value.dtype}, expected one of {_names(dtypes)}")
-    if value.is_nested or value.layout is not torch.strided:
-        came = "nested" if value.is_nested else f"of layout {value.layout}"
-        raise ValueError(f"{name} is {came}, expected a tensor of layout torch.strided")
-
-
-def like(name: str, value: object, reference_name: str, other: Tensor) -> None:
-    """A float tensor of the shape and on the device of another."""
-    tensor(name, value)
-    if value.shape != other.shape:
+        value = number(name, value, above=0.0)
+        if value == 1.0:
+            return value
+    if likelihood not in reference.SCALED_LIKELIHOODS and likelihood in reference.LIKELIHOODS:
         raise ValueError(
-            f"{name} has shape {list(value.shape)}, expected that of {reference_name}, {list(other.shape)}"
+            f"{name} was given, but likelihood {likelihood!r} has no scale; expected one of "
+            f"{_names(reference.SCALED_LIKELIHOODS)}"
         )
-    _device(name, value, reference_name, other)
-
-
-def _device(name: str, value: Tensor, reference_name: str, other: Tensor) -> None:
-    if value.device != other.device:
-        raise ValueError(
-            f"{name} is on {value.device}, expected the device of {reference_name}, {other.device}"
-        )
+    return value
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -70,26 +85,6 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
-def number(name: str, value: object, *, minimum: float = -math.inf, above: float = -math.inf) -> None:
-    """A finite Python number, at least ``minimum`` and greater than ``above``."""
-    if type(value) is float and minimum <= value < math.inf and value > above:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{name} is {value}, expected a finite number")
-    if value < minimum or value <= above:
-        bound = f"greater than {above}" if above > -math.inf else f"at least {minimum}"
-        raise ValueError(f"{name} is {value}, expected a number {bound}")
-
-
-def integer(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < minimum or value >= 2**63:
-        raise ValueError(f"{name} is {value}, expected an integer from {minimum} to 2**63 - 1")
-
-
 def device(value: object) -> torch.device:
     try:
         return torch.device(value)
@@ -98,78 +93,23 @@ def device(value: object) -> torch.device:
         raise kind(f"device is {value!r}, expected a device that torch knows") from error
 
 
-def size(name: str, value: object) -> None:
-    if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{name} must be a tuple or list of integers, got {type(value).__name__}")
-    for n in value:
-        integer(f"{name} entry", n, 0)
+def generator(value: object, seed: object, device: torch.device) -> None:
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(value).__name__}")
+    if seed is not None:
+        raise ValueError("seed and generator were both given, expected at most one of them")
+    if value.device.type != device.type:
+        raise ValueError(f"generator is on {value.device}, expected {device}")
 
 
-def seed(value: object, generator: object, device: torch.device | None) -> None:
-    """None, an integer, or an int64 tensor of one element on ``device``."""
-    if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-        if value is not None:
-            raise ValueError("seed and generator were both given, expected at most one of them")
-        if device is not None and generator.device.type != device.type:
-            raise ValueError(f"generator is on {generator.device}, expected {device}")
-    if value is None:
-        return
-    if isinstance(value, Tensor):
-        if value.dtype != torch.int64:
-            raise TypeError(f"seed has dtype {value.dtype}, expected torch.int64")
-        if value.numel() != 1:
-            raise ValueError(f"seed has shape {list(value.shape)}, expected one element")
-        if device is not None and value.device != device:
-            raise ValueError(f"seed is on {value.device}, expected the device of mu, {device}")
-    elif isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"seed must be an integer or a one-element int64 tensor, got {type(value).__name__}")
-    elif not -(2**63) <= value < 2**63:
-        raise ValueError(f"seed is {value}, expected an integer from -2**63 to 2**63 - 1")
-
-
-def latents(mu: object, logvar: object, prior_mu: object = None, prior_logvar: object = None) -> None:
-    priors = {n: t for n, t in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)) if t is not None}
-    if not _alike(mu, logvar, *priors.values()):
-        tensor("mu", mu)
-        for name, value in {"logvar": logvar, **priors}.items():
-            like(name, value, "mu", mu)
-    if mu.dim() < 1:
-        raise ValueError("mu has shape [], expected [B, *D]")
-
-
-def draws(seed_: object, generator: object, offset: object, num_samples: object, mu: Tensor) -> None:
-    seed(seed_, generator, mu.device)
-    integer("offset", offset, 0)
-    if num_samples is not None:
-        integer("num_samples", num_samples, 1)
-
-
-def kl(reduction: object, free_bits: object) -> None:
-    choice("reduction", reduction, REDUCTIONS)
-    number("free_bits", free_bits, minimum=0.0)
-    if free_bits > 0 and reduction in ("none", "sample"):
+def free_bits(value: Any, reduction: object) -> float:
+    value = number("free_bits", value, minimum=0.0)
+    if value > 0 and reduction in ("none", "sample"):
         raise ValueError(
             f"reduction is {reduction!r} with free_bits, which floors the batch mean of each latent "
             "dimension; expected 'batchmean', 'sum' or 'mean'"
         )
-
-
-def images(fg: object, bg: object, target: object, *, single: bool) -> None:
-    alike = _alike(fg, fg if bg is None and single else bg, target)
-    if not alike:
-        tensor("fg", fg)
-    if not 3 <= fg.dim() <= 5 or fg.shape[1] == 0:
-        raise ValueError(
-            f"fg has shape {list(fg.shape)}, expected [B, C, *spatial] with at least one "
-            "channel and 1 to 3 spatial dimensions"
-        )
-    if alike:
-        return
-    if bg is not None or not single:
-        like("bg", bg, "fg", fg)
-    like("target", target, "fg", fg)
+    return value
 
 
 def one_mask(mask: object, mask_logits: object) -> None:
@@ -178,33 +118,24 @@ def one_mask(mask: object, mask_logits: object) -> None:
         raise ValueError(f"mask and mask_logits: {came} given, expected exactly one of them")
 
 
-def mask(name: str, value: object, fg: Tensor, *, logits: bool, per_channel: bool = True) -> None:
-    tensor(name, value, FLOATS if logits else MASKS)
-    came, image = value.shape, fg.shape
-    channels_fit = len(came) > 1 and (came[1] == 1 or (per_channel and came[1] == image[1]))
-    if not (channels_fit and came[0] == image[0] and came[2:] == image[2:]):
-        one = [image[0], 1, *image[2:]]
-        accepted = [one, list(image)] if per_channel and image[1] > 1 else [one]
+def samples(log_p: object, log_q: object, dim: object, bits_per_dim: object) -> None:
+    """What ``importance_weighted_bound``, which has no kernel, accepts."""
+    for name, value in (("log_p", log_p), ("log_q", log_q)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{name} has dtype {value.dtype}, expected one of {_names(FLOATS)}")
+    if log_q.shape != log_p.shape or log_q.device != log_p.device:
         raise ValueError(
-            f"{name} has shape {list(value.shape)}, expected "
-            f"{' or '.join(map(str, accepted))} for fg of shape {list(fg.shape)}"
+            f"log_q has shape {list(log_q.shape)} on {log_q.device}, expected those of log_p, "
+            f"{list(log_p.shape)} on {log_p.device}"
         )
-    _device(name, value, "fg", fg)
-
-
-def scale(name: str, value: object, likelihood: str, fg: Tensor) -> None:
-    """A positive number, or a float tensor of one element or one per channel."""
-    if isinstance(value, Tensor):
-        tensor(name, value)
-        if value.dim() > 1 or value.numel() not in (1, fg.shape[1]):
-            raise ValueError(
-                f"{name} has shape {list(value.shape)}, expected [], [1] or one per channel, [{fg.shape[1]}]"
-            )
-        _device(name, value, "fg", fg)
-    else:
-        number(name, value, above=0.0)
-    if likelihood not in reference.SCALED_LIKELIHOODS and (isinstance(value, Tensor) or value != 1):
-        raise ValueError(
-            f"{name} was given, but likelihood {likelihood!r} has no scale; expected one of "
-            f"{_names(reference.SCALED_LIKELIHOODS)}"
-        )
+    if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
+        raise TypeError(f"dim must be an integer, got {type(dim).__name__}")
+    if not -log_p.dim() <= dim < log_p.dim():
+        raise ValueError(f"dim is {dim}, expected a dimension of log_p, of shape {list(log_p.shape)}")
+    if bits_per_dim is not None:
+        if isinstance(bits_per_dim, bool) or not isinstance(bits_per_dim, (int, np.integer)):
+            raise TypeError(f"bits_per_dim must be an integer, got {type(bits_per_dim).__name__}")
+        if bits_per_dim < 1:
+            raise ValueError(f"bits_per_dim is {bits_per_dim}, expected an integer of at least 1")

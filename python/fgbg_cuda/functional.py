@@ -30,11 +30,12 @@ __all__ = [
 ]
 
 _KERNEL_DEVICES = ("cpu", "cuda") if HAS_CUDA_KERNELS else ("cpu",)
-# The ordinary calls, all in C++: the result, or None for another call, which then goes the way written here.
-# A training loop makes hardly any other, and Python would take most of the time of the small ones.
-_ordinary = _C.ordinary
 # Kernels index up to five dimensions; more are flattened first.
 _MAX_DIMS = 5
+
+# Three routes, for every op. Eager: the namesake in _C checks the call and runs the kernel (csrc/eager.cpp),
+# or returns None where kernels cannot go. Compiled: the dispatcher's op, which checks while it is traced.
+# And reference.py for the rest: torch.func transforms, forward-mode AD, devices without a kernel.
 
 
 def _transforming() -> bool:
@@ -49,24 +50,29 @@ def _warn_without_cuda_kernels() -> None:
     warnings.warn(CUDA_MISSING or "fgbg_cuda was built without CUDA kernels", UserWarning, stacklevel=2)
 
 
-def _op(name: str, device: torch.device) -> Any:
-    """How to call an op here: the binding, the traceable op, or None where only reference.py works."""
-    if device.type not in _KERNEL_DEVICES:
-        if device.type == "cuda":
-            if is_compiling():
-                from ._while_compiling import warn_without_cuda_kernels as warn
-            else:
-                warn = _warn_without_cuda_kernels
-            warn()
+def _traced_op(name: str, device: torch.device) -> Any:
+    """What to call while compiling: the op, or None where only reference.py works."""
+    if device.type == "cuda" and not HAS_CUDA_KERNELS:
+        if is_compiling():
+            from ._while_compiling import warn_without_cuda_kernels as warn
+        else:
+            warn = _warn_without_cuda_kernels
+        warn()
+    if not is_compiling() or device.type not in _KERNEL_DEVICES:
         return None
-    if is_compiling():
-        from ._while_compiling import transforming
+    from ._while_compiling import transforming
 
-        # Reading the level makes torch trace anew when it changes; transforms it watches by itself.
-        if transforming() or forward_ad._current_level >= 0:
-            return None
-        return getattr(torch.ops.fgbg, name).default
-    return None if _transforming() else getattr(_C, name)
+    # Reading the level makes torch trace anew when it changes; transforms it watches by itself.
+    if transforming() or forward_ad._current_level >= 0:
+        return None
+    return getattr(torch.ops.fgbg, name).default
+
+
+def _as_tensor(value: float, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number for a compiled graph, which takes other values of it without being traced anew: torch turns
+    arithmetic with a number into arithmetic with a tensor, but the number itself, given to an op, into a
+    constant."""
+    return (torch.ones((), dtype=torch.float64, device=like.device) * value).to(dtype)
 
 
 def _seed_tensor(
@@ -75,10 +81,17 @@ def _seed_tensor(
     if isinstance(seed, Tensor):
         return seed
     if seed is None:
-        # Drawn here and not in the op: the op stays pure, so a compiler that merges equal calls
-        # cannot merge two samples, and torch.manual_seed governs the draw.
         return torch.randint(2**63 - 1, (1,), device=device, generator=generator)
     return torch.full((1,), seed, dtype=torch.int64, device=device)
+
+
+def _drawn_seed(seed: Any, generator: torch.Generator | None, mu: Any) -> Any:
+    """The seed; where there is a generator, drawn from it."""
+    if generator is None:
+        return seed
+    device = mu.device if isinstance(mu, Tensor) else torch.device("cpu")
+    _checks.generator(generator, seed, device)
+    return _seed_tensor(None, generator, device)
 
 
 def philox_normal(
@@ -112,26 +125,17 @@ def philox_normal(
         >>> torch.equal(part, whole[2:])
         True
     """
+    if device is not None and type(device) is not torch.device:
+        device = _checks.device(device)
     if not is_compiling():
-        out = _ordinary.philox_normal(seed, size, offset, dtype, device)
+        out = _C.philox_normal(seed, size, offset, dtype, device)
         if out is not None:
             return out
-    _checks.size("size", size)
-    _checks.integer("offset", offset, 0)
-    if seed is None:
-        raise TypeError("seed must be an integer or a one-element int64 tensor, got NoneType")
-    if dtype not in _checks.FLOATS:
-        raise TypeError(f"dtype is {dtype}, expected one of {_checks.FLOATS}")
-    if device is not None:
-        device = _checks.device(device)
-    elif not isinstance(seed, Tensor):
-        device = torch.get_default_device()
-    _checks.seed(seed, None, device)
+    if device is None:
+        device = seed.device if isinstance(seed, Tensor) else torch.get_default_device()
     seed = _seed_tensor(seed, None, device)
-    op = _op("philox_normal", seed.device)
-    if op is None:
-        return reference.philox_normal(seed, size, offset, dtype)
-    return op(seed, size, offset, dtype)
+    op = _traced_op("philox_normal", seed.device)
+    return (op or reference.philox_normal)(seed, size, offset, dtype)
 
 
 def reparameterize(
@@ -172,18 +176,19 @@ def reparameterize(
         >>> fgbg_cuda.reparameterize(mu, logvar, num_samples=5).shape
         torch.Size([5, 2, 3])
     """
+    return _draw(mu, logvar, num_samples, _drawn_seed(seed, generator, mu), offset)
+
+
+def _draw(mu: Tensor, logvar: Tensor, num_samples: Any, seed: Any, offset: Any) -> Tensor:
     if not is_compiling():
-        z = _ordinary.reparameterize(mu, logvar, num_samples, seed, offset, generator)
+        z = _C.reparameterize(mu, logvar, num_samples, seed, offset)
         if z is not None:
             return z
-    _checks.latents(mu, logvar)
-    _checks.draws(seed, generator, offset, num_samples, mu)
-    seed = _seed_tensor(seed, generator, mu.device)
-    op = _op("reparameterize", mu.device)
+    seed = _seed_tensor(seed, None, mu.device)
+    op = _traced_op("reparameterize", mu.device)
     if op is None:
         return reference.reparameterize(mu, logvar, seed, offset, num_samples)
-    z = op(*_flat(mu, logvar), seed, offset, num_samples)
-    return _unflat_draws(z, mu)
+    return _unflat_draws(op(*_flat(mu, logvar), seed, offset, num_samples)[0], mu)
 
 
 def gaussian_kl(
@@ -225,24 +230,23 @@ def gaussian_kl(
         >>> fgbg_cuda.gaussian_kl(torch.full((4, 2), 3.0), torch.zeros(4, 2))  # 2 * 3^2 / 2 nats
         tensor(9.)
     """
-    if not is_compiling():
-        kl = _ordinary.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction, free_bits)
-        if kl is not None:
-            return kl
-    _checks.latents(mu, logvar, prior_mu, prior_logvar)
-    _checks.kl(reduction, free_bits)
+    free_bits = _checks.free_bits(free_bits, reduction)
     if free_bits > 0:
-        return _floored_kl(mu, logvar, prior_mu, prior_logvar, reduction, free_bits)
+        return _floored_kl(*_widened(mu, logvar, prior_mu, prior_logvar), reduction, free_bits)
     return _kl(mu, logvar, prior_mu, prior_logvar, reduction)
 
 
 def _kl(
     mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, reduction: str
 ) -> Tensor:
-    op = _op("gaussian_kl", mu.device)
+    if not is_compiling():
+        kl = _C.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+        if kl is not None:
+            return kl
+    op = _traced_op("gaussian_kl", mu.device)
     if op is None:
         return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
-    kl = op(*_flat(mu, logvar, prior_mu, prior_logvar), reduction)
+    kl, _ = op(*_flat(mu, logvar, prior_mu, prior_logvar), reduction)
     return kl.view(mu.shape) if reduction == "none" else kl
 
 
@@ -254,17 +258,24 @@ def _floored_kl(
     reduction: str,
     free_bits: float,
 ) -> Tensor:
+    if not is_compiling():
+        _C.check_gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
     # With the batch last, the "samples" of the reduction are the latent dimensions.
     by_dimension = (
         None if t is None else (t.flatten(1) if t.dim() > 1 else t[:, None]).t()
         for t in (mu, logvar, prior_mu, prior_logvar)
     )
     mean_kl = _kl(*by_dimension, "sample") / mu.shape[0]
-    floored = _sum_in_order(mean_kl.clamp(min=free_bits))
+    floored = _sum_in_order(_at_least(mean_kl, free_bits))
     if reduction == "batchmean":
         return floored
     total = floored * mu.shape[0]
     return total if reduction == "sum" else total / mu.numel()
+
+
+def _at_least(x: Tensor, floor: float) -> Tensor:
+    # A number that changes must not be an operand of clamp in a compiled graph: see _as_tensor.
+    return x.clamp(min=_as_tensor(floor, x, x.dtype) if is_compiling() else floor)
 
 
 def sample_gaussian(
@@ -309,27 +320,26 @@ def sample_gaussian(
         >>> z.shape, kl
         (torch.Size([8, 16]), tensor(0.))
     """
-    if not is_compiling():
-        out = _ordinary.sample_gaussian(
-            mu, logvar, prior_mu, prior_logvar, num_samples, seed, offset, generator, reduction, free_bits
-        )
-        if out is not None:
-            return out
-    _checks.latents(mu, logvar, prior_mu, prior_logvar)
-    _checks.draws(seed, generator, offset, num_samples, mu)
-    _checks.kl(reduction, free_bits)
-    seed = _seed_tensor(seed, generator, mu.device)
+    free_bits = _checks.free_bits(free_bits, reduction)
+    seed = _drawn_seed(seed, generator, mu)
     if free_bits > 0:
+        if not is_compiling():
+            _C.check_gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
         wide = _widened(mu, logvar, prior_mu, prior_logvar)
-        z = reparameterize(*wide[:2], num_samples=num_samples, seed=seed, offset=offset)
+        z = _draw(*wide[:2], num_samples, seed, offset)
         dtype = torch.promote_types(mu.dtype, logvar.dtype)
         return z.to(dtype), _floored_kl(*wide, reduction, free_bits)
-    op = _op("sample_gaussian", mu.device)
+    if not is_compiling():
+        out = _C.sample_gaussian(mu, logvar, prior_mu, prior_logvar, num_samples, seed, offset, reduction)
+        if out is not None:
+            return out
+    seed = _seed_tensor(seed, None, mu.device)
+    op = _traced_op("sample_gaussian", mu.device)
     if op is None:
         return reference.sample_gaussian(
             mu, logvar, prior_mu, prior_logvar, seed, offset, num_samples, reduction
         )
-    z, kl = op(*_flat(mu, logvar, prior_mu, prior_logvar), seed, offset, num_samples, reduction)
+    z, kl, _ = op(*_flat(mu, logvar, prior_mu, prior_logvar), seed, offset, num_samples, reduction)
     return _unflat_draws(z, mu), kl.view(mu.shape) if reduction == "none" else kl
 
 
@@ -385,20 +395,18 @@ def bernoulli_kl(
         >>> fgbg_cuda.bernoulli_kl(torch.full((1, 4), 30.0), 0.0)  # certain against even odds: 4 log 2
         tensor(2.7726)
     """
-    _checks.tensor("logits", logits)
-    if logits.dim() < 1:
-        raise ValueError("logits has shape [], expected [B, *D]")
-    if isinstance(prior_logits, Tensor):
-        _checks.like("prior_logits", prior_logits, "logits", logits)
-        prior, constant = prior_logits, 0.0
-    else:
-        _checks.number("prior_logits", prior_logits)
-        prior, constant = None, float(prior_logits)
-    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    op = _op("bernoulli_kl", logits.device)
+    if not isinstance(prior_logits, Tensor):
+        prior_logits = _checks.number("prior_logits", prior_logits)
+    if not is_compiling():
+        kl = _C.bernoulli_kl(logits, prior_logits, reduction)
+        if kl is not None:
+            return kl
+    prior, constant = (prior_logits, 0.0) if isinstance(prior_logits, Tensor) else (None, prior_logits)
+    op = _traced_op("bernoulli_kl", logits.device)
     if op is None:
         return reference.bernoulli_kl(logits, prior, constant, reduction)
-    kl = op(*_flat(logits, prior), constant, reduction)
+    constant = _as_tensor(constant, logits, reference.compute_dtype(logits)) if prior is None else None
+    kl, _ = op(*_flat(logits, prior), constant, reduction)
     return kl.view(logits.shape) if reduction == "none" else kl
 
 
@@ -446,11 +454,10 @@ def masked_reconstruction_loss(
         fg_scale, bg_scale: standard deviation (Gaussian) or diversity (Laplace): a positive number, or a
             float tensor of one element or one per channel, which gets its gradient. (The values of a
             tensor are not checked.)
-        fg_weight, bg_weight: weights of the two regions. A region of weight 0 is left out, as is that of a
-            bool or uint8 mask: what its operands hold, NaN included, changes neither loss nor gradients.
+        fg_weight, bg_weight: weights of the two regions.
         normalize: ``"area"`` divides each sample's sum over a region by that region's mask area times
-            the channels. An empty region contributes exactly 0, with zero gradient, whatever its
-            operands hold.
+            the channels. An empty region contributes exactly 0, with zero gradient. (With
+            ``reduction="none"`` an element whose target is infinite is NaN.)
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
@@ -472,27 +479,23 @@ def masked_reconstruction_loss(
         ... )  # half of 3 * 8 * 8 elements are off by 1
         tensor(96.)
     """
-    if normalize is None and return_terms is False and not is_compiling():
-        loss = _ordinary.reconstruction_loss(
-            fg, bg, target, mask, mask_logits, fg_scale, bg_scale, "masked", likelihood,
-            fg_weight, bg_weight, reduction,
-        )  # fmt: skip
-        if loss is not None:
-            return loss
-    _checks.images(fg, bg, target, single=True)
     _checks.one_mask(mask, mask_logits)
-    _check_mask_and_likelihood(fg, mask, mask_logits, likelihood, reduction)
-    _checks.scale("fg_scale", fg_scale, likelihood, fg)
-    _checks.scale("bg_scale", bg_scale, likelihood, fg)
-    _checks.number("fg_weight", fg_weight)
-    _checks.number("bg_weight", bg_weight)
     if normalize is not None:
         _checks.choice("normalize", normalize, ("area",))
     _checks.flag("return_terms", return_terms)
-    loss, terms = _reconstruction(
-        fg, bg, target, mask, mask_logits, fg_scale, bg_scale, "masked", likelihood,
-        fg_weight, bg_weight, normalize == "area", reduction, return_terms,
-    )  # fmt: skip
+    fg_weight = _checks.number("fg_weight", fg_weight)
+    bg_weight = _checks.number("bg_weight", bg_weight)
+    fg_scale = _checks.scale("fg_scale", fg_scale, likelihood)
+    bg_scale = _checks.scale("bg_scale", bg_scale, likelihood)
+    if normalize is not None and reduction == "none":
+        loss, terms = _area_normalized_elements(
+            fg, bg, target, mask, mask_logits, fg_scale, bg_scale, likelihood, fg_weight, bg_weight
+        )
+    else:
+        loss, terms = _reconstruction(
+            fg, bg, target, mask, mask_logits, fg_scale, bg_scale, "masked", likelihood,
+            fg_weight, bg_weight, normalize is not None, reduction, return_terms,
+        )  # fmt: skip
     return (loss, ReconstructionTerms(terms[0], terms[1], terms[2])) if return_terms else loss
 
 
@@ -540,20 +543,11 @@ def blended_reconstruction_loss(
         ... )  # 16 pixels, each off by 1/2
         tensor(4.)
     """
-    if not is_compiling():
-        loss = _ordinary.reconstruction_loss(
-            fg, bg, target, mask, mask_logits, scale, 1.0, "blended", likelihood, 1.0, 1.0, reduction
-        )
-        if loss is not None:
-            return loss
-    _checks.images(fg, bg, target, single=False)
     _checks.one_mask(mask, mask_logits)
-    _check_mask_and_likelihood(fg, mask, mask_logits, likelihood, reduction)
-    _checks.scale("scale", scale, likelihood, fg)
+    scale = _checks.scale("scale", scale, likelihood)
     return _reconstruction(
-        fg, bg, target, mask, mask_logits, scale, 1.0, "blended", likelihood,
-        1.0, 1.0, False, reduction, False,
-    )[0]  # fmt: skip
+        fg, bg, target, mask, mask_logits, scale, 1.0, "blended", likelihood, reduction=reduction
+    )[0]
 
 
 def mixture_reconstruction_loss(
@@ -608,46 +602,13 @@ def mixture_reconstruction_loss(
         ... )  # the mask is certain and the foreground exact
         tensor(0.)
     """
-    if (channels == "joint" or channels == "independent") and not is_compiling():
-        loss = _ordinary.reconstruction_loss(
-            fg, bg, target, None, mask_logits, fg_scale, bg_scale, f"mixture_{channels}", likelihood,
-            1.0, 1.0, reduction,
-        )  # fmt: skip
-        if loss is not None:
-            return loss
-    _checks.images(fg, bg, target, single=False)
     _checks.choice("channels", channels, ("joint", "independent"))
-    _check_mask_and_likelihood(
-        fg, None, mask_logits, likelihood, reduction, per_channel=channels == "independent"
-    )
-    _checks.scale("fg_scale", fg_scale, likelihood, fg)
-    _checks.scale("bg_scale", bg_scale, likelihood, fg)
+    fg_scale = _checks.scale("fg_scale", fg_scale, likelihood)
+    bg_scale = _checks.scale("bg_scale", bg_scale, likelihood)
+    composition = "mixture_joint" if channels == "joint" else "mixture_independent"
     return _reconstruction(
-        fg, bg, target, None, mask_logits, fg_scale, bg_scale, f"mixture_{channels}", likelihood,
-        1.0, 1.0, False, reduction, False,
-    )[0]  # fmt: skip
-
-
-def _check_mask_and_likelihood(
-    fg: Tensor,
-    mask: Tensor | None,
-    mask_logits: Tensor | None,
-    likelihood: str,
-    reduction: str,
-    per_channel: bool = True,
-) -> None:
-    if mask is not None:
-        _checks.mask("mask", mask, fg, logits=False)
-    else:
-        _checks.mask("mask_logits", mask_logits, fg, logits=True, per_channel=per_channel)
-    _checks.choice("likelihood", likelihood, _checks.LIKELIHOODS)
-    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-
-
-def _left_out(empty: Tensor, x: Tensor, target: Tensor, scale: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The operands of a region, harmless in the samples where it is empty."""
-    scale = None if scale is None else torch.where(empty.all(), 1.0, scale)
-    return torch.where(empty, 0.0, x), torch.where(empty, 0.0, target), scale
+        fg, bg, target, None, mask_logits, fg_scale, bg_scale, composition, likelihood, reduction=reduction
+    )[0]
 
 
 def _reconstruction(
@@ -660,51 +621,74 @@ def _reconstruction(
     bg_scale: Tensor | float,
     composition: str,
     likelihood: str,
-    fg_weight: float,
-    bg_weight: float,
-    normalize_area: bool,
-    reduction: str,
-    return_terms: bool,
-) -> tuple[Tensor, Tensor]:
-    is_logits = mask is None
-    mask = mask_logits if is_logits else mask
-    options = (composition, is_logits, likelihood)
-    op = _op("reconstruction_loss", fg.device)
-    if op is None:
-        return reference.reconstruction_loss(
-            fg, bg, target, mask, fg_scale, bg_scale, *options,
+    fg_weight: float = 1.0,
+    bg_weight: float = 1.0,
+    normalize_area: bool = False,
+    reduction: str = "batchmean",
+    return_terms: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The loss and, where asked for, the terms; the arguments after the scales are those of the op."""
+    if not is_compiling():
+        out = _C.reconstruction_loss(
+            fg, bg, target, mask, mask_logits, fg_scale, bg_scale, composition, likelihood,
             fg_weight, bg_weight, normalize_area, reduction, return_terms,
         )  # fmt: skip
-    fg_tensor, fg_value = (fg_scale, 1.0) if isinstance(fg_scale, Tensor) else (None, fg_scale)
-    bg_tensor, bg_value = (bg_scale, 1.0) if isinstance(bg_scale, Tensor) else (None, bg_scale)
-    operands = (fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value)
-    if normalize_area and reduction == "none":
-        # The areas have to be known before the first element is: one pass for them, of nothing but the mask,
-        # and one per region. There the other region has weight 0, and so is left out; where a region is
-        # empty, its operands are.
-        fg, bg, target, mask, fg_tensor, bg_tensor, *_ = _widened(*operands)
-        bg = fg if bg is None else bg
-        terms = fg.new_empty(0)
-        if return_terms:
-            terms = op(fg, bg, target, mask, fg_tensor, bg_tensor, fg_value, bg_value, *options,
-                       1.0, 1.0, False, "sample", True)[1]  # fmt: skip
-        zero = fg.new_zeros(()).expand_as(fg)
-        areas = op(zero, zero, zero, mask, None, None, 1.0, 1.0, composition, is_logits, "squared_error",
-                   1.0, 1.0, False, "sample", True)[1][2:]  # fmt: skip
-        areas = areas.reshape(2, -1, *(1,) * (fg.dim() - 1))
-        (fg, fg_target, fg_tensor), (bg, bg_target, bg_tensor) = (
-            _left_out(area <= 0, x, target, scale)
-            for area, x, scale in zip(areas, (fg, bg), (fg_tensor, bg_tensor), strict=True)
+        if out is not None:
+            return out if return_terms else (out, None)
+    is_logits = mask is None
+    operands = (fg, bg, target, mask_logits if is_logits else mask)
+    rest = (normalize_area, reduction, return_terms)
+    op = _traced_op("reconstruction_loss", fg.device)
+    if op is None:
+        return reference.reconstruction_loss(
+            *operands, fg_scale, bg_scale, composition, is_logits, likelihood, fg_weight, bg_weight, *rest
         )
-        fg_scales, bg_scales = (fg_tensor, None, fg_value, 1.0), (None, bg_tensor, 1.0, bg_value)
-        fg_loss = op(fg, fg, fg_target, mask, *fg_scales, *options, fg_weight, 0.0, False, "none", False)[0]
-        bg_loss = op(bg, bg, bg_target, mask, *bg_scales, *options, 0.0, bg_weight, False, "none", False)[0]
-        loss = sum(
-            reference.region_mean(part, area, fg.shape[1])
-            for part, area in zip((fg_loss, bg_loss), areas, strict=True)
+    dtype = reference.compute_dtype(*operands, fg_scale, bg_scale)
+    fg_scale, bg_scale, fg_weight, bg_weight = (
+        x if isinstance(x, Tensor) else _as_tensor(x, fg, dtype)
+        for x in (fg_scale, bg_scale, fg_weight, bg_weight)
+    )
+    return op(*operands, fg_scale, bg_scale, composition, is_logits, likelihood, fg_weight, bg_weight, *rest)[
+        :2
+    ]
+
+
+def _area_normalized_elements(
+    fg: Tensor,
+    bg: Tensor | None,
+    target: Tensor,
+    mask: Tensor | None,
+    mask_logits: Tensor | None,
+    fg_scale: Tensor | float,
+    bg_scale: Tensor | float,
+    likelihood: str,
+    fg_weight: float,
+    bg_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """A loss by element that is normalised by area. The areas have to be known before the first element is:
+    one pass for them, of nothing but the mask, and one per region. There the other region has weight 0, and
+    so is left out; where a region is empty, its operands are."""
+    call = _widened(fg, bg, target, mask, mask_logits, fg_scale, bg_scale)
+    _, terms = _reconstruction(*call, "masked", likelihood, reduction="sample", return_terms=True)
+    fg, bg, target, *masks, fg_scale, bg_scale = call
+    blank = fg.new_zeros(()).expand_as(fg)
+    of_mask = (blank, None, blank, *masks, 1.0, 1.0, "masked", "squared_error")
+    areas = _reconstruction(*of_mask, reduction="sample", return_terms=True)[1][2:]
+    parts = []
+    for area, x, scale, weights in (
+        (areas[0], fg, fg_scale, (fg_weight, 0.0)),
+        (areas[1], fg if bg is None else bg, bg_scale, (0.0, bg_weight)),
+    ):
+        area = area.reshape(-1, *(1,) * (fg.dim() - 1))
+        empty = area <= 0
+        x, there = (torch.where(empty, 0.0, t) for t in (x, target))
+        if isinstance(scale, Tensor):
+            scale = torch.where(empty.all(), 1.0, scale)
+        nats, _ = _reconstruction(
+            x, None, there, *masks, scale, scale, "masked", likelihood, *weights, reduction="none"
         )
-        return loss, terms
-    return op(*operands, *options, fg_weight, bg_weight, normalize_area, reduction, return_terms)
+        parts.append(reference.region_mean(nats, area, fg.shape[1]))
+    return parts[0] + parts[1], terms
 
 
 def importance_weighted_bound(
@@ -735,13 +719,7 @@ def importance_weighted_bound(
         >>> fgbg_cuda.importance_weighted_bound(log_p, log_q)
         tensor([0., 0.])
     """
-    _checks.tensor("log_p", log_p)
-    _checks.like("log_q", log_q, "log_p", log_p)
-    _checks.integer("dim", dim, -log_p.dim())
-    if log_p.dim() == 0 or dim >= log_p.dim():
-        raise ValueError(f"dim is {dim}, expected a dimension of log_p, of shape {list(log_p.shape)}")
-    if bits_per_dim is not None:
-        _checks.integer("bits_per_dim", bits_per_dim, 1)
+    _checks.samples(log_p, log_q, dim, bits_per_dim)
     dtype = reference.compute_dtype(log_p, log_q)
     bound = reference.importance_weighted_bound(log_p.to(dtype), log_q.to(dtype), dim)
     if bits_per_dim is None:

@@ -147,7 +147,10 @@ def bernoulli_kl(
     """
     dtype = compute_dtype(logits, prior_logits)
     a = logits.to(dtype)
-    b = torch.full_like(a, prior_logit) if prior_logits is None else prior_logits.to(dtype)
+    if prior_logits is None:
+        b = torch.as_tensor(prior_logit, dtype=dtype, device=a.device).expand_as(a)
+    else:
+        b = prior_logits.to(dtype)
     certain = a.isinf() & ~b.isnan()
     unbounded = b.isinf() & a.isfinite()
     exact = torch.where(a > 0, -b, b)  # of a mask that is certain: softplus of this

@@ -5,8 +5,9 @@
 
 - cuda.h, cuda.cpp: the language: threads, barriers, shuffles, launches. Blocks, warps and threads take
   turns in an order drawn from `seed`.
-- torch.h, torch.cpp: csrc/ops in its CUDA configuration, registered over the CPU kernels while running;
-  and an allocator that puts every tensor, filled with NaN, next to an inaccessible page.
+- torch.h, torch.cpp: csrc/eager.cpp and csrc/ops in their CUDA configuration, an extension module that
+  stands in for fgbg_cuda._C while running (and its kernels for those of the dispatcher); and an allocator
+  that puts every tensor, filled with NaN, next to an inaccessible page.
 
 Two things in the sources are not C++, and are rewritten in the copy that is compiled: a launch, and shared
 memory.
@@ -18,17 +19,24 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.machinery
+import importlib.util
 import itertools
 import os
 import re
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
+import pybind11
 import torch
 from torch.utils import cpp_extension
+
+from fgbg_cuda import functional
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -39,6 +47,7 @@ SOURCES = (
     "reconstruction_backward.cu",
     "reconstruction_forward.cu",
     "latents.cu",
+    "scaling.cu",
     "cuda.cpp",
 )
 
@@ -57,6 +66,11 @@ class Emulation:
 
     def __init__(self, path: Path):
         self._path = path
+        # A name for each, since pybind11 gives back the module it knows by a name.
+        name = f"emulation.{path.stem}._C"
+        loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+        self._module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+        loader.exec_module(self._module)
         self._library = ctypes.CDLL(str(path))
         self._library.emulation_kernels.restype = ctypes.c_size_t
 
@@ -68,7 +82,8 @@ class Emulation:
         """
         self._library.emulation_start(ctypes.c_uint64(seed), ctypes.c_bool(capturing))
         try:
-            yield
+            with mock.patch.object(functional, "_C", self._module):
+                yield
         finally:
             self._library.emulation_stop()
 
@@ -114,7 +129,7 @@ def _load(changes: tuple[tuple[str, tuple[str, str]], ...], seen_by: str) -> Emu
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(_run, jobs))
     paths = [a for p in cpp_extension.library_paths() for a in ("-L", p, f"-Wl,-rpath,{p}")]
-    link = ["g++", "-shared", "-Wl,-Bsymbolic", *objects, *paths, "-lc10", "-ltorch_cpu"]
+    link = ["g++", "-shared", "-Wl,-Bsymbolic", *objects, *paths, "-lc10", "-ltorch_cpu", "-ltorch_python"]
     return Emulation(_run((link, BUILD / f"{_hash(link)}.so")))
 
 
@@ -154,9 +169,11 @@ def _command(name: str, sources: Path) -> tuple[list, Path]:
     """How an object is compiled, and its path, which is named after all that it depends on."""
     headers = [p for p in sorted(sources.rglob("*.*")) if p.suffix in (".h", ".cuh")]
     if name == "torch.cpp":
-        includes = [a for p in cpp_extension.include_paths() for a in ("-isystem", p)]
+        paths = [*cpp_extension.include_paths(), pybind11.get_include(), sysconfig.get_path("include")]
+        includes = [a for p in paths for a in ("-isystem", p)]
         command = ["-std=c++20", "-include", HERE / "torch.h", "-I", sources, *includes, HERE / name]
-        depends = [*headers, *sorted((sources / "ops").glob("*.cpp")), *sorted(HERE.glob("*.*"))]
+        parts = [sources / "eager.cpp", sources / "cpu/caching_allocator.cpp"]
+        depends = [*headers, *parts, *sorted((sources / "ops").glob("*.cpp")), *sorted(HERE.glob("*.*"))]
     elif name == "cuda.cpp":
         command = ["-std=c++17", "-O1", HERE / name]
         depends = sorted(HERE.glob("cuda.*"))

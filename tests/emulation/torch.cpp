@@ -1,4 +1,5 @@
-// Puts the ops over the emulated kernels in the place of the CPU's, and torch's memory between guard pages.
+// The eager functions and the ops over the emulated kernels, in the place of the CPU's, and torch's memory
+// between guard pages.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -7,12 +8,17 @@
 #include "emulation.h"
 
 // One translation unit: the headers of torch take most of the time.
-#include "ops/common.cpp"
-#include "ops/latents.cpp"
-#include "ops/results.cpp"
-// A name that both files have to themselves.
-#define register_kernels register_reconstruction_kernels
+#include "ops/autograd.cpp"
+#include "ops/bernoulli.cpp"
+#include "ops/gaussian.cpp"
+#include "ops/philox.cpp"
 #include "ops/reconstruction.cpp"
+#include "ops/tensors.cpp"
+#include "ops/words.cpp"
+#include "cpu/caching_allocator.cpp"
+#include "eager.cpp"
+
+PYBIND11_MODULE(_C, m) { fgbg::bind_eager(m); }
 
 // Never reached: all tensors take the CUDA path.
 namespace fgbg::cpu {

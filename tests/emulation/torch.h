@@ -4,9 +4,12 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #define FGBG_WITH_CUDA
+#define FGBG_NO_CPU_CACHE  // every tensor lies between guard pages
 // CPU tensors take the CUDA path. (After the headers of torch, which declare it.)
 #define is_cuda is_cpu
 

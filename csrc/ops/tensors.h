@@ -1,4 +1,4 @@
-// What every op does with tensors: describe them to the kernels, run on the right device, finish a sum.
+// Tensors as the kernels see them: what is accepted, views of operands, results, and running a kernel.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -13,94 +13,87 @@
 #include "../cuda/kernels.h"
 #endif
 #include "../cpu/kernels.h"
+#include "signature.h"
 
 namespace fgbg::ops {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+inline bool has_kernels(const at::Device& device) {
+#ifdef FGBG_WITH_CUDA
+  if (device.is_cuda()) return true;
+#endif
+  return device.is_cpu();
+}
 
-DType storage_dtype(const Tensor& tensor);  // TypeError where there is no kernel for it
-Shape image_shape(const Tensor& image);     // [B, C, *spatial], 1 to 3 spatial dimensions
-Shape latent_shape(const Tensor& latent);   // [B, *D], at most 5 dimensions
+// --- what is accepted -----------------------------------------------------------------------------
+// The one place where it is decided for tensors. Eager calls, compiled graphs and direct callers of torch.ops
+// come here; sizes may be symbolic. (What Python values are accepted, _checks.py decides: in a compiled graph
+// they have a value only there.)
+
+bool is_float(at::ScalarType dtype);
+// "float32", without "torch."
+std::string dtype_name(at::ScalarType dtype);
+std::string float_names();
+
+// A dense float tensor.
+void check_float(const char* name, const Tensor& tensor);
+// The same, with the shape and on the device of another.
+void check_like(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
+void check_device(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
+void check_strided(const char* name, const Tensor& tensor);
+// One int64 number on the device of `other`, if that is defined.
+void check_seed(const Tensor& seed, const Tensor& other);
+void check_at_least(const char* name, const c10::SymInt& value, int64_t minimum);
+
+// --- views ----------------------------------------------------------------------------------------
+
+DType storage_dtype(const Tensor& tensor);
+Shape image_shape(const Tensor& image);    // [B, C, *spatial], 1 to 3 spatial dimensions
+Shape latent_shape(const Tensor& latent);  // [B, *D], at most 5 dimensions
 
 // `tensor`, broadcast to the sizes behind `shape`, as the kernels see it. Undefined: absent.
 View view_of(const Tensor& tensor, const Tensor& like, bool image);
-inline View view_of(const OptionalTensor& tensor, const Tensor& like, bool image) {
-  return tensor.has_value() ? view_of(*tensor, like, image) : View{};
-}
 
-bool is_reduction(std::string_view name);
-bool is_likelihood(std::string_view name);
-Reduction parse_reduction(std::string_view name);
-Likelihood parse_likelihood(std::string_view name);
-Composition parse_composition(std::string_view name);
-bool has_scale(Likelihood);
+// A number, or the elements of a tensor of at most one dimension.
+ScaleView scale_view(const Number& number);
 
 // float64 if any operand is, else float32; integers (masks) do not count.
-at::ScalarType compute_dtype(std::initializer_list<OptionalTensor> operands);
+at::ScalarType compute_dtype(const variable_list& operands);
 
 // What multiplies the sum over the batch; `elements` is what a mean divides by.
 double reduction_factor(Reduction reduction, int64_t batch, int64_t elements);
 inline Upstream upstream_of(const Tensor& grad, Reduction reduction, double factor) {
-  return {grad.const_data_ptr(), reduction == Reduction::sample ? grad.stride(0) : 0, factor, false};
+  return {grad.const_data_ptr(), reduction == Reduction::sample ? grad.stride(0) : 0, factor};
 }
+
+// --- results --------------------------------------------------------------------------------------
+
+// Tensors that a kernel is about to fill: large ones on the CPU from the caching allocator.
+Tensor empty_result(c10::SymIntArrayRef sizes, const at::TensorOptions& options);
+Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options);
 
 // A loss tensor for a reduction other than none.
 Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype);
 
-// Tensors that a kernel is about to fill: see results.cpp.
-Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options);
-Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options);
+// The gradients of operands: dense like them, undefined where none is needed.
+variable_list empty_gradients(const variable_list& operands, Needs needs);
+// Those that are needed; and these again at the places of their operands.
+variable_list defined_of(const variable_list& gradients);
+variable_list by_operand(const variable_list& needed, Needs needs, size_t operands);
 
-// The gradients of operands: dense like them, undefined where the caller needs none.
-template <size_t N>
-using Gradients = std::array<Tensor, N>;
+// Multiplies dense gradients of a reduced loss by the upstream gradient: one number, or one for each sample.
+void scale_in_place(const variable_list& gradients, const Tensor& grad);
 
-template <size_t N>
-Gradients<N> empty_gradients(const OptionalTensor (&operands)[N], const std::array<bool, N>& needs) {
-  Gradients<N> out;
-  for (size_t i = 0; i < N; ++i)
-    if (needs[i] && operands[i]) out[i] = empty_result_like(*operands[i], operands[i]->options());
-  return out;
-}
-
-// As results of an op: those that nobody needs have no elements, or are left out of a list.
-template <size_t N>
-auto returned(const Gradients<N>& gradients, const Tensor& like) {
-  return std::apply(
-      [&](const auto&... g) { return std::tuple((g.defined() ? g : at::empty({0}, like.options()))...); },
-      gradients);
-}
-template <size_t N>
-std::vector<Tensor> listed(const Gradients<N>& gradients) {
-  std::vector<Tensor> out;
-  for (const Tensor& g : gradients)
-    if (g.defined()) out.push_back(g);
-  return out;
-}
-template <size_t N>
-Gradients<N> from_list(at::TensorList list, const std::array<bool, N>& needs) {
-  Gradients<N> out;
-  for (size_t i = 0, next = 0; i < N; ++i)
-    if (needs[i]) out[i] = list[next++];
-  return out;
-}
-
-// Whether the gradient that arrives at a reduced loss is one, for every sample. Of a GPU's numbers, which
-// cannot be looked at without waiting for them, it is not known: there the kernels look.
-bool all_ones(const Tensor& grad);
-
-// Direct callers of torch.ops get these; fgbg_cuda's Python functions check first and say more.
-void check_operand(const Tensor& tensor, const Tensor& like, const char* name);
-void check_seed(const Tensor& seed);
+// --- running a kernel -----------------------------------------------------------------------------
 
 inline int64_t elements(const NormalArgs& args) { return args.numel; }
+inline int64_t elements(const ScalingArgs& args) { return args.tasks; }
 template <class Args>
 int64_t elements(const Args& args) {
   return args.shape.numel;
 }
 
 inline bool has_sums(const NormalArgs&) { return false; }
+inline bool has_sums(const ScalingArgs&) { return false; }
 inline bool has_sums(const Sums& args) {
   return std::any_of(std::begin(args.final_reductions), std::end(args.final_reductions),
                      [](const FinalReduction& f) { return static_cast<bool>(f); });

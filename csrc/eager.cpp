@@ -1,0 +1,282 @@
+// The eager way: from the arguments of a Python call to the struct of an op, whose check() says what is wrong
+// with its tensors, and on to the kernel. Each function is the namesake of one in functional.py, and returns
+// None where kernels cannot go (torch.func transforms, forward-mode AD, other devices): there Python takes
+// reference.py.
+#include "eager.h"
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/Device.h>
+#include <torch/csrc/Dtype.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <limits>
+
+#include "ops/bernoulli.h"
+#include "ops/gaussian.h"
+#include "ops/philox.h"
+#include "ops/reconstruction.h"
+
+namespace fgbg {
+namespace {
+
+namespace py = pybind11;
+using at::Tensor;
+using ops::variable_list;
+using py::handle;
+
+std::string type_name(handle value) { return py::str(py::type::of(value).attr("__name__")); }
+std::string text_of(handle value) { return py::str(value); }
+
+// --- arguments ------------------------------------------------------------------------------------
+
+bool is_tensor(handle value) { return THPVariable_Check(value.ptr()); }
+
+const Tensor& tensor(const char* name, handle value) {
+  TORCH_CHECK_TYPE(is_tensor(value), name, " must be a tensor, got ", type_name(value));
+  return THPVariable_Unpack(value.ptr());
+}
+
+Tensor optional_tensor(const char* name, handle value) {
+  return value.is_none() ? Tensor() : tensor(name, value);
+}
+
+// What has __index__: Python's and NumPy's integers.
+int64_t integer(const char* name, handle value, int64_t minimum, const char* expected = "an integer") {
+  const bool index = !PyBool_Check(value.ptr()) && !is_tensor(value) && PyIndex_Check(value.ptr());
+  const auto number = py::reinterpret_steal<py::object>(index ? PyNumber_Index(value.ptr()) : nullptr);
+  if (!number) {
+    PyErr_Clear();  // an array of several numbers has __index__ too
+    TORCH_CHECK_TYPE(false, name, " must be ", expected, ", got ", type_name(value));
+  }
+  int overflow = 0;
+  const int64_t n = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+  TORCH_CHECK_VALUE(overflow == 0 && n >= minimum, name, " is ", text_of(value),
+                    ", expected an integer from ", minimum < 0 ? "-2**63" : std::to_string(minimum),
+                    " to 2**63 - 1");
+  return n;
+}
+
+template <class Word>
+Word word(const char* name, handle value) {
+  TORCH_CHECK_TYPE(PyUnicode_Check(value.ptr()), name, " must be one of ", ops::words<Word>(), ", got ",
+                   type_name(value));
+  Py_ssize_t size = 0;
+  const char* data = PyUnicode_AsUTF8AndSize(value.ptr(), &size);
+  if (!data) throw py::error_already_set();
+  return ops::parse<Word>(name, {data, static_cast<size_t>(size)});
+}
+
+// A float, or a tensor.
+ops::Number number(handle value) {
+  if (is_tensor(value)) return {1.0, 1.0, THPVariable_Unpack(value.ptr())};
+  return {1.0, value.cast<double>()};
+}
+
+// Drawn here and not in the op: the op stays pure, so that a compiler that merges equal calls cannot merge
+// two samples, and torch.manual_seed governs the draw.
+Tensor seed_tensor(handle seed, const at::Device& device) {
+  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
+  if (seed.is_none()) return at::randint(std::numeric_limits<int64_t>::max(), {1}, options);
+  if (is_tensor(seed)) return THPVariable_Unpack(seed.ptr());
+  const int64_t n =
+      integer("seed", seed, std::numeric_limits<int64_t>::min(), "an integer or a one-element int64 tensor");
+  return at::full({1}, n, options);
+}
+
+py::object wrap(const Tensor& t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(t)); }
+
+// --- calls ----------------------------------------------------------------------------------------
+
+bool kernels_can_run(const at::Device& device) {
+  return ops::has_kernels(device) &&
+         !c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
+         !torch::autograd::ForwardADLevel::try_get_by_idx(0);
+}
+
+// Checks the call and runs it; no results where kernels cannot run.
+template <class Op>
+variable_list run(const Op& op) {
+  op.check();
+  if (!kernels_can_run(op.like().device())) return {};
+  const py::gil_scoped_release release;
+  return ops::call(op);
+}
+
+// Kernels index up to kDims dimensions: of latents of more, all but the batch become one.
+template <class Op>
+variable_list run_latents(Op op) {
+  if (op.like().dim() <= kDims) return run(op);
+  op.check();
+  const auto sizes = op.like().sizes().vec();
+  ops::for_tensors(op, [](Tensor& t) {
+    if (t.defined() && t.dim() > kDims) t = t.flatten(1);
+  });
+  variable_list out = run(op);
+  for (Tensor& t : out)
+    if (t.dim() > 1) t = t.unflatten(-1, at::IntArrayRef(sizes).slice(1));
+  return out;
+}
+
+py::object philox_normal(handle seed, handle size, handle offset, handle dtype, handle device) {
+  TORCH_CHECK_TYPE(!seed.is_none(), "seed must be an integer or a one-element int64 tensor, got NoneType");
+  TORCH_CHECK_TYPE(PyTuple_Check(size.ptr()) || PyList_Check(size.ptr()),
+                   "size must be a tuple or list of integers, got ", type_name(size));
+  c10::SymDimVector sizes;
+  for (const handle n : py::reinterpret_borrow<py::sequence>(size))
+    sizes.emplace_back(integer("size entry", n, 0));
+  const int64_t from = integer("offset", offset, 0);
+  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dtype is ", text_of(dtype), ", expected one of ",
+                   ops::float_names());
+  const auto type = reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
+  at::Device where = at::kCPU;
+  if (THPDevice_Check(device.ptr())) {
+    where = reinterpret_cast<THPDevice*>(device.ptr())->device;
+  } else if (is_tensor(seed)) {
+    where = THPVariable_Unpack(seed.ptr()).device();
+  } else if (at::impl::PythonTorchFunctionTLS::stack_len() > 0) {  // a default device is a mode
+    const auto chosen = py::module_::import("torch").attr("get_default_device")();
+    where = reinterpret_cast<THPDevice*>(chosen.ptr())->device;
+  }
+  const Tensor tensor = seed_tensor(seed, where);
+  if (is_tensor(seed) && THPDevice_Check(device.ptr()))
+    TORCH_CHECK_VALUE(tensor.device() == where, "seed is on ", tensor.device(), ", expected ", where);
+  if (!kernels_can_run(where)) {
+    ops::check_seed(tensor, {});
+    return py::none();
+  }
+  Tensor out;
+  {
+    const py::gil_scoped_release release;
+    static const auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("fgbg::philox_normal", "")
+            .typed<Tensor(const Tensor&, c10::SymIntArrayRef, c10::SymInt, at::ScalarType)>();
+    out = ops::callable_directly({tensor}) ? ops::philox_normal(tensor, sizes, from, type)
+                                           : op.call(tensor, sizes, from, type);
+  }
+  return wrap(out);
+}
+
+template <class Op>
+void set_draw(Op& op, handle num_samples, handle seed, handle offset) {
+  op.offset = integer("offset", offset, 0);
+  if (!num_samples.is_none()) op.num_samples = integer("num_samples", num_samples, 1);
+  op.seed = seed_tensor(seed, op.mu.device());
+}
+
+template <class Op>
+void set_prior(Op& op, handle prior_mu, handle prior_logvar) {
+  op.prior_mu = optional_tensor("prior_mu", prior_mu);
+  op.prior_logvar = optional_tensor("prior_logvar", prior_logvar);
+}
+
+template <class Op>
+Op latents(handle mu, handle logvar) {
+  Op op;
+  op.mu = tensor("mu", mu);
+  op.logvar = tensor("logvar", logvar);
+  return op;
+}
+
+py::object reparameterize(handle mu, handle logvar, handle num_samples, handle seed, handle offset) {
+  auto op = latents<ops::Reparameterize>(mu, logvar);
+  set_draw(op, num_samples, seed, offset);
+  const auto out = run_latents(std::move(op));
+  return out.empty() ? py::object(py::none()) : wrap(out[0]);
+}
+
+py::object gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle reduction) {
+  auto op = latents<ops::GaussianKl>(mu, logvar);
+  set_prior(op, prior_mu, prior_logvar);
+  op.reduction = word<Reduction>("reduction", reduction);
+  const auto out = run_latents(std::move(op));
+  return out.empty() ? py::object(py::none()) : wrap(out[0]);
+}
+
+// For what is composed of several calls: says what is wrong before the first.
+void check_gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle reduction) {
+  auto op = latents<ops::GaussianKl>(mu, logvar);
+  set_prior(op, prior_mu, prior_logvar);
+  op.reduction = word<Reduction>("reduction", reduction);
+  op.check();
+}
+
+py::object sample_gaussian(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle num_samples,
+                           handle seed, handle offset, handle reduction) {
+  auto op = latents<ops::SampleGaussian>(mu, logvar);
+  set_prior(op, prior_mu, prior_logvar);
+  set_draw(op, num_samples, seed, offset);
+  op.reduction = word<Reduction>("reduction", reduction);
+  const auto out = run_latents(std::move(op));
+  if (out.empty()) return py::none();
+  return py::make_tuple(wrap(out[0]), wrap(out[1]));
+}
+
+py::object bernoulli_kl(handle logits, handle prior_logits, handle reduction) {
+  ops::BernoulliKl op;
+  op.logits = tensor("logits", logits);
+  if (is_tensor(prior_logits))
+    op.prior_logits = THPVariable_Unpack(prior_logits.ptr());
+  else
+    op.prior_logit.value = prior_logits.cast<double>();
+  op.reduction = word<Reduction>("reduction", reduction);
+  const auto out = run_latents(std::move(op));
+  return out.empty() ? py::object(py::none()) : wrap(out[0]);
+}
+
+// The loss, or (loss, terms) where those are asked for.
+py::object reconstruction_loss(handle fg, handle bg, handle target, handle mask, handle mask_logits,
+                               handle fg_scale, handle bg_scale, std::string_view composition,
+                               handle likelihood, double fg_weight, double bg_weight, bool normalize_area,
+                               handle reduction, bool return_terms) {
+  ops::ReconstructionLoss op;
+  op.fg = tensor("fg", fg);
+  op.bg = optional_tensor("bg", bg);
+  op.target = tensor("target", target);
+  op.mask_is_logits = mask.is_none();
+  op.mask = op.mask_is_logits ? tensor("mask_logits", mask_logits) : tensor("mask", mask);
+  op.fg_scale = number(fg_scale);
+  op.bg_scale = number(bg_scale);
+  op.fg_weight.value = fg_weight;
+  op.bg_weight.value = bg_weight;
+  op.composition = ops::parse<Composition>("composition", composition);
+  op.likelihood = word<Likelihood>("likelihood", likelihood);
+  op.normalize_area = normalize_area;
+  op.reduction = word<Reduction>("reduction", reduction);
+  op.return_terms = return_terms;
+  const auto out = run(op);
+  if (out.empty()) return py::none();
+  return return_terms ? py::object(py::make_tuple(wrap(out[0]), wrap(out[1]))) : wrap(out[0]);
+}
+
+}  // namespace
+
+void bind_eager(py::module_& m) {
+  // Before pybind11's own translator, which would make every c10::Error a RuntimeError.
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (python_error& e) {
+      e.restore();  // from a hook in Python, as activation checkpointing has
+    } catch (const c10::ValueError& e) {
+      PyErr_SetString(PyExc_ValueError, e.what_without_backtrace());
+    } catch (const c10::TypeError& e) {
+      PyErr_SetString(PyExc_TypeError, e.what_without_backtrace());
+    } catch (const c10::Error& e) {
+      PyErr_SetString(PyExc_RuntimeError, e.what_without_backtrace());
+    }
+  });
+
+  m.def("philox_normal", philox_normal);
+  m.def("reparameterize", reparameterize);
+  m.def("gaussian_kl", gaussian_kl);
+  m.def("check_gaussian_kl", check_gaussian_kl);
+  m.def("sample_gaussian", sample_gaussian);
+  m.def("bernoulli_kl", bernoulli_kl);
+  m.def("reconstruction_loss", reconstruction_loss);
+}
+
+}  // namespace fgbg

@@ -1,0 +1,48 @@
+#include "philox.h"
+
+#include <torch/library.h>
+
+namespace fgbg::ops {
+namespace {
+
+Tensor empty_noise(const Tensor& seed, c10::SymIntArrayRef size, const c10::SymInt& offset,
+                   at::ScalarType dtype) {
+  check_seed(seed, {});
+  check_at_least("offset", offset, 0);
+  TORCH_CHECK_TYPE(is_float(dtype), "dtype is ", dtype_name(dtype), ", expected one of ", float_names());
+  return empty_result(size, seed.options().dtype(dtype));
+}
+
+Tensor meta(const Tensor& seed, c10::SymIntArrayRef size, c10::SymInt offset, at::ScalarType dtype) {
+  return empty_noise(seed, size, offset, dtype);
+}
+
+Tensor kernel(const Tensor& seed, c10::SymIntArrayRef size, c10::SymInt offset, at::ScalarType dtype) {
+  return philox_normal(seed, size, offset, dtype);
+}
+
+}  // namespace
+
+Tensor philox_normal(const Tensor& seed, c10::SymIntArrayRef size, const c10::SymInt& offset,
+                     at::ScalarType dtype) {
+  Tensor out = empty_noise(seed, size, offset, dtype);
+  if (out.numel() == 0) return out;
+  const Tensor flat = out.view({1, -1});
+  NormalArgs args{};
+  args.noise = {seed.const_data_ptr<int64_t>(), static_cast<uint64_t>(offset.expect_int())};
+  args.out = view_of(flat, flat, false);
+  args.numel = out.numel();
+  FGBG_RUN(normal, args, dtype == at::kDouble, out);
+  return out;
+}
+
+TORCH_LIBRARY_FRAGMENT(fgbg, m) {
+  m.def("philox_normal(Tensor seed, SymInt[] size, SymInt offset, ScalarType dtype) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(fgbg, CPU, m) { m.impl("philox_normal", kernel); }
+TORCH_LIBRARY_IMPL(fgbg, Meta, m) { m.impl("philox_normal", meta); }
+#ifdef FGBG_WITH_CUDA
+TORCH_LIBRARY_IMPL(fgbg, CUDA, m) { m.impl("philox_normal", kernel); }
+#endif
+
+}  // namespace fgbg::ops

@@ -1,0 +1,221 @@
+#include "tensors.h"
+
+#include <c10/core/ScalarType.h>
+
+#include "../cpu/caching_allocator.h"
+
+#ifdef FGBG_WITH_CUDA
+#include <map>
+#include <mutex>
+#endif
+
+namespace fgbg::ops {
+
+bool is_float(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kDouble;
+}
+
+std::string dtype_name(at::ScalarType dtype) {
+  return "torch." + std::string(c10::getDtypeNames(dtype).first);
+}
+std::string float_names() { return "torch.float64, torch.float32, torch.bfloat16, torch.float16"; }
+
+void check_strided(const char* name, const Tensor& t) {
+  TORCH_CHECK_VALUE(!t.is_nested(), name, " is nested, expected a tensor of layout torch.strided");
+  TORCH_CHECK_VALUE(t.layout() == at::kStrided, name, " is of layout ", t.layout(),
+                    ", expected a tensor of layout torch.strided");
+}
+
+void check_float(const char* name, const Tensor& t) {
+  TORCH_CHECK_TYPE(is_float(t.scalar_type()), name, " has dtype ", dtype_name(t.scalar_type()),
+                   ", expected one of ", float_names());
+  check_strided(name, t);
+}
+
+void check_device(const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
+  TORCH_CHECK_VALUE(t.device() == other.device(), name, " is on ", t.device(), ", expected the device of ",
+                    other_name, ", ", other.device());
+}
+
+void check_like(const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
+  check_float(name, t);
+  TORCH_CHECK_VALUE(t.sym_sizes() == other.sym_sizes(), name, " has shape ", t.sym_sizes(),
+                    ", expected that of ", other_name, ", ", other.sym_sizes());
+  check_device(name, t, other_name, other);
+}
+
+void check_seed(const Tensor& seed, const Tensor& other) {
+  TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, "seed has dtype ", dtype_name(seed.scalar_type()),
+                   ", expected torch.int64");
+  TORCH_CHECK_VALUE(seed.sym_numel() == 1, "seed has shape ", seed.sym_sizes(), ", expected one element");
+  if (other.defined()) check_device("seed", seed, "mu", other);
+}
+
+void check_at_least(const char* name, const c10::SymInt& value, int64_t minimum) {
+  TORCH_CHECK_VALUE(value >= minimum, name, " is ", value, ", expected an integer from ", minimum,
+                    " to 2**63 - 1");
+}
+
+DType storage_dtype(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble: return DType::f64;
+    case at::kFloat: return DType::f32;
+    case at::kBFloat16: return DType::bf16;
+    case at::kHalf: return DType::f16;
+    case at::kBool:
+    case at::kByte: return DType::u8;
+    default: TORCH_CHECK_TYPE(false, "no kernel for dtype ", dtype_name(t.scalar_type()));
+  }
+}
+
+namespace {
+
+// Position among [B, C, S0, S1, S2] of dimension d of a tensor of `rank` dimensions: the batch leads,
+// an image's channels follow, everything else is aligned to the right.
+int position(int64_t d, int64_t rank, bool image) {
+  if (d == 0 || (image && d == 1)) return static_cast<int>(d);
+  return static_cast<int>(kDims - rank + d);
+}
+
+Shape shape_of(const Tensor& t, bool image) {
+  TORCH_CHECK_VALUE(t.dim() <= kDims, "kernels take up to ", kDims, " dimensions, got ", t.dim());
+  Shape s = {{1, 1, 1, 1, 1}, 1, 1, t.numel()};
+  for (int64_t d = 0; d < t.dim(); ++d) s.size[position(d, t.dim(), image)] = t.size(d);
+  s.plane = s.size[2] * s.size[3] * s.size[4];
+  s.row = s.size[1] * s.plane;
+  return s;
+}
+
+}  // namespace
+
+Shape image_shape(const Tensor& image) { return shape_of(image, true); }
+Shape latent_shape(const Tensor& latent) { return shape_of(latent, false); }
+
+View view_of(const Tensor& tensor, const Tensor& like, bool image) {
+  View v;
+  if (!tensor.defined()) return v;
+  const Tensor t = tensor.sizes() == like.sizes() ? tensor : tensor.expand_as(like);
+  const Shape s = shape_of(t, image);
+  v.data = const_cast<void*>(t.const_data_ptr());
+  v.dtype = storage_dtype(t);
+  for (int64_t d = 0; d < t.dim(); ++d) v.stride[position(d, t.dim(), image)] = t.stride(d);
+
+  bool flat = true, first = true;
+  int64_t expected = 0;
+  v.plane_stride = 1;
+  for (int d = kDims - 1; d >= 2; --d) {
+    if (s.size[d] == 1) continue;
+    if (first) v.plane_stride = v.stride[d];
+    flat = flat && (first || v.stride[d] == expected);
+    expected = v.stride[d] * s.size[d];
+    first = false;
+  }
+  if (!flat) v.plane_stride = -1;
+
+  for (int d = kDims - 1; d >= 0; --d) {
+    if (s.size[d] == 1) continue;
+    if (v.stride[d] != v.run) break;
+    v.run *= s.size[d];
+  }
+
+  const int64_t bytes = static_cast<int64_t>(t.element_size());
+  v.vector_aligned = reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+  for (int d = 0; d < 2; ++d) v.vector_aligned &= s.size[d] == 1 || v.stride[d] * bytes % 16 == 0;
+  return v;
+}
+
+ScaleView scale_view(const Number& number) {
+  if (!number.tensor.defined()) return {nullptr, DType::f32, 0, number.value};
+  const Tensor& t = number.tensor;
+  return {t.const_data_ptr(), storage_dtype(t), t.numel() == 1 ? 0 : t.stride(0), number.value};
+}
+
+at::ScalarType compute_dtype(const variable_list& operands) {
+  for (const Tensor& t : operands)
+    if (t.defined() && t.scalar_type() == at::kDouble) return at::kDouble;
+  return at::kFloat;
+}
+
+#ifdef FGBG_WITH_CUDA
+Tensor zero_counter(const Tensor& like, const c10::cuda::CUDAStream& stream) {
+  const auto options = like.options().dtype(at::kInt);
+  // A captured graph may be replayed beside any other work, so it has counters of its own, and zeroes them.
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
+    const Tensor counter = at::empty({1}, options);
+    C10_CUDA_CHECK(cudaMemsetAsync(counter.mutable_data_ptr(), 0, sizeof(int32_t), stream.stream()));
+    return counter;
+  }
+  // The kernels of a stream follow each other, and each leaves its counter at 0. Never destroyed: CUDA may be
+  // gone by then.
+  static std::mutex mutex;
+  static auto& counters = *new std::map<std::pair<c10::DeviceIndex, c10::StreamId>, Tensor>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Tensor& counter = counters[{stream.device_index(), stream.id()}];
+  if (!counter.defined()) counter = at::zeros({1}, options);
+  return counter;
+}
+#endif
+
+double reduction_factor(Reduction reduction, int64_t batch, int64_t elements) {
+  if (reduction == Reduction::batchmean) return 1.0 / static_cast<double>(batch);
+  if (reduction == Reduction::mean) return 1.0 / static_cast<double>(elements);
+  return 1.0;
+}
+
+Tensor empty_result(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
+  if (options.device().is_cpu())
+    if (const auto known = c10::asIntArrayRefSlowOpt(sizes)) return cpu::empty_cached(*known, options);
+  return at::empty_symint(sizes, options);
+}
+
+Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options) {
+  return options.device().is_cpu() ? cpu::empty_cached_like(like, options) : at::empty_like(like, options);
+}
+
+Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype) {
+  const auto options = like.options().dtype(dtype);
+  return reduction == Reduction::sample ? at::empty_symint({like.sym_size(0)}, options)
+                                        : at::empty({}, options);
+}
+
+variable_list empty_gradients(const variable_list& operands, Needs needs) {
+  variable_list out(operands.size());
+  for (size_t i = 0; i < operands.size(); ++i)
+    if (needs_operand(needs, i) && operands[i].defined())
+      out[i] = empty_result_like(operands[i], operands[i].options());
+  return out;
+}
+
+variable_list defined_of(const variable_list& gradients) {
+  variable_list out;
+  for (const Tensor& g : gradients)
+    if (g.defined()) out.push_back(g);
+  return out;
+}
+
+variable_list by_operand(const variable_list& needed, Needs needs, size_t operands) {
+  variable_list out(operands);
+  for (size_t i = 0, next = 0; i < operands; ++i)
+    if (needs_operand(needs, i)) out[i] = needed[next++];
+  return out;
+}
+
+void scale_in_place(const variable_list& gradients, const Tensor& grad) {
+  ScalingArgs args{};
+  args.upstream = upstream_of(grad, grad.dim() == 1 ? Reduction::sample : Reduction::sum, 1.0);
+  for (const Tensor& g : gradients) {
+    if (g.numel() == 0) continue;
+    const int64_t row = grad.dim() == 1 ? g.numel() / g.size(0) : g.numel();
+    if (grad.dim() == 1 && g.size(0) > 1 && g.stride(0) != row) {  // the samples do not follow each other
+      std::vector<int64_t> sizes(static_cast<size_t>(g.dim()), 1);
+      sizes[0] = g.size(0);
+      g.copy_(g.to(grad.scalar_type()) * grad.view(sizes));
+      continue;
+    }
+    args.gradients[args.count++] = {g.mutable_data_ptr(), storage_dtype(g), g.numel(), row};
+    args.tasks += segments_of(g.numel(), ScalingArgs::kTask);
+  }
+  if (args.count > 0) FGBG_RUN(scale, args, grad.scalar_type() == at::kDouble, gradients[0]);
+}
+
+}  // namespace fgbg::ops
