@@ -65,19 +65,10 @@ def graph_of(step: Step) -> Step:
     return replay
 
 
-@peer("ours")
-def _ours(case: Case) -> Step:
-    return step_of(case, case.ours)
+def without_cache(step: Callable[[], Any]) -> Callable[[], Any]:
+    """The step with results from torch's allocator: what is left is the kernels."""
 
-
-@peer("ours, no cache")
-def _ours_without_cache(case: Case) -> Step | None:
-    """With results from torch's allocator: what is left is the kernels."""
-    if case.device != "cpu":
-        return None
-    step = _ours(case)
-
-    def without() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def without() -> Any:
         fgbg_cuda.use_cpu_cache(False)
         try:
             return step()
@@ -85,6 +76,16 @@ def _ours_without_cache(case: Case) -> Step | None:
             fgbg_cuda.use_cpu_cache(True)
 
     return without
+
+
+@peer("ours")
+def _ours(case: Case) -> Step:
+    return step_of(case, case.ours)
+
+
+@peer("ours, no cache")
+def _ours_without_cache(case: Case) -> Step | None:
+    return without_cache(_ours(case)) if case.device == "cpu" else None
 
 
 @peer("eager")

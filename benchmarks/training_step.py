@@ -14,6 +14,7 @@ import fgbg_cuda
 from .cases import image_functions, plain_sample_and_kl
 from .checking import OPERATIONS, Disagreement, assert_near
 from .memory import peak_bytes
+from .peers import without_cache
 from .timing import Effort, measure
 
 LATENTS = 32
@@ -117,6 +118,8 @@ def training_step(size: tuple[int, ...], device: str, effort: Effort, compiled: 
     losses = _losses(compiled)
     _check(losses, model, x)
     steps = {name: _step(loss, copy.deepcopy(model), x) for name, loss in losses.items()}
+    if device == "cpu":
+        steps["ours, no cache"] = without_cache(_step(our_loss, copy.deepcopy(model), x))
     for step in steps.values():
         step()  # the optimizer's state is made in the first step
     peaks = {name: peak_bytes(step, device) for name, step in steps.items()}

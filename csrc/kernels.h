@@ -1,4 +1,14 @@
 // What the kernels of both devices are called with: raw pointers and sizes, no torch.
+//
+// Words used throughout the kernels:
+//   row      the elements of one sample; plane: its spatial elements, of one channel
+//   segment  a fixed piece of a row (or of the pixels of a sample) that one task or warp sums
+//   task     what one call of a CPU kernel does: a segment, or several short rows
+//   block    on the CPU, as many elements as the stages of a kernel pass on at a time through the first-level
+//            cache; on CUDA, CUDA's word
+//   group    the channels that share a mask value; on CUDA the elements that a thread handles at a time
+//   span     consecutive elements in logical (row-major) order; run: consecutive in memory too
+//   pack     64 bytes of numbers that are summed lane by lane; lane: one of them, or a thread of a warp
 #pragma once
 
 #include <cstddef>

@@ -244,6 +244,9 @@ def test_the_ops_check_for_themselves(device):
         lambda: ops.reparameterize(z, z, torch.tensor([1, 2], device=device), 0, None),
         lambda: ops.reparameterize(z, z, seed.int(), 0, None),
         lambda: ops.bernoulli_kl(z, z[:1], None, "sum"),
+        lambda: ops.bernoulli_kl(z, None, z, "sum"),
+        lambda: ops.bernoulli_kl(z, None, z[0, 0].clone().requires_grad_(), "sum"),
+        lambda: ops.bernoulli_kl(z, None, z[0, 0].int(), "sum"),
         lambda: ops.gaussian_kl(z[(None,) * 4], z[(None,) * 4], None, None, "sum"),
     ]
     for call in bad:

@@ -5,6 +5,7 @@ import torch
 from compare import assert_close, assert_same, gradients
 from samples import SAMPLES, each, first_of_each_op
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import fgbg_cuda
@@ -189,6 +190,22 @@ def test_export(device, tmp_path):
         for a, e in zip(actual, model(x[:batch]), strict=True):
             assert_close(a, e)
         assert not torch.isclose(loaded(x[:batch])[0], actual[0]).any()
+
+
+@each([s for s in SAMPLES if "free_bits" not in s.options][::3])
+def test_tracers_record_the_op(sample, device):
+    """torch.jit.trace and make_fx, not what happens inside it."""
+    inputs = sample.inputs(device)
+    others = {n: t * 1.1 if t.is_floating_point() and n != "mask" else t for n, t in inputs.items()}
+
+    def function(*tensors):
+        return sample(dict(zip(inputs, tensors, strict=True)))
+
+    traced = torch.jit.trace(function, tuple(inputs.values()), check_trace=False)
+    recorded = make_fx(function)(*inputs.values())
+    for call in (traced, recorded):
+        for a, e in zip(call(*others.values()), sample(others), strict=True):
+            assert_same(a, e)
 
 
 def test_hooks_and_retained_graphs(device):

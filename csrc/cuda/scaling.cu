@@ -11,9 +11,12 @@ template <class T, int V, class S>
 __device__ __forceinline__ void scale_span(const ScalingArgs& args, int which, int64_t begin, int64_t end) {
   const auto& gradient = args.gradients[which];
   S* data = static_cast<S*>(gradient.data);
+  T factor = upstream<T>(args.upstream, 0);
   for (int64_t i = begin + threadIdx.x * V; i < end; i += kThreads * V) {
-    const T factor = upstream<T>(args.upstream, i / gradient.row);
-    if (factor == T(1)) continue;
+    if (args.upstream.stride != 0) {
+      factor = upstream<T>(args.upstream, i / gradient.row);
+      if (factor == T(1)) continue;
+    }
     using Word = typename Bytes<V * sizeof(S)>::type;
     Word word = *reinterpret_cast<const Word*>(data + i);
     S numbers[V];

@@ -1,11 +1,12 @@
 #include "autograd.h"
 
 #include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/TracerMode.h>
 
 namespace fgbg::ops {
 
 bool callable_directly(const variable_list& tensors) {
-  return !c10::impl::dispatch_mode_enabled() &&
+  return !c10::impl::dispatch_mode_enabled() && !at::tracer::impl::is_dispatch_enabled() &&
          std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
            // Negated views and tensors of nothing but zeros are made real by the dispatcher.
            return !t.defined() || (has_kernels(t.device()) && !at::isTensorSubclassLike(t) && !t.is_neg() &&

@@ -50,8 +50,8 @@ struct OpDefaults {
   Tensor kept(const variable_list&) const { return {}; }
 };
 
-// Whether kernels may be called on these tensors, past the dispatcher: neither a mode nor a subclass wants to
-// see the op.
+// Whether kernels may be called on these tensors, past the dispatcher: neither a mode, a tracer nor a subclass
+// wants to see the op.
 bool callable_directly(const variable_list& tensors);
 
 // --- schemas --------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ void BernoulliKl::check() const {
   check_float("logits", logits);
   TORCH_CHECK_VALUE(logits.dim() >= 1, "logits has shape [], expected [B, *D]");
   if (prior_logits.defined()) check_like("prior_logits", prior_logits, "logits", logits);
+  check_number("prior_logit", prior_logit, "logits", logits);
 }
 
 Forward BernoulliKl::allocate(Needs needs) const {

@@ -155,6 +155,8 @@ void ReconstructionLoss::check() const {
   check_mask(*this);
   check_scale(composition == Composition::blended ? "scale" : "fg_scale", fg_scale, fg);
   check_scale("bg_scale", bg_scale, fg);
+  check_number("fg_weight", fg_weight, "fg", fg);
+  check_number("bg_weight", bg_weight, "fg", fg);
   TORCH_CHECK_VALUE(!(normalize_area && (!masked || reduction == Reduction::none)),
                     "normalize_area is for masked losses that are reduced");
 }

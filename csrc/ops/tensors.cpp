@@ -51,6 +51,15 @@ void check_seed(const Tensor& seed, const Tensor& other) {
   if (other.defined()) check_device("seed", seed, "mu", other);
 }
 
+void check_number(const char* name, const Number& number, const char* other_name, const Tensor& other) {
+  const Tensor& t = number.tensor;
+  if (!t.defined()) return;
+  check_float(name, t);
+  TORCH_CHECK_VALUE(t.sym_numel() == 1, name, " has shape ", t.sym_sizes(), ", expected one element");
+  TORCH_CHECK_VALUE(!t.requires_grad(), name, " requires a gradient, expected a number, which gets none");
+  check_device(name, t, other_name, other);
+}
+
 void check_at_least(const char* name, const c10::SymInt& value, int64_t minimum) {
   TORCH_CHECK_VALUE(value >= minimum, name, " is ", value, ", expected an integer from ", minimum,
                     " to 2**63 - 1");

@@ -42,6 +42,8 @@ void check_device(const char* name, const Tensor& tensor, const char* other_name
 void check_strided(const char* name, const Tensor& tensor);
 // One int64 number on the device of `other`, if that is defined.
 void check_seed(const Tensor& seed, const Tensor& other);
+// Where the number is a tensor: one float on the device of another tensor, without a gradient.
+void check_number(const char* name, const Number& number, const char* other_name, const Tensor& other);
 void check_at_least(const char* name, const c10::SymInt& value, int64_t minimum);
 
 // --- views ----------------------------------------------------------------------------------------

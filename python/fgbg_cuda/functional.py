@@ -446,7 +446,8 @@ def masked_reconstruction_loss(
         target: the image, of the same shape.
             ``bg=None`` means one reconstruction, ``fg``, weighted by region.
         mask: probability of foreground in [0, 1], float, or bool or uint8 (0/1, read as such);
-            [B, 1, *spatial] or [B, C, *spatial].
+            [B, 1, *spatial] or [B, C, *spatial]. A bool or uint8 mask selects: what it leaves out of a
+            region is no part of its sum, and may be NaN or infinite. A float mask multiplies.
         mask_logits: the same as float logits. Exactly one of the two is given.
         likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
             ``"bernoulli"`` and ``"continuous_bernoulli"`` (logits), ``"squared_error"`` and
@@ -454,10 +455,9 @@ def masked_reconstruction_loss(
         fg_scale, bg_scale: standard deviation (Gaussian) or diversity (Laplace): a positive number, or a
             float tensor of one element or one per channel, which gets its gradient. (The values of a
             tensor are not checked.)
-        fg_weight, bg_weight: weights of the two regions.
+        fg_weight, bg_weight: weights of the two regions. A region of weight 0 is left out as well.
         normalize: ``"area"`` divides each sample's sum over a region by that region's mask area times
-            the channels. An empty region contributes exactly 0, with zero gradient. (With
-            ``reduction="none"`` an element whose target is infinite is NaN.)
+            the channels. An empty region contributes exactly 0, with zero gradient.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
@@ -519,7 +519,8 @@ def blended_reconstruction_loss(
             for the Bernoulli likelihoods, logits.
         target: the image, of the same shape.
         mask: probability of foreground in [0, 1], float, or bool or uint8 (0/1, read as such);
-            [B, 1, *spatial] or [B, C, *spatial].
+            [B, 1, *spatial] or [B, C, *spatial]. A bool or uint8 mask selects: the layer that it leaves out
+            of a pixel may be NaN or infinite there. A float mask multiplies.
         mask_logits: the same as float logits. Exactly one of the two is given.
         likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
             ``"bernoulli"`` and ``"continuous_bernoulli"`` (logits), ``"squared_error"`` and
