@@ -32,11 +32,11 @@ template <class T>
 FGBG_FN math::RegionUpstream<T> region_upstream(const ReconstructionArgs& args, int64_t b) {
   const int64_t batch = args.shape.size[0];
   const bool unreduced = static_cast<bool>(args.grad_loss_elements);
-  math::RegionSums<T> sums{}, to_terms{};
+  math::RegionSums<T> sums{}, to_terms{};  // not behind a pointer, which would put them in local memory
   if (args.terms) sums = terms_of<T>(args.terms, batch, b);
   if (args.grad_terms) to_terms = terms_of<T>(args.grad_terms, batch, b);
-  return math::region_upstream(unreduced ? T(1) : upstream<T>(args.grad_loss, b), sums,
-                               args.grad_terms ? &to_terms : nullptr, region_weights<T>(args),
+  return math::region_upstream(unreduced ? T(1) : upstream<T>(args.grad_loss, b), sums, to_terms,
+                               args.grad_terms != nullptr, region_weights<T>(args),
                                args.mask_per_channel ? static_cast<T>(args.shape.size[1]) : T(1),
                                hard_mask(args));
 }

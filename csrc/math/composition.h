@@ -158,15 +158,16 @@ struct RegionUpstream {
   ExcludedOfRegions<T> excluded;
 };
 
-// g: of the loss; 1 where each element of it has another, which is to be multiplied by later. to_terms: of
-// the terms, or null. mask_channels: an element of a mask with so many channels is that part of a pixel.
+// g: of the loss; 1 where each element of it has another, which is to be multiplied by later. term: of
+// the terms, if it has_terms. mask_channels: an element of a mask with so many channels is that part of a
+// pixel.
 template <class T>
-FGBG_FN RegionUpstream<T> region_upstream(T g, const RegionSums<T>& s, const RegionSums<T>* to_terms,
-                                          const RegionWeights<T>& w, T mask_channels, bool hard_mask) {
+FGBG_FN RegionUpstream<T> region_upstream(T g, const RegionSums<T>& s, const RegionSums<T>& term,
+                                          bool has_terms, const RegionWeights<T>& w, T mask_channels,
+                                          bool hard_mask) {
   const bool no_fg = w.excludes(w.fg, s.fg_area), no_bg = w.excludes(w.bg, s.bg_area);
   const T per_fg = no_fg ? T(0) : w.per_nat(w.fg, s.fg_area);
   const T per_bg = no_bg ? T(0) : w.per_nat(w.bg, s.bg_area);
-  const RegionSums<T> term = to_terms ? *to_terms : RegionSums<T>{};
   // The terms are those before the weights: what arrives at them passes in any case.
   const Excluded<T> zeros = Excluded<T>::zeros_if(hard_mask);
   RegionUpstream<T> to{
@@ -175,7 +176,7 @@ FGBG_FN RegionUpstream<T> region_upstream(T g, const RegionSums<T>& s, const Reg
       term.fg,
       term.bg,
       T(0),
-      {zeros.or_everything_if(no_fg && !to_terms), zeros.or_everything_if(no_bg && !to_terms)}};
+      {zeros.or_everything_if(no_fg && !has_terms), zeros.or_everything_if(no_bg && !has_terms)}};
   if (w.normalize_area) {
     const T by_fg_area = no_fg ? T(0) : -per_fg * (s.fg / s.fg_area);
     const T by_bg_area = no_bg ? T(0) : -per_bg * (s.bg / s.bg_area);
