@@ -43,22 +43,6 @@ Tensor optional_tensor(const char* name, handle value) {
   return value.is_none() ? Tensor() : tensor(name, value);
 }
 
-// What has __index__: Python's and NumPy's integers.
-int64_t integer(const char* name, handle value, int64_t minimum, const char* expected = "an integer") {
-  const bool index = !PyBool_Check(value.ptr()) && !is_tensor(value) && PyIndex_Check(value.ptr());
-  const auto number = py::reinterpret_steal<py::object>(index ? PyNumber_Index(value.ptr()) : nullptr);
-  if (!number) {
-    PyErr_Clear();  // an array of several numbers has __index__ too
-    TORCH_CHECK_TYPE(false, name, " must be ", expected, ", got ", type_name(value));
-  }
-  int overflow = 0;
-  const int64_t n = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-  TORCH_CHECK_VALUE(overflow == 0 && n >= minimum, name, " is ", text_of(value),
-                    ", expected an integer from ", minimum < 0 ? "-2**63" : std::to_string(minimum),
-                    " to 2**63 - 1");
-  return n;
-}
-
 template <class Word>
 Word word(const char* name, handle value) {
   TORCH_CHECK_TYPE(PyUnicode_Check(value.ptr()), name, " must be one of ", ops::words<Word>(), ", got ",
@@ -81,9 +65,7 @@ Tensor seed_tensor(handle seed, const at::Device& device) {
   const auto options = at::TensorOptions().dtype(at::kLong).device(device);
   if (seed.is_none()) return at::randint(std::numeric_limits<int64_t>::max(), {1}, options);
   if (is_tensor(seed)) return THPVariable_Unpack(seed.ptr());
-  const int64_t n =
-      integer("seed", seed, std::numeric_limits<int64_t>::min(), "an integer or a one-element int64 tensor");
-  return at::full({1}, n, options);
+  return at::full({1}, seed.cast<int64_t>(), options);
 }
 
 py::object wrap(const Tensor& t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(t)); }
@@ -120,14 +102,9 @@ variable_list run_latents(Op op) {
   return out;
 }
 
-py::object philox_normal(handle seed, handle size, handle offset, handle dtype, handle device) {
-  TORCH_CHECK_TYPE(!seed.is_none(), "seed must be an integer or a one-element int64 tensor, got NoneType");
-  TORCH_CHECK_TYPE(PyTuple_Check(size.ptr()) || PyList_Check(size.ptr()),
-                   "size must be a tuple or list of integers, got ", type_name(size));
+py::object philox_normal(handle seed, const py::tuple& size, int64_t offset, handle dtype, handle device) {
   c10::SymDimVector sizes;
-  for (const handle n : py::reinterpret_borrow<py::sequence>(size))
-    sizes.emplace_back(integer("size entry", n, 0));
-  const int64_t from = integer("offset", offset, 0);
+  for (const handle n : size) sizes.emplace_back(n.cast<int64_t>());
   TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dtype is ", text_of(dtype), ", expected one of ",
                    ops::float_names());
   const auto type = reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
@@ -154,16 +131,16 @@ py::object philox_normal(handle seed, handle size, handle offset, handle dtype, 
         c10::Dispatcher::singleton()
             .findSchemaOrThrow("fgbg::philox_normal", "")
             .typed<Tensor(const Tensor&, c10::SymIntArrayRef, c10::SymInt, at::ScalarType)>();
-    out = ops::callable_directly({tensor}) ? ops::philox_normal(tensor, sizes, from, type)
-                                           : op.call(tensor, sizes, from, type);
+    out = ops::callable_directly({tensor}) ? ops::philox_normal(tensor, sizes, offset, type)
+                                           : op.call(tensor, sizes, offset, type);
   }
   return wrap(out);
 }
 
 template <class Op>
-void set_draw(Op& op, handle num_samples, handle seed, handle offset) {
-  op.offset = integer("offset", offset, 0);
-  if (!num_samples.is_none()) op.num_samples = integer("num_samples", num_samples, 1);
+void set_draw(Op& op, handle num_samples, handle seed, int64_t offset) {
+  op.offset = offset;
+  if (!num_samples.is_none()) op.num_samples = num_samples.cast<int64_t>();
   op.seed = seed_tensor(seed, op.mu.device());
 }
 
@@ -181,7 +158,7 @@ Op latents(handle mu, handle logvar) {
   return op;
 }
 
-py::object reparameterize(handle mu, handle logvar, handle num_samples, handle seed, handle offset) {
+py::object reparameterize(handle mu, handle logvar, handle num_samples, handle seed, int64_t offset) {
   auto op = latents<ops::Reparameterize>(mu, logvar);
   set_draw(op, num_samples, seed, offset);
   const auto out = run_latents(std::move(op));
@@ -205,7 +182,7 @@ void check_gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_l
 }
 
 py::object sample_gaussian(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle num_samples,
-                           handle seed, handle offset, handle reduction) {
+                           handle seed, int64_t offset, handle reduction) {
   auto op = latents<ops::SampleGaussian>(mu, logvar);
   set_prior(op, prior_mu, prior_logvar);
   set_draw(op, num_samples, seed, offset);

@@ -10,6 +10,7 @@ from compare import assert_close, assert_same, cotangents, gradients
 from samples import SAMPLES, each, first_of_each_op
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -68,6 +69,58 @@ def test_a_mode_changes_nothing(sample, device):
     assert len(saved) == len(saved_too)
     for a, b in zip((*saved, *expected), (*saved_too, *found), strict=True):
         assert_same(a, b)
+
+
+class _Holding(TorchDispatchMode):
+    """Keeps the results of this package's ops, and copies of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        if func.namespace == "fgbg":
+            self.held += [(t, t.clone()) for t in tree_leaves(results) if isinstance(t, torch.Tensor)]
+        return results
+
+
+@each(SAMPLES[::2])
+def test_what_a_mode_holds_is_not_written_to(sample, device):
+    inputs = sample.inputs(device, torch.float32, grad=True)
+    expected = gradients(sample(inputs), inputs)
+    with _Holding() as mode:
+        outputs = sample(inputs)
+    for name, gradient in gradients(outputs, inputs).items():
+        assert_close(gradient, expected[name], operations=4, note=name)
+    assert mode.held
+    for t, before in mode.held:
+        assert_same(t, before)
+
+
+def test_lazily_negated_operands_and_seeds(device):
+    """Whose memory holds other numbers than the tensor: with gradients and without."""
+    mu, logvar, logits = torch.randn(3, 4, 5, device=device)
+    seed = torch.tensor([-5], device=device)
+    for grad in (False, True):
+        plain = [t.clone().requires_grad_(grad) for t in (mu, logvar)]
+        lazy = [torch._neg_view(-t).requires_grad_(grad) for t in (mu, logvar)]
+        for a, b in zip(
+            fgbg_cuda.sample_gaussian(*plain, seed=seed),
+            fgbg_cuda.sample_gaussian(*lazy, seed=torch._neg_view(-seed)),
+            strict=True,
+        ):
+            assert_same(a.detach(), b.detach())
+    assert_same(fgbg_cuda.bernoulli_kl(torch._neg_view(logits)), fgbg_cuda.bernoulli_kl(-logits))
+    assert_same(fgbg_cuda.philox_normal(torch._neg_view(-seed), (3,)), fgbg_cuda.philox_normal(seed, (3,)))
+
+
+def test_profilers_show_the_ops(device):
+    mu, logvar = (torch.randn(4, 5, device=device, requires_grad=True) for _ in range(2))
+    with torch.profiler.profile() as profile:
+        fgbg_cuda.gaussian_kl(mu, logvar, reduction="none").sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"fgbg::gaussian_kl", "fgbg::gaussian_kl_backward"} <= names
 
 
 def _weighted(outputs, factor):

@@ -247,6 +247,34 @@ def _leaves(results):
     return [results] if torch.is_tensor(results) else [t for r in results for t in _leaves(r)]
 
 
+@pytest.mark.parametrize("values", [(0.5, 1.0, 0.25, 2.0, 1.0), (1.0, 0.5, 1.0, 3.0)])
+def test_a_scale_of_one_is_a_scale(values, device):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = _compile(fgbg_cuda.blended_reconstruction_loss, counter)
+    inputs = _images(device)
+    for value in values:
+        found = compiled(**inputs, scale=value)
+        assert_close(found, fgbg_cuda.blended_reconstruction_loss(**inputs, scale=value))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1.5),
+        ("seed", True),
+        ("offset", True),
+        ("offset", -1),
+        ("num_samples", 1.5),
+        ("num_samples", 0),
+    ],
+)
+def test_bad_integers_fail_while_tracing(name, value, device):
+    compiled = _compile(fgbg_cuda.reparameterize, "aot_eager")
+    with pytest.raises(Exception, match=rf"{name} (is|must be)"):
+        compiled(**_latents(device, "mu", "logvar"), **{name: value})
+
+
 def test_bad_numbers_fail_while_tracing(device):
     for value in (-1.0, float("nan"), "1", None):
         compiled = _compile(fgbg_cuda.masked_reconstruction_loss, "aot_eager")

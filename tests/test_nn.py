@@ -91,7 +91,7 @@ def _loss(module, dtype=torch.float32):
 @pytest.mark.parametrize(("cls", "name"), LEARNED)
 def test_a_learned_scale_is_a_parameter(cls, name):
     """In parameters() and the state_dict; it moves with the module, and an optimizer moves it."""
-    for scale in (torch.nn.Parameter(torch.tensor(0.5)), torch.tensor([0.5], requires_grad=True)):
+    for scale in (torch.nn.Parameter(torch.tensor(0.5)), torch.nn.Parameter(torch.tensor([0.5]))):
         module = torch.nn.Sequential(cls(likelihood="gaussian", **{name: scale}))
         assert dict(module.named_parameters()).keys() == {f"0.{name}"}
         assert module.state_dict().keys() == {f"0.{name}"}
@@ -101,7 +101,7 @@ def test_a_learned_scale_is_a_parameter(cls, name):
         optimizer.step()
         assert _loss(module[0]) < before
         assert _loss(module.double()[0], torch.float64).dtype == torch.float64
-        other = cls(likelihood="gaussian", **{name: torch.ones(scale.shape, requires_grad=True)})
+        other = cls(likelihood="gaussian", **{name: torch.nn.Parameter(torch.ones(scale.shape))})
         other.load_state_dict(module[0].state_dict())
         assert_same(_loss(other.double(), torch.float64), _loss(module[0], torch.float64))
 
@@ -114,10 +114,13 @@ def test_a_scale_that_is_not_learned_is_a_buffer(cls, name):
     assert getattr(module.to("meta"), name).is_meta
 
 
-def test_a_scale_that_is_computed_goes_to_forward():
-    computed = torch.ones(1, requires_grad=True).exp()
-    with pytest.raises(ValueError, match="fg_scale is computed"):
-        nn.MaskedReconstructionLoss(fg_scale=computed)
+def test_another_tensor_that_learns_goes_to_forward():
+    """A copy of it would learn in its place, unseen."""
+    leaf = torch.ones(1, requires_grad=True)
+    computed = leaf.exp()
+    for scale in (leaf, computed):
+        with pytest.raises(ValueError, match="fg_scale is a tensor that requires a gradient"):
+            nn.MaskedReconstructionLoss(fg_scale=scale)
     module = nn.MaskedReconstructionLoss(likelihood="gaussian")
     x = torch.rand(2, 1, 3, 4)
     module(x, x, x, mask=x, fg_scale=computed).backward()

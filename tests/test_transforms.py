@@ -4,6 +4,7 @@ import pytest
 import torch
 from compare import assert_close, assert_same, gradients
 from samples import SAMPLES, each, first_of_each_op
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -206,6 +207,15 @@ def test_tracers_record_the_op(sample, device):
     for call in (traced, recorded):
         for a, e in zip(call(*others.values()), sample(others), strict=True):
             assert_same(a, e)
+
+
+def test_fake_tensors_outside_their_mode(device):
+    """They carry it along; a number given beside them has to become one of them."""
+    with FakeTensorMode() as mode:
+        x = torch.rand(2, 3, 4, device=device)
+    loss = fgbg_cuda.masked_reconstruction_loss(x, x, x, mask=x, fg_weight=0.5, fg_scale=0.25)
+    kl = fgbg_cuda.bernoulli_kl(x, 0.3, reduction="none")
+    assert (loss.shape, kl.shape, kl.fake_mode) == ((), x.shape, mode)
 
 
 def test_hooks_and_retained_graphs(device):

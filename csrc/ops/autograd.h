@@ -22,6 +22,7 @@
 
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
@@ -50,8 +51,8 @@ struct OpDefaults {
   Tensor kept(const variable_list&) const { return {}; }
 };
 
-// Whether kernels may be called on these tensors, past the dispatcher: neither a mode, a tracer nor a subclass
-// wants to see the op.
+// Whether kernels may be called on these tensors, past the dispatcher: neither a mode, a tracer nor a
+// subclass wants to see the op.
 bool callable_directly(const variable_list& tensors);
 
 // --- schemas --------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ Op from_stack(const c10::IValue* arguments) {
 }
 template <class Op>
 void push(const Op& op, torch::jit::Stack& stack) {
-  visit(op, ToStack{stack, op.like().options().dtype(op.dtype())});
+  visit(op, ToStack{stack, op.like(), op.dtype()});
 }
 
 // Tensors that nobody asked for have no elements.
@@ -196,6 +197,25 @@ Needs scale_unit_gradients(const variable_list& grads, const variable_list& save
 // the loss scale arrives.
 bool may_write_unit_gradients(const variable_list& operands, Needs needs);
 
+// What profilers call a kernel that was called past the dispatcher.
+template <class Op>
+const char* record_name(const char* suffix) {
+  static const std::string forward = "fgbg::" + std::string(Op::kName), backward = forward + "_backward";
+  return (*suffix ? backward : forward).c_str();
+}
+
+template <class Op>
+Forward forward_directly(const Op& op, Needs needs) {
+  RECORD_FUNCTION(record_name<Op>(""), c10::ArrayRef<const c10::IValue>{});
+  return op.forward(needs);
+}
+template <class Op>
+variable_list backward_directly(const Op& op, const variable_list& grads, const Tensor& kept, Needs needs,
+                                bool overwrite) {
+  RECORD_FUNCTION(record_name<Op>("_backward"), c10::ArrayRef<const c10::IValue>{});
+  return op.backward(grads, kept, needs, overwrite);
+}
+
 template <class Op>
 struct Differentiable : torch::autograd::Function<Differentiable<Op>> {
   // Torch looks for the edges of the graph among the first argument's tensors, the operands that are present.
@@ -211,14 +231,15 @@ struct Differentiable : torch::autograd::Function<Differentiable<Op>> {
     for_tensors(const_cast<Op&>(op), [&](Tensor& t) { tensors.push_back(t); });
     // Decided here, where a tensor that is traced still says what device it is for.
     const Needs asked = needs | op.also_needs(needs);
-    Forward out = callable_directly(tensors) ? op.forward(asked) : dispatch_forward(op, asked);
+    const bool direct = callable_directly(tensors);
+    Forward out = direct ? forward_directly(op, asked) : dispatch_forward(op, asked);
     if (op.saves_terms()) out.saved = {out.outputs[1]};
     if (!op.returns_terms() && out.outputs.size() > 1) ctx->mark_non_differentiable({out.outputs[1]});
 
     SaveOptions options;
     options.all.emplace_back(needs);
-    // Hooks may hand the same tensor to others, or to a later pass.
-    options.all.emplace_back(at::SavedTensorDefaultHooks::get_hooks().has_value());
+    // Hooks, modes and subclasses have seen what is saved, and may hold it.
+    options.all.emplace_back(!direct || at::SavedTensorDefaultHooks::get_hooks().has_value());
     visit(op, options);
     ctx->saved_data["options"] = std::move(options.all);
     tensors.insert(tensors.end(), out.saved.begin(), out.saved.end());
@@ -231,14 +252,14 @@ struct Differentiable : torch::autograd::Function<Differentiable<Op>> {
     variable_list tensors = ctx->get_saved_variables();
     const c10::IValue* next = ctx->saved_data["options"].toListRef().data();
     const Needs needs = next[0].toInt();
-    const bool hooked = next[1].toBool();
+    const bool seen = next[1].toBool();
     Op op;
     op.fields(RestoreOptions{next + 2});
     size_t inputs = 0;
     for_tensors(op, [&](Tensor& t) { t = tensors[inputs++]; });
     const variable_list saved(tensors.begin() + static_cast<std::ptrdiff_t>(inputs), tensors.end());
     tensors.insert(tensors.end(), grads.begin(), grads.end());
-    const variable_list all = gradients(op, grads, saved, needs, callable_directly(tensors), hooked);
+    const variable_list all = gradients(op, grads, saved, needs, callable_directly(tensors), seen);
 
     variable_list out;
     const variable_list operands = operands_of(op);
@@ -249,17 +270,17 @@ struct Differentiable : torch::autograd::Function<Differentiable<Op>> {
   }
 
  private:
-  // Of every operand that needs one. `direct`: past the dispatcher; `hooked`: hooks saw what is saved.
+  // Of every operand that needs one. `direct`: past the dispatcher; `seen`: others may hold what is saved.
   static variable_list gradients(const Op& op, const variable_list& grads, const variable_list& saved,
-                                 Needs needs, bool direct, bool hooked) {
+                                 Needs needs, bool direct, bool seen) {
     variable_list out(Op::kOperands);
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); })) return out;
     if (at::GradMode::is_enabled()) return dispatch_backward(op, grads, op.kept(saved), needs);
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const bool overwrite = direct && !hooked && !torch::autograd::get_current_graph_task_keep_graph();
+    const bool overwrite = direct && !seen && !torch::autograd::get_current_graph_task_keep_graph();
     needs = op.reuse(grads, saved, needs, overwrite, out);
     if (needs == 0) return out;
-    const variable_list rest = direct ? op.backward(grads, op.kept(saved), needs, overwrite)
+    const variable_list rest = direct ? backward_directly(op, grads, op.kept(saved), needs, overwrite)
                                       : dispatch_backward(op, grads, op.kept(saved), needs);
     for (size_t i = 0; i < Op::kOperands; ++i)
       if (needs_operand(needs, i)) out[i] = rest[i];
@@ -279,7 +300,9 @@ variable_list call(const Op& op) {
   const variable_list operands = operands_of(op);
   if (any_requires_grad(operands)) return Differentiable<Op>::apply(at::TensorList(defined_of(operands)), op);
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return (callable_directly(operands) ? op.forward(0) : dispatch_forward(op, 0)).outputs;
+  variable_list tensors;
+  for_tensors(const_cast<Op&>(op), [&](Tensor& t) { tensors.push_back(t); });
+  return (callable_directly(tensors) ? forward_directly(op, 0) : dispatch_forward(op, 0)).outputs;
 }
 
 template <class Op>

@@ -150,7 +150,8 @@ struct FromStack {
 
 struct ToStack {
   torch::jit::Stack& stack;
-  at::TensorOptions numbers;  // of the tensors that numbers become
+  const Tensor& like;  // whose kind numbers become, tensors of this type
+  at::ScalarType dtype;
 
   void operand(const char*, Tensor& t) { stack.emplace_back(t); }
   void optional(const char*, Tensor& t) { stack.push_back(t.defined() ? c10::IValue(t) : c10::IValue()); }
@@ -160,7 +161,7 @@ struct ToStack {
     if (x.tensor.defined())
       stack.emplace_back(x.tensor);
     else
-      stack.push_back(x.value == x.absent ? c10::IValue() : c10::IValue(at::full({}, x.value, numbers)));
+      stack.push_back(x.value == x.absent ? c10::IValue() : c10::IValue(like.new_full({}, x.value, dtype)));
   }
   void option(const char*, bool& x) { stack.emplace_back(x); }
   void option(const char*, c10::SymInt& x) { stack.emplace_back(x); }

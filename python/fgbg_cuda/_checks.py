@@ -1,7 +1,7 @@
 """Which Python values the public functions accept: numbers, words that choose a way in Python, flags.
 
-What is accepted of tensors, integers and the words that C++ reads is decided in csrc/ops (``check()`` of
-each op) and csrc/eager.cpp. Floats are checked here, since in a compiled graph they have a value only here.
+What is accepted of tensors and of the words that C++ reads is decided in csrc/ops (``check()`` of each op)
+and csrc/eager.cpp. Numbers are checked here, since in a compiled graph they have a value only here.
 A ValueError or TypeError names the argument, what came, and what is accepted, before any work is done.
 Tensor *values* are not looked at: that would synchronise with a GPU, and IEEE arithmetic already says what
 becomes of them.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,13 +60,43 @@ def _as_float(name: str, value: Any) -> float:
     raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
+def integer(name: str, value: Any, minimum: int = -(2**63), expected: str = "an integer") -> int:
+    """``value`` as an integer of 64 bits, at least ``minimum``. What has ``__index__`` is one, NumPy's
+    scalars among them; bools, tensors and arrays are not."""
+    if type(value) is int and minimum <= value < 2**63:
+        return value
+    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    try:
+        value = operator.index(value)
+    except TypeError as error:  # of an array of several numbers
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from error
+    if value < minimum or value >= 2**63:
+        least = "-2**63" if minimum < 0 else minimum
+        raise ValueError(f"{name} is {value}, expected an integer from {least} to 2**63 - 1")
+    return value
+
+
+def seed(value: Any) -> Any:
+    """A tensor, which C++ checks, or an integer."""
+    if isinstance(value, Tensor):
+        return value
+    return integer("seed", value, expected="an integer or a one-element int64 tensor")
+
+
+def size(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"size must be a tuple or list of integers, got {type(value).__name__}")
+    return tuple([integer("size entry", n, 0) for n in value])
+
+
 def scale(name: str, value: Any, likelihood: object) -> Tensor | float:
     """A positive number, or a tensor (whose shape C++ checks), of a likelihood that has one."""
     if not isinstance(value, Tensor):
         value = number(name, value, above=0.0)
-        if value == 1.0:
-            return value
-    if likelihood not in reference.SCALED_LIKELIHOODS and likelihood in reference.LIKELIHOODS:
+    if likelihood in reference.SCALED_LIKELIHOODS:
+        return value  # before it is looked at: each look is one more graph for a number that changes
+    if likelihood in reference.LIKELIHOODS and (isinstance(value, Tensor) or value != 1.0):
         raise ValueError(
             f"{name} was given, but likelihood {likelihood!r} has no scale; expected one of "
             f"{_names(reference.SCALED_LIKELIHOODS)}"
@@ -130,12 +161,8 @@ def samples(log_p: object, log_q: object, dim: object, bits_per_dim: object) -> 
             f"log_q has shape {list(log_q.shape)} on {log_q.device}, expected those of log_p, "
             f"{list(log_p.shape)} on {log_p.device}"
         )
-    if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
-        raise TypeError(f"dim must be an integer, got {type(dim).__name__}")
+    integer("dim", dim)
     if not -log_p.dim() <= dim < log_p.dim():
         raise ValueError(f"dim is {dim}, expected a dimension of log_p, of shape {list(log_p.shape)}")
     if bits_per_dim is not None:
-        if isinstance(bits_per_dim, bool) or not isinstance(bits_per_dim, (int, np.integer)):
-            raise TypeError(f"bits_per_dim must be an integer, got {type(bits_per_dim).__name__}")
-        if bits_per_dim < 1:
-            raise ValueError(f"bits_per_dim is {bits_per_dim}, expected an integer of at least 1")
+        integer("bits_per_dim", bits_per_dim, 1)

@@ -88,7 +88,7 @@ def _seed_tensor(
 def _drawn_seed(seed: Any, generator: torch.Generator | None, mu: Any) -> Any:
     """The seed; where there is a generator, drawn from it."""
     if generator is None:
-        return seed
+        return seed if seed is None else _checks.seed(seed)
     device = mu.device if isinstance(mu, Tensor) else torch.device("cpu")
     _checks.generator(generator, seed, device)
     return _seed_tensor(None, generator, device)
@@ -125,6 +125,9 @@ def philox_normal(
         >>> torch.equal(part, whole[2:])
         True
     """
+    seed = _checks.seed(seed)
+    size = _checks.size(size)
+    offset = _checks.integer("offset", offset, 0)
     if device is not None and type(device) is not torch.device:
         device = _checks.device(device)
     if not is_compiling():
@@ -176,7 +179,11 @@ def reparameterize(
         >>> fgbg_cuda.reparameterize(mu, logvar, num_samples=5).shape
         torch.Size([5, 2, 3])
     """
-    return _draw(mu, logvar, num_samples, _drawn_seed(seed, generator, mu), offset)
+    seed = _drawn_seed(seed, generator, mu)
+    offset = _checks.integer("offset", offset, 0)
+    if num_samples is not None:
+        num_samples = _checks.integer("num_samples", num_samples, 1)
+    return _draw(mu, logvar, num_samples, seed, offset)
 
 
 def _draw(mu: Tensor, logvar: Tensor, num_samples: Any, seed: Any, offset: Any) -> Tensor:
@@ -322,6 +329,9 @@ def sample_gaussian(
     """
     free_bits = _checks.free_bits(free_bits, reduction)
     seed = _drawn_seed(seed, generator, mu)
+    offset = _checks.integer("offset", offset, 0)
+    if num_samples is not None:
+        num_samples = _checks.integer("num_samples", num_samples, 1)
     if free_bits > 0:
         if not is_compiling():
             _C.check_gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)

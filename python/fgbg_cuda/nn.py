@@ -1,7 +1,7 @@
 """The ops as modules, for those who build models that way.
 
 Options go to the constructor, tensors to ``forward``. An option that is a tensor, such as a learned scale,
-is registered: a parameter if it requires a gradient, else a buffer. So it is in ``parameters()`` and the
+is registered: an ``nn.Parameter`` as one, any other as a buffer. So it is in ``parameters()`` and the
 ``state_dict``, and moves with the module; it may be given to ``forward`` as well, which then counts. Each
 module is its function in :mod:`fgbg_cuda.functional`, which documents the options.
 """
@@ -51,14 +51,14 @@ class _Op(nn.Module):
             self.plain_options[name] = value
             return
         self.tensor_options.append(name)
-        if not value.requires_grad:
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+        elif not value.requires_grad:
             self.register_buffer(name, value)
-        elif value.is_leaf:
-            self.register_parameter(name, value if isinstance(value, nn.Parameter) else nn.Parameter(value))
         else:
             raise ValueError(
-                f"{name} is computed from other tensors, expected a parameter or a tensor without gradient; "
-                "give it to forward"
+                f"{name} is a tensor that requires a gradient, expected an nn.Parameter or a tensor that "
+                "does not; what another module learns, or is computed, goes to forward"
             )
 
     @property
