@@ -79,7 +79,7 @@ def integer(name: str, value: Any, minimum: int = -(2**63), expected: str = "an 
 
 def seed(value: Any) -> Any:
     """A tensor, which C++ checks, or an integer."""
-    if isinstance(value, Tensor):
+    if type(value) is not int and isinstance(value, Tensor):
         return value
     return integer("seed", value, expected="an integer or a one-element int64 tensor")
 
@@ -87,7 +87,10 @@ def seed(value: Any) -> Any:
 def size(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"size must be a tuple or list of integers, got {type(value).__name__}")
-    return tuple([integer("size entry", n, 0) for n in value])
+    for n in value:
+        if type(n) is not int or n < 0:
+            return tuple([integer("size entry", n, 0) for n in value])
+    return tuple(value)
 
 
 def scale(name: str, value: Any, likelihood: object) -> Tensor | float:
