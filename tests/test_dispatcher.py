@@ -9,6 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgbg_cuda
 
+# Numbers, which are tensors for the dispatcher, and get no gradient.
+NUMBERS = ("fg_weight", "bg_weight", "prior_logit")
+
 
 class _Calls(TorchDispatchMode):
     """Records the calls of this package's ops."""
@@ -33,9 +36,15 @@ def _calls(sample, device, layout=lambda t: t):
     with _Calls() as calls:
         gradients(sample(inputs), inputs, create_graph=True)
     for func, args in calls.seen:
+        names = [argument.name for argument in func._schema.arguments]
         yield (
             func,
-            [a.detach().requires_grad_(a.is_floating_point()) if torch.is_tensor(a) else a for a in args],
+            [
+                a.detach().requires_grad_(a.is_floating_point() and name not in NUMBERS)
+                if torch.is_tensor(a)
+                else a
+                for name, a in zip(names, args, strict=False)
+            ],
         )
 
 

@@ -71,8 +71,8 @@ struct Operands {
   }
 };
 
-// Calls body(pixels, item, lane) for the groups of this warp's segments, and writes the partial sums that body
-// accumulates, if wanted. The last block reduces the partial sums.
+// Calls body(pixels, item, lane) for the groups of this warp's segments, and writes the partial sums that
+// body accumulates, if wanted. The last block reduces the partial sums.
 template <class T, int V, class Body>
 __device__ __forceinline__ void for_pixel_groups(const ReconstructionArgs& args, T (&sums)[kTerms],
                                                  Body body) {
