@@ -603,8 +603,9 @@ def check(case: Case, device: torch.device | str = "cpu") -> None:
             bound = condition[name] + step * (e.abs() + summed[name]) + _error_of_float64(e, float32[name])
             if case.op == "bernoulli_kl" and name == "logits":
                 bound = bound + _error_of_sigmoid(case, inputs, upstream)
-        # Gradients in bfloat16 are rounded for an upstream gradient of one, and again for what arrives.
-        roundings = 2 if name in actual.gradients and a.dtype == torch.bfloat16 else 1
+        # A gradient in a narrower type than the computation's is rounded for an upstream gradient of one, and
+        # again for what arrives.
+        roundings = 2 if name in actual.gradients and a.dtype not in (torch.float16, compute) else 1
         wrong = _wrong(a, e, bound, narrow.get(name), roundings)
         if name in actual.gradients and extreme:
             wrong &= ~_undefined(case, a, e, inputs, name, compute)

@@ -88,7 +88,7 @@ def size(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"size must be a tuple or list of integers, got {type(value).__name__}")
     for n in value:
-        if type(n) is not int or n < 0:
+        if type(n) is not int or not 0 <= n < 2**63:
             return tuple([integer("size entry", n, 0) for n in value])
     return tuple(value)
 
@@ -159,6 +159,9 @@ def samples(log_p: object, log_q: object, dim: object, bits_per_dim: object) -> 
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if value.dtype not in FLOATS:
             raise TypeError(f"{name} has dtype {value.dtype}, expected one of {_names(FLOATS)}")
+        if value.is_nested or value.layout is not torch.strided:
+            came = "nested" if value.is_nested else f"of layout {value.layout}"
+            raise ValueError(f"{name} is {came}, expected a tensor of layout torch.strided")
     if log_q.shape != log_p.shape or log_q.device != log_p.device:
         raise ValueError(
             f"log_q has shape {list(log_q.shape)} on {log_q.device}, expected those of log_p, "

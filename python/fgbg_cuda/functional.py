@@ -357,7 +357,7 @@ def _widened(*operands: Any) -> tuple[Any, ...]:
     """Float tensors in the dtype of the computation. Where a function is made of several ops, their
     gradients then add up in that dtype and are rounded once, as in a single op."""
     dtype = reference.compute_dtype(*operands)
-    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in operands)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in _checks.FLOATS else t for t in operands)
 
 
 def _flat(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
