@@ -57,7 +57,7 @@ struct BernoulliKl {
 // (flipping the sign of both logits exchanges the two outcomes). Far apart, the log is a difference of
 // softplus, which are log(1 + e^-|x|) and, for b > 0, b. Close together both terms cancel to second order in
 // d; there log(...) = log1p(y) with y = m (e^-d - 1), and KL = m (e^-d - 1 + d) + (log1p(y) - y), each part
-// accurate by itself.
+// accurate by itself. Likewise sigmoid(b) - sigmoid(a) = m (1 - sigmoid(b)) (e^-d - 1).
 //
 // Infinite logits are masks of exactly 0 or 1: KL(+-inf || b) = softplus(-+b), 0 where b is the same
 // infinity, and inf where it is the other. The KL of any finite logit against an infinite one is inf.
@@ -67,19 +67,21 @@ FGBG_FN BernoulliKl<T> bernoulli_kl(T logit, T prior_logit) {
   const T sign = logit > T(0) ? T(-1) : T(1);
   const T b = sign * prior_logit, signed_logit = sign * logit;
   const T a = kCertain > signed_logit ? kCertain : signed_logit;
-  const T d = a - b, difference = sign * d;
-  const Mask<T> m = mask_from_logit(a);
-  const T near = m.on * expm1_minus_x(-d) + log1p_minus_x(m.on * expm1(-d));
-  const T logs = log1p_unit(exp_minus_abs(prior_logit)) - log1p_unit(exp_minus_abs(a));
+  const T d = a - b;
+  const Mask<T> m = mask_from_logit(a), prior = mask_from_logit(b);
+  const bool close = abs(d) < T(0.5);
+  const T more = expm1_minus_x(-d), growth = more - d;  // e^-d - 1 + d and e^-d - 1
+  const T near = m.on * more + log1p_minus_x(m.on * growth);
+  const T logs = log1p_unit(exp_minus_abs(b)) - log1p_unit(exp_minus_abs(a));
   // m d + b, written so that an infinite b gives no inf - inf.
   const T far = (b > T(0) ? m.on * a + m.off * b : m.on * d) + logs;
-  const T value = abs(d) < T(0.5) ? near : far;
-  // Against an infinite prior: neither m nor its slope may meet inf where they have underflowed to 0.
-  const bool infinite = abs(prior_logit) == kInf<T>;
-  const T limit = logit == prior_logit ? T(0) : abs(d);
-  const bool flat = infinite & (m.slope == T(0));  // &: a branch would not be vectorised
-  return {infinite ? limit : value, flat ? T(0) : m.slope * difference,
-          -sigmoid_difference(logit, prior_logit, difference)};
+  // Against an infinite prior: neither m nor its slope may meet inf where they have underflowed to 0. For m
+  // that is b = -inf alone, since m <= 1/2.
+  const T limit = signed_logit == b ? T(0) : abs(d);
+  const T value = b == -kInf<T> ? limit : far;
+  const bool flat = (abs(b) == kInf<T>)&(m.slope == T(0));  // &: a branch would not be vectorised
+  return {close ? near : value, flat ? T(0) : m.slope * (sign * d),
+          sign * (close ? m.on * prior.off * growth : prior.on - m.on)};
 }
 
 }  // namespace FGBG_ISA
