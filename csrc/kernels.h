@@ -2,8 +2,9 @@
 //
 // Words used throughout the kernels:
 //   row      the elements of one sample; plane: its spatial elements, of one channel
-//   segment  a fixed piece of a row (or of the pixels of a sample) that one task or warp sums
+//   segment  a fixed piece of a row (or of the pixels of a sample) that one task or team sums
 //   task     what one call of a CPU kernel does: a segment, or several short rows
+//   team     the CUDA threads that take a segment: a warp or a block
 //   block    on the CPU, as many elements as the stages of a kernel pass on at a time through the first-level
 //            cache; on CUDA, CUDA's word
 //   group    the channels that share a mask value; on CUDA the elements that a thread handles at a time
@@ -61,7 +62,8 @@ struct Upstream {
 };
 
 struct Noise {
-  const int64_t* seed = nullptr;  // on the device of the data
+  const int64_t* seed_on_device = nullptr;  // null: `seed`
+  int64_t seed = 0;
   uint64_t offset = 0;
 };
 
@@ -113,7 +115,8 @@ struct Sums {
   FinalReduction
       final_reductions[3];  // of the loss and of the derivatives with respect to fg_scale and bg_scale
   // CUDA alone:
-  int64_t segment = 0;              // elements of a sample (pixels, for images) that a warp sums
+  int64_t segment = 0;              // elements of a sample (pixels, for images) that a team sums
+  int team = 0;                     // threads of it: a warp or a block
   uint32_t* blocks_done = nullptr;  // 0 before and after every launch
 };
 
@@ -168,6 +171,9 @@ struct ReconstructionArgs : Sums {
   const void* grad_terms = nullptr;  // [kTerms, B] compute dtype, or null
   View grad_fg, grad_bg, grad_target, grad_mask;
   double* scale_partial = nullptr;  // [2, C, B, segments] sums of d(loss)/d(scale), or null
+  // CUDA alone:
+  bool one_image = false;    // bg is absent, and here the same as fg
+  bool scale_slots = false;  // whether there is shared memory for the gradients of the scales
 };
 
 // Work is cut into segments of so many elements of a sample (pixels, for images). The cut depends on

@@ -110,7 +110,7 @@ constexpr int64_t kStep = 2 * LaneSums<T>::kPacks * kLanes<T>;
 // mask, and the channels are interleaved.
 template <class L, class T, class S, bool kGradient, bool kExcludes>
 void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSums<T>& sum_bg) {
-  Regions<T, S> r = in;  // a local copy, which no store can alias
+  Regions<T, S> r = in;                       // a local copy, which no store can alias
   if constexpr (!kExcludes) r.excluded = {};  // a constant, so that nothing is left of the selection
   alignas(64) T on[kStep<T>], off[kStep<T>], difference[kStep<T>];
   // Software prefetch, since there are too many streams for the hardware's. (Not worth it in forward if the
@@ -203,9 +203,8 @@ void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& sum_fg, LaneSu
 // The loop for what is excluded, which is nothing for most losses.
 template <class L, class T, class S, bool kGradient>
 void masked_loop(const Regions<T, S>& in, int64_t n, LaneSums<T>& fg, LaneSums<T>& bg) {
-  in.excluded.fg.nothing() && in.excluded.bg.nothing()
-      ? masked_loop<L, T, S, kGradient, false>(in, n, fg, bg)
-      : masked_loop<L, T, S, kGradient, true>(in, n, fg, bg);
+  in.excluded.fg.nothing() && in.excluded.bg.nothing() ? masked_loop<L, T, S, kGradient, false>(in, n, fg, bg)
+                                                       : masked_loop<L, T, S, kGradient, true>(in, n, fg, bg);
 }
 
 template <class T>

@@ -133,8 +133,7 @@ inline Words operator^(Words a, uint32_t b) {
 
 class Normals {
  public:
-  explicit Normals(const Noise& noise)
-      : seed_(noise.seed ? static_cast<uint64_t>(*noise.seed) : 0), offset_(noise.offset) {}
+  explicit Normals(const Noise& noise) : seed_(static_cast<uint64_t>(noise.seed)), offset_(noise.offset) {}
 
   // Numbers offset + i .. offset + i + n - 1 of the stream; n <= kBlock<float>.
   const float* fill(int64_t i, int64_t n) {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../regions.h"
-#include "memory.cuh"
+#include "launch.cuh"
 
 namespace fgbg::cuda {
 namespace {
@@ -42,7 +42,7 @@ __device__ __forceinline__ double write_sample(const FinalReduction& args, int64
 // threads, a power of two of threads shares each.
 template <class T>
 __device__ double reduce_samples(const FinalReduction& args, double* totals) {
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = thread_of_block();
   const int64_t row = args.batch * args.segments;
   int lanes = kThreads;
   while (lanes > 1 && lanes * args.batch > kThreads) lanes /= 2;
@@ -76,7 +76,7 @@ __device__ double reduce_samples(const FinalReduction& args, double* totals) {
 template <class T>
 __device__ void final_reduction(const FinalReduction& args) {
   __shared__ double totals[kTerms * kThreads];
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = thread_of_block();
   const bool one_loss = args.loss && args.reduction != Reduction::sample;
   // Without areas the loss is linear in the sums. It has the same bits whether terms are wanted or not.
   const bool linear = one_loss && !args.normalize_area;
@@ -97,23 +97,34 @@ __device__ void final_reduction(const FinalReduction& args) {
   __syncthreads();
 }
 
+// Adds 1 and returns what was there. Release: this block's partial sums are visible before its count is.
+// Acquire: those of the blocks that counted before are visible to what follows.
+__device__ __forceinline__ uint32_t count_done(uint32_t* blocks) {
+#if defined(__CUDA_ARCH__)
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(blocks))
+               : "memory");
+  return before;
+#else
+  return atomicAdd(blocks, 1u);
+#endif
+}
+
 // Every thread has to call it, after its last partial sum.
 template <class T>
 __device__ __forceinline__ void final_reduction_if_last(const Sums& args) {
   if (!args.blocks_done) return;
   __shared__ bool last;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();  // release: this block's partial sums before its increment of the counter
-    last = atomicAdd(args.blocks_done, 1u) == gridDim.x - 1;
-    __threadfence();  // acquire: those of the other blocks before the reads below
-  }
+  if (thread_of_block() == 0) last = count_done(args.blocks_done) == gridDim.x - 1;
   __syncthreads();
   if (!last) return;
 #pragma unroll 1
   for (const FinalReduction& f : args.final_reductions)
     if (f) final_reduction<T>(f);
-  if (threadIdx.x == 0) *args.blocks_done = 0;
+  if (thread_of_block() == 0) *args.blocks_done = 0;
 }
 
 }  // namespace

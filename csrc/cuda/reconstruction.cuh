@@ -4,138 +4,244 @@
 // channels); backward reads the same and writes the gradients and, if partial sums are wanted, the sums
 // of the loss. (A joint mixture of several channels reads the images twice in backward: the
 // responsibilities need all channels first. The second read of a group's pixels comes from cache.)
-// A warp takes a segment of the pixels of one sample, all channels; a lane V consecutive pixels at a
-// time, so that the mask, its sigmoid and its gradient stay in registers across channels. Each warp
-// writes its own partial sums, in an order fixed by the sizes.
+// A team takes a segment of the pixels of one sample, all channels; a thread V consecutive pixels at a
+// time, so that the mask, its sigmoid and its gradient stay in registers across channels.
 #pragma once
 
 #include "../math/composition.h"
 #include "final_reduction.cuh"
 #include "kernels.h"
-#include "memory.cuh"
+#include "teams.cuh"
 
 namespace fgbg::cuda {
 namespace {
 
-// V pixels of sample b from pixel p on. A lane beyond the end of its segment is not live: it computes on
-// zeros, since every lane has to take part in the warp's shuffles.
-template <class T, int V>
+// V pixels of sample b from pixel p on. A thread that is not live has come to the end of its segment before
+// its warp has: it computes on other pixels, whose results are neither stored nor summed.
+template <class F>
 struct Pixels {
   const Shape& shape;
   int64_t b, p;
   bool live;
 
-  __device__ int64_t offset(const View& v, int64_t c) const {
-    const int64_t base = b * v.stride[0] + c * v.stride[1];
-    if (V > 1) return base + p;
+  __device__ int64_t offset(const View& v) const {  // in channel 0
+    const int64_t base = b * v.stride[0];
+    if (F::V > 1) return base + p;
     if (v.plane_stride >= 0) return base + p * v.plane_stride;
     const int64_t x = p % shape.size[4], rest = p / shape.size[4];
     return base + x * v.stride[4] + (rest % shape.size[3]) * v.stride[3] +
            (rest / shape.size[3]) * v.stride[2];
   }
-  __device__ Raw<V> fetch(const View& v, int64_t c) const {
-    Raw<V> raw = {};
-    if (live) cuda::fetch<T, V>(v, offset(v, c), raw);
-    return raw;
-  }
-  __device__ void load(const View& v, int64_t c, T (&out)[V]) const { unpack<T, V>(v, fetch(v, c), out); }
-  __device__ void store(const View& v, int64_t c, const T (&in)[V]) const {
-    if (v && live) cuda::store<T, V>(v, offset(v, c), in);
-  }
 };
 
-// The operands of one channel of a group of pixels. The mask is kept from the channel before if they share
-// it.
-template <class T, int V, class L>
-struct Operands {
+// Channel c of an operand at these pixels.
+template <class F>
+__device__ __forceinline__ int64_t offset_of(const View& v, const Pixels<F>& px, int c) {
+  return px.offset(v) + c * v.stride[1];
+}
+template <class F, class T>
+__device__ __forceinline__ void load_channel(const View& v, const Pixels<F>& px, int c, T (&out)[F::V]) {
+  Raw<F> raw;
+  fetch<F>(v, offset_of(v, px, c), raw);
+  unpack<F>(v, raw, out);
+}
+template <class F, class T>
+__device__ __forceinline__ void store_channel(const View& v, const Pixels<F>& px, int c,
+                                              const T (&in)[F::V]) {
+  if (v && px.live) store<F>(v, offset_of(v, px, c), in);
+}
+
+// The scales of each channel, prepared once by a block rather than for each group of pixels.
+template <class T, class L>
+class Scales {
+ public:
+  __device__ explicit Scales(const ReconstructionArgs& args) : args_(args) {
+    if constexpr (L::kScaled) {
+      for (int c = static_cast<int>(threadIdx.x); c < static_cast<int>(args.shape.size[1]) && c < kTable;
+           c += kThreads) {
+        const math::Scale<T> fg = prepared(args.fg_scale, c), bg = prepared(args.bg_scale, c);
+        T* to = table() + 4 * c;
+        to[0] = fg.inverse;
+        to[1] = fg.log_z;
+        to[2] = bg.inverse;
+        to[3] = bg.log_z;
+      }
+      __syncthreads();
+    }
+  }
+  __device__ math::Scale<T> fg(int c) const { return of(c, 0, args_.fg_scale); }
+  __device__ math::Scale<T> bg(int c) const { return of(c, 2, args_.bg_scale); }
+
+ private:
+  static constexpr int kTable = 64;
+  __device__ static T* table() {
+    __shared__ T of_table[4 * kTable];
+    return of_table;
+  }
+  __device__ static math::Scale<T> prepared(const ScaleView& s, int c) {
+    return L::prepare(scale_at<T>(s, c));
+  }
+  __device__ math::Scale<T> of(int c, int which, const ScaleView& s) const {
+    if constexpr (!L::kScaled) return L::prepare(T(1));
+    return c < kTable ? math::Scale<T>{table()[4 * c + which], table()[4 * c + which + 1]} : prepared(s, c);
+  }
+
+  const ReconstructionArgs& args_;
+};
+
+// Whether a kernel takes masks of bytes, has the gradients of target and scales, and takes an upstream
+// gradient for each element. There are not enough registers for that where a thread has eight elements. (The
+// loss of an element, and its gradient, are no half precision numbers anyway.)
+template <class F>
+constexpr bool kHasAll = F::V < kVectorHalf;
+
+// What a mask of zeros and ones leaves out.
+template <class F>
+__device__ __forceinline__ math::Excluded<typename F::T> excluded_by_mask(const ReconstructionArgs& args) {
+  return math::Excluded<typename F::T>::zeros_if(kHasAll<F> && hard_mask(args));
+}
+
+// What is loaded while a channel is computed with, as far as there are registers for it: the next channel of
+// the group, or the next group's first as well.
+enum class Ahead { nothing, channel, group };
+template <class F>
+constexpr Ahead kAheadInForward = F::V == kVectorHalf ? Ahead::group : Ahead::nothing;
+template <class F>
+constexpr Ahead kAheadInBackward = std::is_same_v<F, Float32> ? Ahead::channel : Ahead::nothing;
+
+// The operands of a thread's groups of pixels, one channel after the other. The mask is kept from the channel
+// before if they share it.
+template <class F, class L, Ahead kAhead>
+class Operands {
+  using T = typename F::T;
+  static constexpr int V = F::V;
+
+ public:
   T fg[V], bg[V], target[V], mask[V];
   math::Scale<T> fg_scale, bg_scale;
 
-  __device__ void load(const ReconstructionArgs& args, const Pixels<T, V>& px, int64_t c, bool new_mask) {
-    const Raw<V> raw_fg = px.fetch(args.fg, c), raw_target = px.fetch(args.target, c);
-    Raw<V> raw_bg = raw_fg, raw_mask;
-    if (args.bg) raw_bg = px.fetch(args.bg, c);
-    if (new_mask) raw_mask = px.fetch(args.mask, c);
-    fg_scale = L::prepare(scale_at<T>(args.fg_scale, c));
-    bg_scale = L::prepare(scale_at<T>(args.bg_scale, c));
-    unpack<T, V>(args.fg, raw_fg, fg);
-    unpack<T, V>(args.bg ? args.bg : args.fg, raw_bg, bg);
-    unpack<T, V>(args.target, raw_target, target);
-    if (new_mask) unpack<T, V>(args.mask, raw_mask, mask);
+  __device__ Operands(const ReconstructionArgs& args, const Scales<T, L>& scales)
+      : args_(args), scales_(scales) {}
+
+  // Begins with these pixels, in channel c. All but the first group of an item have begun already where a
+  // group is loaded ahead.
+  __device__ void begin(const Pixels<F>& px, bool first, int c = 0) {
+    if (kAhead != Ahead::group || first) start(px, c);
   }
-  __device__ void make_mask(const ReconstructionArgs& args, math::Mask<T> (&m)[V]) const {
+
+  // Channel c, in order. After the last come the pixels `next`, if they are live.
+  __device__ void load(int c, bool new_mask, const Pixels<F>& next) {
+    if (kAhead == Ahead::nothing) fetch(new_mask);
+    unpack<F>(args_.fg, raw_fg_, fg);
+    unpack<F>(args_.bg, raw_bg_, bg);
+    unpack<F>(args_.target, raw_target_, target);
+    if (new_mask) unpack_mask<F>(args_.mask, raw_mask_, mask);
+    fg_scale = scales_.fg(c);
+    bg_scale = scales_.bg(c);
+    if (c + 1 < static_cast<int>(args_.shape.size[1])) {
+      fg_ += args_.fg.stride[1];
+      bg_ += args_.bg.stride[1];
+      target_ += args_.target.stride[1];
+      mask_ += args_.mask.stride[1];
+      if (kAhead != Ahead::nothing) fetch(args_.mask_per_channel);
+    } else if (kAhead == Ahead::group && next.live) {
+      start(next, 0);
+    }
+  }
+  __device__ void make_mask(math::Mask<T> (&m)[V]) const {
 #pragma unroll
     for (int j = 0; j < V; ++j)
-      m[j] = args.mask_kind == MaskKind::logits ? math::mask_from_logit(mask[j])
-                                                : math::Mask<T>{mask[j], T(1) - mask[j], T(1)};
+      m[j] = args_.mask_kind == MaskKind::logits ? math::mask_from_logit(mask[j])
+                                                 : math::Mask<T>{mask[j], T(1) - mask[j], T(1)};
   }
+
+ private:
+  __device__ void start(const Pixels<F>& px, int c) {
+    fg_ = offset_of(args_.fg, px, c);
+    bg_ = offset_of(args_.bg, px, c);
+    target_ = offset_of(args_.target, px, c);
+    mask_ = offset_of(args_.mask, px, c);
+    if (kAhead != Ahead::nothing) fetch(true);
+  }
+  // All loads are under way before the first is waited for. That of the mask is in a branch, which nvcc would
+  // join with the one that unpacks it, behind the others' wait, if nothing held it here.
+  __device__ void fetch(bool with_mask) {
+    if (with_mask) fetch_mask<F>(args_.mask, mask_, raw_mask_);
+#if defined(__CUDA_ARCH__)
+    asm volatile("" ::: "memory");
+#endif
+    cuda::fetch<F>(args_.fg, fg_, raw_fg_);
+    cuda::fetch<F>(args_.bg, bg_, raw_bg_);
+    cuda::fetch<F>(args_.target, target_, raw_target_);
+  }
+
+  const ReconstructionArgs& args_;
+  const Scales<T, L>& scales_;
+  int64_t fg_, bg_, target_, mask_;
+  Raw<F> raw_fg_, raw_bg_, raw_target_, raw_mask_;
 };
 
-// Calls body(pixels, item, lane) for the groups of this warp's segments, and writes the partial sums that
-// body accumulates, if wanted. The last block reduces the partial sums.
-template <class T, int V, class Body>
-__device__ __forceinline__ void for_pixel_groups(const ReconstructionArgs& args, T (&sums)[kTerms],
-                                                 Body body) {
-  const Shape& shape = args.shape;
-  const int64_t segments = segments_of(shape.plane, args.segment), items = shape.size[0] * segments;
-  for_warp_items(items, [&](int64_t item, int lane) {
-    const int64_t b = item / segments, begin = item % segments * args.segment;
-    const int64_t end = begin + args.segment < shape.plane ? begin + args.segment : shape.plane;
-    // Every lane runs every round, since body contains shuffles.
-    for (int64_t round = begin; round < end; round += kWarp * V) {
-      const int64_t p = round + lane * V;
-      body(Pixels<T, V>{shape, b, p, p < end}, item, lane);
-    }
-    if (!args.partial) return;
-#pragma unroll
-    for (int t = 0; t < kTerms; ++t) {
-      if (t >= args.final_reductions[0].terms) break;
-      const T total = warp_sum(sums[t]);
-      if (lane == 0) args.partial[t * items + item] = static_cast<double>(total);
-      sums[t] = T(0);
-    }
-  });
-  final_reduction_if_last<T>(args);
+__device__ __forceinline__ int64_t items_of(const ReconstructionArgs& args) {
+  return args.shape.size[0] * segments_of(args.shape.plane, args.segment);
+}
+
+// Every thread of the team has to call it.
+template <class T>
+__device__ __forceinline__ void write_terms(const ReconstructionArgs& args, const Item& item,
+                                            T (&sums)[kTerms]) {
+  if (args.mask_per_channel) {  // an element of the mask is a part of a pixel
+    sums[2] /= static_cast<T>(args.shape.size[1]);
+    sums[3] /= static_cast<T>(args.shape.size[1]);
+  }
+  write_sums(item, sums, args.final_reductions[0].terms, items_of(args), args.partial);
 }
 
 using Kernel = void (*)(ReconstructionArgs);
 
-// float64 is meant for checking rather than speed, so it uses the general kernels.
-// Kernels::get<T, V, L, kind>() is the forward or the backward kernel.
-template <class Kernels, class L, Composition kind>
-Kernel choose(bool f64, int width) {
-  if (f64) return Kernels::template get<double, 1, L, kind>();
-  if (width == 1) return Kernels::template get<float, 1, L, kind>();
-  return width == kVector ? Kernels::template get<float, kVector, L, kind>()
-                          : Kernels::template get<float, kVectorHalf, L, kind>();
+FormatOf format_of(const ReconstructionArgs& a, bool f64) {
+  const FormatOf format =
+      choose_format(f64, a.shape.plane,
+                    {a.fg, a.bg, a.target, a.mask, a.loss, a.grad_loss_elements, a.grad_fg, a.grad_bg,
+                     a.grad_target, a.grad_mask},
+                    [&](const View& v) { return v.plane_stride == 1 ? a.shape.plane : 1; });
+  const bool of_all = a.grad_target || a.scale_partial || hard_mask(a);
+  return of_all && width_of(format) == kVectorHalf ? FormatOf::mixed : format;
 }
 
-template <class Kernels, class L>
-Kernel choose(Composition kind, bool f64, int width) {
-  if (kind == Composition::masked) return choose<Kernels, L, Composition::masked>(f64, width);
-  if (kind == Composition::blended) return choose<Kernels, L, Composition::blended>(f64, width);
+template <template <class, Composition> class Kernels, class L>
+Kernel kernel_of(Composition kind, FormatOf format) {
+  if (kind == Composition::masked) return kernel_for<Kernels<L, Composition::masked>>(format);
+  if (kind == Composition::blended) return kernel_for<Kernels<L, Composition::blended>>(format);
   // One kernel handles joint and independent channels, which differ at run time.
-  return choose<Kernels, L, Composition::mixture_joint>(f64, width);
+  return kernel_for<Kernels<L, Composition::mixture_joint>>(format);
 }
 
-int vector_width(const ReconstructionArgs& a) {
-  return common_width(a.shape.plane,
-                      {a.fg, a.bg, a.target, a.mask, a.loss, a.grad_loss_elements, a.grad_fg, a.grad_bg,
-                       a.grad_target, a.grad_mask},
-                      [&](const View& v) { return v.plane_stride == 1 ? a.shape.plane : 1; });
+// Kernels<L, kind>::get<F>() is the forward or the backward kernel.
+template <template <class, Composition> class Kernels, class L>
+void launch_reconstruction(ReconstructionArgs args, bool f64, Stream stream) {
+  constexpr int64_t kMaxShared = 32 << 10;
+  const Kernel kernel = kernel_of<Kernels, L>(args.composition, format_of(args, f64));
+  const Cut cut = cut_of(args.shape, args.shape.plane);
+  args.segment = cut.segment;
+  args.team = cut.team;
+  args.one_image = !args.bg;
+  if (args.one_image) args.bg = args.fg;
+  // With so many channels that there is no room for the gradients of scales, a warp keeps them where they end
+  // up. (Whether they are wanted or not, so that a loss has the same bits.)
+  int64_t shared = 2 * args.shape.size[1] * kWarps * static_cast<int64_t>(sizeof(double));
+  args.scale_slots = args.scale_partial && shared <= kMaxShared;
+  if (shared > kMaxShared) args.team = kWarp;
+  if (!args.scale_slots) shared = 0;
+  launch(kernel, args.shape.size[0] * pixel_segments(args.shape), args.team, args, args.blocks_done,
+         static_cast<size_t>(shared), stream);
 }
 
-template <class Kernels>
-void run(ReconstructionArgs args, bool f64, Stream stream) {
-  constexpr Kernel (*kTable[])(Composition, bool, int) = {
-#define FGBG_ENTRY(L, name) choose<Kernels, math::L>,
-      FGBG_FOR_EACH_LIKELIHOOD(FGBG_ENTRY)
-#undef FGBG_ENTRY
-  };
-  const Kernel kernel = kTable[static_cast<int>(args.likelihood)](args.composition, f64, vector_width(args));
-  args.segment = segment_length(args.shape, args.shape.plane);
-  launch(kernel, args.shape.size[0] * pixel_segments(args.shape), args, args.blocks_done, stream);
-}
+// The likelihoods that a file is compiled for: the build compiles it once for each, all at the same time.
+#ifdef FGBG_LIKELIHOOD
+#define FGBG_FOR_LIKELIHOODS_HERE(_) _(FGBG_LIKELIHOOD, "")
+#else
+#define FGBG_FOR_LIKELIHOODS_HERE(_) FGBG_FOR_EACH_LIKELIHOOD(_)
+#endif
 
 }  // namespace
 }  // namespace fgbg::cuda

@@ -5,158 +5,262 @@
 namespace fgbg::cuda {
 namespace {
 
-// Accumulates the gradients of the scales of channel c in slots that this warp alone writes.
-template <class T>
-__device__ __forceinline__ void add_scale_gradient(const ReconstructionArgs& args, int64_t items,
-                                                   int64_t item, int lane, int64_t c, bool first, T fg,
-                                                   T bg) {
-  const T total_fg = warp_sum(fg), total_bg = warp_sum(bg);
-  if (lane != 0) return;
-  double* slot_fg = args.scale_partial + c * items + item;
-  double* slot_bg = slot_fg + args.shape.size[1] * items;
-  *slot_fg = (first ? 0.0 : *slot_fg) + static_cast<double>(total_fg);
-  *slot_bg = (first ? 0.0 : *slot_bg) + static_cast<double>(total_bg);
-}
+// The gradients of the scales, summed over an item: a slot for each of 2 C sums and each warp, in shared
+// memory; or, with so many channels that there is no room, the partial sums themselves, which only this warp
+// then writes.
+class ScaleSums {
+ public:
+  __device__ explicit ScaleSums(const ReconstructionArgs& args) : args_(args) {}
 
-template <class T, int V, class L, Composition kind>
-__global__ void __launch_bounds__(kThreads, kBlocks<V>)
+  // Every lane of the warp has to call it.
+  template <class T>
+  __device__ void add(const Item& item, bool first, int c, T fg, T bg) const {
+    const double total_fg = static_cast<double>(warp_sum(fg)), total_bg = static_cast<double>(warp_sum(bg));
+    if (thread_of_block() % kWarp != 0) return;
+    double* slot_fg = slot(item, c);
+    double* slot_bg = slot(item, static_cast<int>(args_.shape.size[1]) + c);
+    *slot_fg = first ? total_fg : *slot_fg + total_fg;
+    *slot_bg = first ? total_bg : *slot_bg + total_bg;
+  }
+
+  // After the last round of an item. Every thread of the team has to call it.
+  __device__ void write(const Item& item) const {
+    if (!args_.scale_slots) return;
+    synchronize(item);
+    const int first_warp = thread_of_block() / item.team * (item.team / kWarp);
+    for (int64_t k = item.lane; k < 2 * args_.shape.size[1]; k += item.team) {
+      double total = 0.0;
+      for (int w = 0; w < item.team / kWarp; ++w) total += slots()[k * kWarps + first_warp + w];
+      args_.scale_partial[k * items_of(args_) + item.number] = total;
+    }
+    synchronize(item);
+  }
+
+ private:
+  static __device__ double* slots() {
+    extern __shared__ double scale_slots[];
+    return scale_slots;
+  }
+  static __device__ void synchronize(const Item& item) {
+    if (item.team == kWarp)
+      __syncwarp();
+    else
+      __syncthreads();
+  }
+  __device__ double* slot(const Item& item, int k) const {
+    return args_.scale_slots ? slots() + k * kWarps + thread_of_block() / kWarp
+                             : args_.scale_partial + k * items_of(args_) + item.number;
+  }
+
+  const ReconstructionArgs& args_;
+};
+
+template <class F, class L, Composition kind>
+__global__ void __launch_bounds__(kThreads, kBlocks<F>)
     backward_kernel(const __grid_constant__ ReconstructionArgs args) {
-  const Shape& shape = args.shape;
-  const int64_t channels = shape.size[1];
-  const int64_t segments = segments_of(shape.plane, args.segment), items = shape.size[0] * segments;
-  const bool elements = static_cast<bool>(args.grad_loss_elements);
-  const math::Excluded<T> zeros = math::Excluded<T>::zeros_if(hard_mask(args));
+  using T = typename F::T;
+  constexpr int V = F::V;
+  constexpr bool kMasked = kind == Composition::masked, kBlended = kind == Composition::blended;
+  constexpr bool kMixture = !kMasked && !kBlended;
+  const int channels = static_cast<int>(args.shape.size[1]);
+  const bool elements = kHasAll<F> && args.grad_loss_elements;
+  const bool others = kHasAll<F> && (args.grad_target || args.scale_partial);
+  const math::Excluded<T> zeros = excluded_by_mask<F>(args);
+  const Scales<T, L> scales(args);
+  const ScaleSums scale_sums(args);
+  // Channels that share a mask, or a mixture's responsibilities, which need all of them first.
+  const bool apart = kMixture && (args.composition != Composition::mixture_joint || args.mask_per_channel);
+  const int group = apart ? 1 : channels, last_group = kMixture ? channels - group : 0;
   T sums[kTerms] = {};
-  for_pixel_groups<T, V>(args, sums, [&](const Pixels<T, V>& px, int64_t item, int lane) {
-    const bool first = px.p - lane * V == item % segments * args.segment;
+  for_items<F>(args, args.shape.plane, [&](const Item& item) {
     math::RegionUpstream<T> to{};
     T per_loss = T(0);  // times the upstream gradient of an element, where the loss is not reduced
-    if constexpr (kind == Composition::masked)
-      to = region_upstream<T>(args, px.b);
+    if constexpr (kMasked)
+      to = region_upstream<T>(args, item.b);
     else
-      per_loss = elements ? T(1) : upstream<T>(args.grad_loss, px.b);
+      per_loss = elements ? T(1) : upstream<T>(args.grad_loss, item.b);
 
-    Operands<T, V, L> in;
-    math::Mask<T> m[V];
-    T weight_fg[V], weight_bg[V], d_mask[V];
-    const bool joint = args.composition == Composition::mixture_joint;
-    // The channels [c0, c1) that share responsibilities: all of them if joint, else one at a time.
-    const int64_t step = kind == Composition::mixture_joint && joint ? channels : 1;
-    for (int64_t c0 = 0; c0 < channels; c0 += step) {
-      T u[V];
-      if (elements) {
-        px.load(args.grad_loss_elements, c0, u);
-      } else {
+    const T all_fg = math::masked_to_sum(T(1), to.fg, to.fg_term);
+    const T all_bg = math::masked_to_sum(T(1), to.bg, to.bg_term);
+    const bool is_plain =
+        !F::kMixed && !elements && zeros.nothing() && to.excluded.fg.nothing() && to.excluded.bg.nothing();
+
+    // Every thread runs every round, since the sums of scales need whole warps.
+#pragma unroll 1
+    for (int round = 0; round < item.length; round += item.step) {
+      const int at = round + item.lane * V;
+      const bool live = at < item.length;
+      const Pixels<F> px{args.shape, item.b, item.begin + (live ? at : 0), live};
+      math::Mask<T> m[V];
+      T weight_fg[V], weight_bg[V], d_mask[V] = {};
+      // The upstream gradients of the elements of channel c, or 1.
+      const auto load_upstream = [&](int c, T(&u)[V]) {
+        if (elements) return load_channel(args.grad_loss_elements, px, c, u);
 #pragma unroll
         for (int j = 0; j < V; ++j) u[j] = T(1);
-      }
-      const bool new_mask = c0 == 0 || args.mask_per_channel;
-      if (new_mask) {
+      };
+#pragma unroll 1
+      for (int c0 = 0; c0 <= last_group; c0 += kMixture ? group : 1) {
+        Operands<F, L, kAheadInBackward<F>> in(args, scales);
+        if constexpr (kMixture) {
+          T u[V], fg[V] = {}, bg[V] = {};
+          load_upstream(c0, u);
+          in.begin(px, true, c0);
+#pragma unroll 1
+          for (int c = c0; c < c0 + group; ++c) {
+            in.load(c, c == c0, px);
 #pragma unroll
-        for (int j = 0; j < V; ++j) d_mask[j] = T(0);
-      }
-      if constexpr (kind == Composition::mixture_joint) {
-        T fg[V] = {}, bg[V] = {};
-        for (int64_t c = c0; c < c0 + step; ++c) {
-          in.load(args, px, c, c == c0 && new_mask);
+            for (int j = 0; j < V; ++j) {
+              fg[j] += L::eval(in.fg[j], in.target[j], in.fg_scale).value;
+              bg[j] += L::eval(in.bg[j], in.target[j], in.bg_scale).value;
+            }
+          }
 #pragma unroll
           for (int j = 0; j < V; ++j) {
-            fg[j] += L::eval(in.fg[j], in.target[j], in.fg_scale).value;
-            bg[j] += L::eval(in.bg[j], in.target[j], in.bg_scale).value;
-          }
-        }
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const auto mix = math::mixture(in.mask[j], fg[j], bg[j]);
-          if (px.live) sums[0] += mix.value;
-          weight_fg[j] = u[j] * per_loss * mix.d_fg;
-          weight_bg[j] = u[j] * per_loss * mix.d_bg;
-          d_mask[j] += u[j] * per_loss * mix.d_logit;
-        }
-      } else {
-        in.load(args, px, c0, new_mask);
-        if (new_mask) {
-          in.make_mask(args, m);
-          const T share = args.mask_per_channel ? T(1) / static_cast<T>(channels) : T(1);
-#pragma unroll
-          for (int j = 0; j < V; ++j) {
-            if (!px.live || kind != Composition::masked) continue;
-            sums[2] += share * m[j].on;
-            sums[3] += share * m[j].off;
-          }
-        }
-      }
-      for (int64_t c = c0; c < c0 + step; ++c) {
-        // The responsibilities of a joint mixture needed all channels first; this second read hits the cache.
-        if (kind == Composition::mixture_joint && step > 1) in.load(args, px, c, false);
-        T d_fg[V], d_bg[V], d_target[V], d_fg_scale = T(0), d_bg_scale = T(0);
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const bool live = px.live;
-          if constexpr (kind == Composition::blended) {
-            const T blend = math::blend(m[j].on, m[j].off, in.fg[j], in.bg[j], zeros);
-            const auto nll = L::eval(blend, in.target[j], in.fg_scale);
+            const auto mix = math::mixture(in.mask[j], fg[j], bg[j]);
             const T w = u[j] * per_loss;
-            const T d_blend = w * nll.d_x;
-            if (live) sums[0] += nll.value;
-            d_fg[j] = math::chain(d_blend, m[j].on, m[j].on, zeros);
-            d_bg[j] = math::chain(d_blend, m[j].off, m[j].off, zeros);
-            d_target[j] = w * nll.d_target;
-            d_mask[j] += m[j].slope * math::blend_d_mask(in.fg[j], in.bg[j], d_blend);
-            if (live) d_fg_scale += w * nll.d_scale;
-          } else {
-            const auto fg = L::eval(in.fg[j], in.target[j], in.fg_scale);
-            const auto bg = L::eval(in.bg[j], in.target[j], in.bg_scale);
-            T on = T(1), off = T(1);
-            if constexpr (kind == Composition::masked) {
-              on = m[j].on;
-              off = m[j].off;
-              const T to_fg = math::masked_to_sum(u[j], to.fg, to.fg_term);
-              const T to_bg = math::masked_to_sum(u[j], to.bg, to.bg_term);
-              if (live) {
-                sums[0] += math::masked_value(on, fg.value, zeros);
-                sums[1] += math::masked_value(off, bg.value, zeros);
+            if (live) sums[0] += mix.value;
+            weight_fg[j] = w * mix.d_fg;
+            weight_bg[j] = w * mix.d_bg;
+            d_mask[j] += w * mix.d_logit;
+          }
+        }
+        in.begin(px, true, c0);  // of a mixture, for the second time: from cache
+#pragma unroll 1
+        for (int c = c0; c < c0 + group; ++c) {
+          const bool new_mask = !kMixture && (c == 0 || args.mask_per_channel);
+          in.load(c, new_mask, px);
+          if (new_mask) {
+            in.make_mask(m);
+            if (kMasked && args.areas && live) {
+#pragma unroll
+              for (int j = 0; j < V; ++j) {
+                sums[2] += m[j].on;
+                sums[3] += m[j].off;
               }
-              weight_fg[j] = math::masked_weight(to_fg, on);
-              weight_bg[j] = math::masked_weight(to_bg, off);
-              d_mask[j] +=
-                  m[j].slope * (math::masked_d_mask(on, off, to_fg, to_bg, fg.value, bg.value, to.excluded) +
-                                (new_mask ? to.mask : T(0)));
-            }
-            const auto to_fg = [&](T d) { return math::chain(weight_fg[j], d, on, to.excluded.fg); };
-            const auto to_bg = [&](T d) { return math::chain(weight_bg[j], d, off, to.excluded.bg); };
-            d_fg[j] = to_fg(fg.d_x);
-            d_bg[j] = to_bg(bg.d_x);
-            d_target[j] = to_fg(fg.d_target) + to_bg(bg.d_target);
-            if (live) {
-              d_fg_scale += to_fg(fg.d_scale);
-              d_bg_scale += to_bg(bg.d_scale);
             }
           }
-          if (!args.bg) d_fg[j] += d_bg[j];
+          T d_fg[V], d_bg[V];
+          // Most losses are reduced and exclude nothing: all that then is constant, or selects nothing, drops
+          // out.
+          const auto gradients = [&](auto plain) {
+            constexpr bool kPlain = decltype(plain)::value;
+            [[maybe_unused]] const math::Excluded<T> none, of_mask = kPlain ? none : zeros;
+            [[maybe_unused]] const math::ExcludedOfRegions<T> excluded =
+                kPlain ? math::ExcludedOfRegions<T>{} : to.excluded;
+            T u[V];
+            if (!kPlain && !kMixture) load_upstream(c, u);
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+              if constexpr (kBlended) {
+                const T blend = math::blend(m[j].on, m[j].off, in.fg[j], in.bg[j], of_mask);
+                const auto nll = L::eval(blend, in.target[j], in.fg_scale);
+                const T d_blend = (kPlain ? per_loss : u[j] * per_loss) * nll.d_x;
+                if (live) sums[0] += nll.value;
+                d_fg[j] = math::chain(d_blend, m[j].on, m[j].on, of_mask);
+                d_bg[j] = math::chain(d_blend, m[j].off, m[j].off, of_mask);
+                d_mask[j] += math::blend_d_mask(in.fg[j], in.bg[j], d_blend);
+              } else {
+                const auto fg = L::eval(in.fg[j], in.target[j], in.fg_scale);
+                const auto bg = L::eval(in.bg[j], in.target[j], in.bg_scale);
+                T on = T(1), off = T(1);
+                if constexpr (kMasked) {
+                  on = m[j].on;
+                  off = m[j].off;
+                  const T per_fg = kPlain ? all_fg : math::masked_to_sum(u[j], to.fg, to.fg_term);
+                  const T per_bg = kPlain ? all_bg : math::masked_to_sum(u[j], to.bg, to.bg_term);
+                  if (live) {
+                    sums[0] += math::masked_value(on, fg.value, of_mask);
+                    sums[1] += math::masked_value(off, bg.value, of_mask);
+                  }
+                  weight_fg[j] = math::masked_weight(per_fg, on);
+                  weight_bg[j] = math::masked_weight(per_bg, off);
+                  d_mask[j] += math::masked_d_mask(on, off, per_fg, per_bg, fg.value, bg.value, excluded);
+                }
+                d_fg[j] = math::chain(weight_fg[j], fg.d_x, on, excluded.fg);
+                d_bg[j] = math::chain(weight_bg[j], bg.d_x, off, excluded.bg);
+              }
+              if (args.one_image) d_fg[j] += d_bg[j];
+            }
+          };
+          if constexpr (F::kMixed)  // without a second copy of the code
+            gradients(std::false_type{});
+          else if (is_plain)
+            gradients(std::true_type{});
+          else
+            gradients(std::false_type{});
+          store_channel(args.grad_fg, px, c, d_fg);
+          store_channel(args.grad_bg, px, c, d_bg);
+          if (others) {
+            T u[V], d_target[V], d_fg_scale = T(0), d_bg_scale = T(0);
+            if (!kMixture) load_upstream(c, u);
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+              if constexpr (kBlended) {
+                const T blend = math::blend(m[j].on, m[j].off, in.fg[j], in.bg[j], zeros);
+                const auto nll = L::eval(blend, in.target[j], in.fg_scale);
+                d_target[j] = u[j] * per_loss * nll.d_target;
+                d_fg_scale += u[j] * per_loss * nll.d_scale;
+              } else {
+                const auto fg = L::eval(in.fg[j], in.target[j], in.fg_scale);
+                const auto bg = L::eval(in.bg[j], in.target[j], in.bg_scale);
+                T on = T(1), off = T(1);
+                if constexpr (kMasked) {
+                  on = m[j].on;
+                  off = m[j].off;
+                  weight_fg[j] = math::masked_weight(math::masked_to_sum(u[j], to.fg, to.fg_term), on);
+                  weight_bg[j] = math::masked_weight(math::masked_to_sum(u[j], to.bg, to.bg_term), off);
+                }
+                const auto by_fg = [&](T d) { return math::chain(weight_fg[j], d, on, to.excluded.fg); };
+                const auto by_bg = [&](T d) { return math::chain(weight_bg[j], d, off, to.excluded.bg); };
+                d_target[j] = by_fg(fg.d_target) + by_bg(bg.d_target);
+                d_fg_scale += by_fg(fg.d_scale);
+                d_bg_scale += by_bg(bg.d_scale);
+              }
+            }
+            store_channel(args.grad_target, px, c, d_target);
+            if (args.scale_partial)
+              scale_sums.add(item, round == 0, c, live ? d_fg_scale : T(0), live ? d_bg_scale : T(0));
+          }
+          if (args.mask_per_channel || c + 1 == channels) {
+            if constexpr (!kMixture) {
+#pragma unroll
+              for (int j = 0; j < V; ++j) {
+                const T slope =
+                    args.mask_kind == MaskKind::logits ? math::mask_slope(m[j].on, m[j].off) : T(1);
+                d_mask[j] = slope * (d_mask[j] + to.mask);
+              }
+            }
+            store_channel(args.grad_mask, px, c, d_mask);
+#pragma unroll
+            for (int j = 0; j < V; ++j) d_mask[j] = T(0);
+          }
         }
-        px.store(args.grad_fg, c, d_fg);
-        px.store(args.grad_bg, c, d_bg);
-        px.store(args.grad_target, c, d_target);
-        if (args.scale_partial) add_scale_gradient(args, items, item, lane, c, first, d_fg_scale, d_bg_scale);
       }
-      if (args.mask_per_channel) px.store(args.grad_mask, c0, d_mask);
     }
-    if (!args.mask_per_channel) px.store(args.grad_mask, 0, d_mask);
+    if (others && args.scale_partial) scale_sums.write(item);
+    if (args.partial) write_terms(args, item, sums);
   });
+  final_reduction_if_last<T>(args);
 }
 
-struct Kernels {
-  template <class T, int V, class L, Composition kind>
+template <class L, Composition kind>
+struct Backward {
+  template <class F>
   static Kernel get() {
-    return backward_kernel<T, V, L, kind>;
+    return backward_kernel<F, L, kind>;
   }
 };
 
 }  // namespace
 
-void reconstruction_backward(const ReconstructionArgs& args, bool f64, Stream stream) {
-  run<Kernels>(args, f64, stream);
+template <class L>
+void backward_of(const ReconstructionArgs& args, bool f64, Stream stream) {
+  launch_reconstruction<Backward, L>(args, f64, stream);
 }
+
+#define FGBG_ENTRY(L, name) template void backward_of<math::L>(const ReconstructionArgs&, bool, Stream);
+FGBG_FOR_LIKELIHOODS_HERE(FGBG_ENTRY)
+#undef FGBG_ENTRY
 
 }  // namespace fgbg::cuda

@@ -2,7 +2,7 @@
 // written where that is one. A block takes tasks of consecutive elements of one gradient in turn, a thread 16
 // bytes at a time where a task is aligned.
 #include "kernels.h"
-#include "memory.cuh"
+#include "launch.cuh"
 
 namespace fgbg::cuda {
 namespace {
@@ -69,8 +69,7 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__
 }  // namespace
 
 void scale(const ScalingArgs& args, bool f64, Stream stream) {
-  launch(f64 ? scale_kernel<double> : scale_kernel<float>, args.tasks * (kThreads / kWarp), args, false,
-         stream);
+  launch(f64 ? scale_kernel<double> : scale_kernel<float>, args.tasks, kThreads, args, false, 0, stream);
 }
 
 }  // namespace fgbg::cuda

@@ -9,6 +9,20 @@
 #define FGBG_FN __attribute__((always_inline)) inline
 #endif
 
+// Ahead of what only some elements need and a selection then takes: a warp of CUDA skips it where none does;
+// a vector loop on the CPU computes it for all, without a branch.
+#if defined(__CUDA_ARCH__)
+#define FGBG_WHEN(condition) if (condition)
+#else
+#define FGBG_WHEN(condition)
+#endif
+
+// In device code CUDA's elementary functions, which come from its own tables, serve in the place of
+// polynomials. (The emulation of the tests defines it too, with models of those functions.)
+#if defined(__CUDA_ARCH__)
+#define FGBG_CUDA_MATH
+#endif
+
 // The CPU sources are compiled once per instruction set. The inline namespace keeps the linker from
 // merging, say, an AVX-512 copy of an inline function into the portable build.
 #ifndef FGBG_ISA

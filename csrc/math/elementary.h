@@ -1,7 +1,7 @@
-// Elementary functions the formulas need. On the device and in float64 they are the platform's. In
-// float32 on the CPU they are branch-free polynomials, because g++ does not vectorise calls to libm;
-// each stays within 2 ulp over its whole range (expm1_minus_x within 2.1, log1p_unit without a fused
-// multiply-add within 2.3) and treats inf, NaN, zero and subnormals as IEEE asks.
+// Elementary functions the formulas need. In float64 they are the platform's. In float32 they are branch-free
+// polynomials, because g++ does not vectorise calls to libm; on CUDA exp and log, of which it has shorter
+// versions, are its own. Each polynomial stays within 2 ulp over its whole range (expm1_minus_x within 2.1,
+// log1p_unit without a fused multiply-add within 2.3) and treats inf, NaN, zero and subnormals as IEEE asks.
 // The coefficients are least-maximum-error fits over the reduced interval: tools/fit_polynomials.py makes
 // them, each polynomial under the name that stands above its first coefficient.
 #pragma once
@@ -85,7 +85,7 @@ FGBG_FN float clamp_for_exp(float x, float low) {
 }
 
 FGBG_FN float exp(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(FGBG_CUDA_MATH)
   return ::expf(x);
 #else
   const Reduced red = reduce_by_ln2(clamp_for_exp(x, -104.0f));
@@ -96,11 +96,11 @@ FGBG_FN float exp(float x) {
 }
 FGBG_FN double exp(double x) { return ::exp(x); }
 
-// exp(-|x|), for which one factor 2^n will do: 2^(n + 24) is no subnormal number, and 2^-24 rounds once. Below
-// half of the smallest subnormal n is -151, and the factor exactly 0: a product that underflows to 0 would
-// cost a hundred cycles on many processors.
+// exp(-|x|), for which one factor 2^n will do: 2^(n + 24) is no subnormal number, and 2^-24 rounds once.
+// Below half of the smallest subnormal n is -151, and the factor exactly 0: a product that underflows to 0
+// would cost a hundred cycles on many processors.
 FGBG_FN float exp_minus_abs(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(FGBG_CUDA_MATH)
   return ::expf(-::fabsf(x));
 #else
   const float magnitude = ::fabsf(x);
@@ -111,22 +111,15 @@ FGBG_FN float exp_minus_abs(float x) {
 FGBG_FN double exp_minus_abs(double x) { return ::exp(-::fabs(x)); }
 
 FGBG_FN float expm1(float x) {
-#if defined(__CUDA_ARCH__)
-  return ::expm1f(x);
-#else
   // Half of 2^n does not overflow, and is 0 only where the result is -1.
   const Reduced red = reduce_by_ln2(clamp_for_exp(x, -87.0f));
   const float half = pow2(red.n - 1), p = expm1_reduced(red.r);
   return 2.0f * fma(half, p, half - 0.5f);
-#endif
 }
 FGBG_FN double expm1(double x) { return ::expm1(x); }
 
 // log(x) for positive x that is finite and not subnormal.
 FGBG_FN float log_normal(float x) {
-#if defined(__CUDA_ARCH__)
-  return ::logf(x);
-#else
   const int32_t bits = bits_as<int32_t>(x);
   // Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
   const int32_t e = (bits - 0x3f3504f3) >> 23;
@@ -143,11 +136,10 @@ FGBG_FN float log_normal(float x) {
   p = fma(p, f, 0.333333075f);
   p = fma(p, f, -0.499999881f);
   return fma(n, 0.693359375f, fma(n, -2.12194440e-4f, fma(f * f, p, f)));
-#endif
 }
 
 FGBG_FN float log(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(FGBG_CUDA_MATH)
   return ::logf(x);
 #else
   constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -163,9 +155,6 @@ FGBG_FN double log(double x) { return ::log(x); }
 
 // log(1 + x) for x in [0, 1].
 FGBG_FN float log1p_unit(float x) {
-#if defined(__CUDA_ARCH__)
-  return ::log1pf(x);
-#else
   // log1p_unit: x from 0 to 1, least relative error of log(1 + x) = x + x^2 p(x).
   float p = 0.00536482641f;
   p = fma(p, x, -0.030065801f);
@@ -176,9 +165,37 @@ FGBG_FN float log1p_unit(float x) {
   p = fma(p, x, 0.33321324f);
   p = fma(p, x, -0.499996483f);
   return fma(x * p, x, x);  // not x * x, which would underflow
-#endif
 }
 FGBG_FN double log1p_unit(double x) { return ::log1p(x); }
+
+// 1 / x where both are neither 0 nor subnormal nor infinite: on CUDA without the scaling that those need,
+// within 1 ulp.
+FGBG_FN float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return fma(r, fma(-x, r, 1.0f), r);  // a step of Newton's method
+#elif defined(FGBG_CUDA_MATH)
+  const float r = rcp_approx_ftz(x);
+  return fma(r, fma(-x, r, 1.0f), r);
+#else
+  return 1.0f / x;
+#endif
+}
+FGBG_FN double reciprocal(double x) { return 1.0 / x; }
+
+// The square root of such an x, likewise.
+FGBG_FN float sqrt_normal(float x) {
+#if defined(__CUDA_ARCH__)
+  float r;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+#elif defined(FGBG_CUDA_MATH)
+  return sqrt_approx_ftz(x);
+#else
+  return ::sqrtf(x);
+#endif
+}
 
 FGBG_FN float sqrt(float x) { return ::sqrtf(x); }
 FGBG_FN double sqrt(double x) { return ::sqrt(x); }
@@ -213,7 +230,8 @@ FGBG_FN float expm1_minus_x(float x) {
   // All by halves, since 2^n may overflow; where x was clamped, what was cut off comes back.
   const float half = pow2(red.n - 1), less = half - 0.5f;
   const float constant = fma(static_cast<float>(red.n), -0.34657359f, less);
-  return 2.0f * fma(half, red.r * red.r * q, fma(less, red.r, constant)) + (clamped - x);
+  const float halved = fma(half, red.r * red.r * q, fma(less, red.r, constant));
+  return (halved + halved) + (clamped - x);
 }
 
 // log(1 + y) - y <= 0 with full relative accuracy, for -0.4 < y < 0.7. With s = y / (2 + y),
@@ -221,7 +239,7 @@ FGBG_FN float expm1_minus_x(float x) {
 template <class T>
 FGBG_FN T log1p_minus_x(T y) {
   constexpr int kTerms = sizeof(T) == 8 ? 13 : 6;
-  const T s = y / (T(2) + y), ss = s * s;
+  const T s = y * reciprocal(T(2) + y), ss = s * s;
   T series = T(0);
   for (int k = kTerms; k >= 0; --k) series = fma(series, ss, T(1) / T(2 * k + 3));
   return s * (T(2) * ss * series - y);
@@ -233,11 +251,6 @@ struct SinCos {
 
 // sin and cos of 2 pi t for t in [0, 1]. Reducing t by quarter turns is exact.
 FGBG_FN SinCos sincos_turns(float t) {
-#if defined(__CUDA_ARCH__)
-  SinCos out;
-  ::sincospif(2.0f * t, &out.sin, &out.cos);
-  return out;
-#else
   const float shifted = fma(4.0f, t, kRoundMagic);
   const int32_t quarter = bits_as<int32_t>(shifted);
   const float x = fma(4.0f, t, -(shifted - kRoundMagic));
@@ -258,7 +271,6 @@ FGBG_FN SinCos sincos_turns(float t) {
   const uint32_t cos_sign = (static_cast<uint32_t>(quarter) + 1) << 30 & 0x80000000u;
   return {bits_as<float>(bits_as<uint32_t>(sin_abs) ^ sin_sign),
           bits_as<float>(bits_as<uint32_t>(cos_abs) ^ cos_sign)};
-#endif
 }
 
 }  // namespace FGBG_ISA

@@ -1,5 +1,5 @@
-// bfloat16 and float16 to float32 and back, rounding to nearest even, in integer arithmetic that
-// vectorises on every CPU; the device has instructions for them.
+// Conversions of bfloat16 and float16 to float32 and back, rounded to nearest even: by integer arithmetic,
+// which vectorises for every instruction set, and on CUDA by its instructions.
 #pragma once
 
 #include "elementary.h"
@@ -22,7 +22,7 @@ struct f16 {
 FGBG_FN float to_float(bf16 h) { return bits_as<float>(static_cast<uint32_t>(h.bits) << 16); }
 
 FGBG_FN float to_float(f16 h) {
-#if defined(__CUDA_ARCH__)
+#if defined(FGBG_CUDA_MATH)
   return __half2float(__ushort_as_half(h.bits));
 #else
   const uint32_t magnitude = static_cast<uint32_t>(h.bits & 0x7fff) << 13;
@@ -34,7 +34,7 @@ FGBG_FN float to_float(f16 h) {
 }
 
 FGBG_FN bf16 to_bf16(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(FGBG_CUDA_MATH)
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 #else
   const uint32_t bits = bits_as<uint32_t>(x);
@@ -44,7 +44,7 @@ FGBG_FN bf16 to_bf16(float x) {
 }
 
 FGBG_FN f16 to_f16(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(FGBG_CUDA_MATH)
   return {__half_as_ushort(__float2half_rn(x))};
 #else
   const uint32_t bits = bits_as<uint32_t>(x), magnitude = bits & 0x7fffffffu;
@@ -59,7 +59,7 @@ FGBG_FN f16 to_f16(float x) {
 }
 
 FGBG_FN void to_half_pair(float first, float second, bf16* out) {
-#if defined(__CUDA_ARCH__)
+#if defined(FGBG_CUDA_MATH)
   const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
   out[0] = {__bfloat16_as_ushort(pair.x)};
   out[1] = {__bfloat16_as_ushort(pair.y)};
@@ -70,7 +70,7 @@ FGBG_FN void to_half_pair(float first, float second, bf16* out) {
 }
 
 FGBG_FN void to_half_pair(float first, float second, f16* out) {
-#if defined(__CUDA_ARCH__)
+#if defined(FGBG_CUDA_MATH)
   const __half2 pair = __floats2half2_rn(first, second);
   out[0] = {__half_as_ushort(pair.x)};
   out[1] = {__half_as_ushort(pair.y)};

@@ -23,8 +23,12 @@ struct Scale {
   T log_z;    // log of the normalising constant
 };
 
+struct Scaled {
+  static constexpr bool kScaled = true;
+};
+
 // scale = standard deviation.  r = (x - target) / scale:  r^2/2 + log(scale) + log(2 pi)/2
-struct Gaussian {
+struct Gaussian : Scaled {
   template <class T>
   static FGBG_FN Scale<T> prepare(T scale) {
     return {T(1) / scale, log(scale) + T(0.918938533204672742)};
@@ -37,7 +41,7 @@ struct Gaussian {
 };
 
 // |x - target| / scale + log(2 scale).  At x = target the derivative is taken as 0, as torch.abs does.
-struct Laplace {
+struct Laplace : Scaled {
   template <class T>
   static FGBG_FN Scale<T> prepare(T scale) {
     return {T(1) / scale, log(scale) + T(0.693147180559945309)};
@@ -50,6 +54,7 @@ struct Laplace {
 };
 
 struct Unscaled {
+  static constexpr bool kScaled = false;
   template <class T>
   static FGBG_FN Scale<T> prepare(T) {
     return {T(1), T(0)};
@@ -60,7 +65,7 @@ struct Unscaled {
 struct Bernoulli : Unscaled {
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
-    const T e = exp_minus_abs(x), large = T(1) / (T(1) + e);
+    const T e = exp_minus_abs(x), large = reciprocal(T(1) + e);
     const bool positive = x > T(0);
     // max(x, 0) - target x first: for a confident right answer it is exactly 0.
     const T linear = positive ? (T(1) - target) * x : -target * x;
@@ -77,7 +82,6 @@ struct ContinuousBernoulli : Unscaled {
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
     const T a = abs(x), aa = a * a;
-    T g_series = T(0), slope_series = T(0);
     // B_2k / (2k)!; ten terms reach 2^-53 for a < 1, four reach 2^-24.
     constexpr T kCoefficient[] = {T(0.0833333333333333333),   T(-0.00138888888888888889),
                                   T(3.30687830687830688e-5),  T(-8.2671957671957672e-7),
@@ -85,17 +89,27 @@ struct ContinuousBernoulli : Unscaled {
                                   T(1.33825365306846788e-11), T(-3.38968029632258287e-13),
                                   T(8.58606205627784456e-15), T(-2.17486869855806187e-16)};
     constexpr int kTerms = sizeof(T) == 8 ? 10 : 4;
-    for (int k = kTerms; k >= 1; --k) {
-      slope_series = fma(slope_series, aa, kCoefficient[k - 1]);
-      g_series = fma(g_series, aa, kCoefficient[k - 1] / T(2 * k));
-    }
-    const T shrink = -expm1(-a);  // 1 - e^-a
     const bool near = a < T(1);
-    // a = 0 takes the series; the guard keeps 0 / 0 out of the branch not taken.
-    const T far_g = log((near ? T(1) : a) / (near ? T(1) : shrink));
-    const T far_slope = T(1) / (near ? T(1) : a) - (T(1) - shrink) / (near ? T(1) : shrink);
-    const T g = near ? a * T(0.5) - aa * g_series : far_g;
-    const T slope = near ? T(0.5) - a * slope_series : far_slope;
+    T near_g = T(0), near_slope = T(0), far_g = T(0), far_slope = T(0);
+    FGBG_WHEN(near) {
+      T g_series = T(0), slope_series = T(0);
+      for (int k = kTerms; k >= 1; --k) {
+        slope_series = fma(slope_series, aa, kCoefficient[k - 1]);
+        g_series = fma(g_series, aa, kCoefficient[k - 1] / T(2 * k));
+      }
+      near_g = a * T(0.5) - aa * g_series;
+      near_slope = T(0.5) - a * slope_series;
+    }
+    FGBG_WHEN(!near) {
+      // One division for three. Where this is computed for nothing, or a is so large that 1 / a is 0, the
+      // bounds keep 0 and inf out of it.
+      const T e = exp_minus_abs(x), shrink = near ? T(1) : T(1) - e;
+      const T bounded = near ? T(1) : (T(1e30) < a ? T(1e30) : a);
+      const T r = reciprocal(bounded * shrink);
+      far_g = log((near ? T(1) : a) * (r * bounded));
+      far_slope = r * shrink - e * (r * bounded);
+    }
+    const T g = near ? near_g : far_g, slope = near ? near_slope : far_slope;
     const bool positive = x > T(0);
     const T linear = positive ? (T(1) - target) * x : -target * x;
     return {linear - g, (positive ? T(1) - slope : slope) - target, -x, T(0)};

@@ -33,7 +33,7 @@ FGBG_FN T mask_slope(T on, T off) {
 template <class T>
 FGBG_FN Mask<T> mask_from_logit(T logit) {
   const T e = exp_minus_abs(logit);
-  const T large = T(1) / (T(1) + e), small = e * large;
+  const T large = reciprocal(T(1) + e), small = e * large;
   const bool positive = logit > T(0);
   return {positive ? large : small, positive ? small : large, mask_slope(small, large)};
 }
@@ -70,18 +70,25 @@ FGBG_FN BernoulliKl<T> bernoulli_kl(T logit, T prior_logit) {
   const T d = a - b;
   const Mask<T> m = mask_from_logit(a), prior = mask_from_logit(b);
   const bool close = abs(d) < T(0.5);
-  const T more = expm1_minus_x(-d), growth = more - d;  // e^-d - 1 + d and e^-d - 1
-  const T near = m.on * more + log1p_minus_x(m.on * growth);
-  const T logs = log1p_unit(exp_minus_abs(b)) - log1p_unit(exp_minus_abs(a));
-  // m d + b, written so that an infinite b gives no inf - inf.
-  const T far = (b > T(0) ? m.on * a + m.off * b : m.on * d) + logs;
-  // Against an infinite prior: neither m nor its slope may meet inf where they have underflowed to 0. For m
-  // that is b = -inf alone, since m <= 1/2.
-  const T limit = signed_logit == b ? T(0) : abs(d);
-  const T value = b == -kInf<T> ? limit : far;
+  T near = T(0), near_difference = T(0), far = T(0), far_difference = T(0);  // of sigmoid(b) - sigmoid(a)
+  FGBG_WHEN(close) {
+    const T more = expm1_minus_x(-d), growth = more - d;  // e^-d - 1 + d and e^-d - 1
+    near = m.on * more + log1p_minus_x(m.on * growth);
+    near_difference = m.on * prior.off * growth;
+  }
+  FGBG_WHEN(!close) {
+    const T logs = log1p_unit(exp_minus_abs(b)) - log1p_unit(exp_minus_abs(a));
+    // m d + b, written so that an infinite b gives no inf - inf.
+    const T value = (b > T(0) ? m.on * a + m.off * b : m.on * d) + logs;
+    // Against an infinite prior: m may not meet inf where it has underflowed to 0. That is b = -inf alone,
+    // since m <= 1/2.
+    const T limit = signed_logit == b ? T(0) : abs(d);
+    far = b == -kInf<T> ? limit : value;
+    far_difference = prior.on - m.on;
+  }
   const bool flat = (abs(b) == kInf<T>)&(m.slope == T(0));  // &: a branch would not be vectorised
-  return {close ? near : value, flat ? T(0) : m.slope * (sign * d),
-          sign * (close ? m.on * prior.off * growth : prior.on - m.on)};
+  return {close ? near : far, flat ? T(0) : m.slope * (sign * d),
+          sign * (close ? near_difference : far_difference)};
 }
 
 }  // namespace FGBG_ISA

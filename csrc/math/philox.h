@@ -56,7 +56,7 @@ struct NormalPair {
 
 // Box-Muller: sqrt(-2 ln u0) * (cos, sin)(2 pi u1).
 FGBG_FN NormalPair box_muller(uint32_t x0, uint32_t x1) {
-  const float radius = sqrt(-2.0f * log_normal(uniform_from_bits(x0)));
+  const float radius = sqrt_normal(-2.0f * log_normal(uniform_from_bits(x0)));
   const SinCos angle = sincos_turns(uniform_from_bits(x1));
   return {radius * angle.cos, radius * angle.sin};
 }
