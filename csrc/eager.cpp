@@ -61,11 +61,24 @@ ops::Number number(handle value) {
 
 // Drawn here and not in the op: the op stays pure, so that a compiler that merges equal calls cannot merge
 // two samples, and torch.manual_seed governs the draw.
-Tensor seed_tensor(handle seed, const at::Device& device) {
-  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
-  if (seed.is_none()) return at::randint(std::numeric_limits<int64_t>::max(), {1}, options);
-  if (is_tensor(seed)) return THPVariable_Unpack(seed.ptr());
-  return at::full({1}, seed.cast<int64_t>(), options);
+Tensor seed_tensor(handle seed, const at::Device& device, bool directly) {
+  const auto options = at::TensorOptions().dtype(at::kLong);
+  if (is_tensor(seed)) {
+    const Tensor& tensor = THPVariable_Unpack(seed.ptr());
+    // Without dimensions it may stand beside tensors of another device everywhere in torch.
+    return tensor.is_cpu() && !device.is_cpu() && tensor.numel() == 1 ? tensor.reshape({}) : tensor;
+  }
+  if (directly) {
+    // On the CPU, whatever the device: kernels take it as a number, without a launch to fill a tensor.
+    if (!seed.is_none()) return at::scalar_tensor(seed.cast<int64_t>(), options);
+#ifdef FGBG_WITH_CUDA
+    if (device.is_cuda())
+      if (const auto drawn = ops::draw_cuda_seed(device)) return at::scalar_tensor(*drawn, options);
+#endif
+  }
+  // Where the call is traced, the draw is part of what is traced.
+  if (seed.is_none()) return at::randint(std::numeric_limits<int64_t>::max(), {}, options.device(device));
+  return at::full({}, seed.cast<int64_t>(), options.device(device));
 }
 
 py::object wrap(const Tensor& t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(t)); }
@@ -117,9 +130,10 @@ py::object philox_normal(handle seed, const py::tuple& size, int64_t offset, han
     const auto chosen = py::module_::import("torch").attr("get_default_device")();
     where = reinterpret_cast<THPDevice*>(chosen.ptr())->device;
   }
-  const Tensor tensor = seed_tensor(seed, where);
-  if (is_tensor(seed) && THPDevice_Check(device.ptr()))
-    TORCH_CHECK_VALUE(tensor.device() == where, "seed is on ", tensor.device(), ", expected ", where);
+  if (where.is_cuda() && !where.has_index()) where = c10::impl::getDeviceGuardImpl(where.type())->getDevice();
+  const Tensor tensor = seed_tensor(seed, where, ops::callable_directly({}));
+  TORCH_CHECK_VALUE(tensor.is_cpu() || tensor.device() == where, "seed is on ", tensor.device(),
+                    ", expected the CPU or ", where);
   if (!kernels_can_run(where)) {
     ops::check_seed(tensor, {});
     return py::none();
@@ -131,8 +145,8 @@ py::object philox_normal(handle seed, const py::tuple& size, int64_t offset, han
         c10::Dispatcher::singleton()
             .findSchemaOrThrow("fgbg::philox_normal", "")
             .typed<Tensor(const Tensor&, c10::SymIntArrayRef, c10::SymInt, at::ScalarType)>();
-    out = ops::callable_directly({tensor}) ? ops::philox_normal(tensor, sizes, offset, type)
-                                           : op.call(tensor, sizes, offset, type);
+    out = ops::callable_directly({tensor}) ? ops::philox_normal(tensor, sizes, offset, type, where)
+                                           : op.call(tensor.to(where), sizes, offset, type);
   }
   return wrap(out);
 }
@@ -141,7 +155,7 @@ template <class Op>
 void set_draw(Op& op, handle num_samples, handle seed, int64_t offset) {
   op.offset = offset;
   if (!num_samples.is_none()) op.num_samples = num_samples.cast<int64_t>();
-  op.seed = seed_tensor(seed, op.mu.device());
+  op.seed = seed_tensor(seed, op.mu.device(), ops::callable_directly({op.mu}));
 }
 
 template <class Op>

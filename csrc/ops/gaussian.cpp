@@ -21,7 +21,7 @@ GaussianArgs args_of(const Gaussian& g) {
 }
 
 void set_noise(GaussianArgs& args, const Gaussian& g) {
-  args.noise = {g.seed.const_data_ptr<int64_t>(), static_cast<uint64_t>(g.offset.expect_int())};
+  args.noise = noise_of(g.seed, g.offset.expect_int());
   args.samples = g.num_samples ? g.num_samples->expect_int() : 1;
 }
 

@@ -6,6 +6,6 @@
 namespace fgbg::ops {
 
 Tensor philox_normal(const Tensor& seed, c10::SymIntArrayRef size, const c10::SymInt& offset,
-                     at::ScalarType dtype);
+                     at::ScalarType dtype, const at::Device& device);
 
 }  // namespace fgbg::ops

@@ -102,7 +102,10 @@ void run_backward(ReconstructionArgs& args, const ReconstructionLoss& op, const 
 // sums over the samples, on the upstream gradient of each.
 bool writes_gradients(const ReconstructionLoss& op, Needs needs) {
   const bool scales = needs_operand(needs, 4) || needs_operand(needs, 5);
-  return op.reduction != Reduction::none && !op.normalize_area &&
+  // On CUDA the kernel of half precision that has these gradients adds in another order than the one that has
+  // none, and a loss has the same bits whether its gradients are wanted or not.
+  const bool in_order = !op.fg.is_cuda() || op.fg.element_size() > 2 || !(scales || needs_operand(needs, 2));
+  return in_order && op.reduction != Reduction::none && !op.normalize_area &&
          !(op.reduction == Reduction::sample && scales) && may_write_unit_gradients(operands_of(op), needs);
 }
 
@@ -149,6 +152,8 @@ void ReconstructionLoss::check() const {
   TORCH_CHECK_VALUE(fg.dim() >= 3 && fg.dim() <= kDims && fg.sym_size(1) != 0, "fg has shape ",
                     fg.sym_sizes(),
                     ", expected [B, C, *spatial] with at least one channel and 1 to 3 spatial dimensions");
+  TORCH_CHECK_VALUE(fg.sym_size(1) < int64_t{1} << 31, "fg has ", fg.sym_size(1),
+                    " channels, expected fewer than 2**31");
   TORCH_CHECK_TYPE(masked || bg.defined(), "bg must be a tensor, got NoneType");
   if (bg.defined()) check_like("bg", bg, "fg", fg);
   check_like("target", target, "fg", fg);

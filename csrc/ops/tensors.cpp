@@ -5,8 +5,12 @@
 #include "../cpu/caching_allocator.h"
 
 #ifdef FGBG_WITH_CUDA
+#include <ATen/cuda/CUDAGeneratorImpl.h>
+
 #include <map>
 #include <mutex>
+
+#include "../math/philox.h"
 #endif
 
 namespace fgbg::ops {
@@ -48,7 +52,8 @@ void check_seed(const Tensor& seed, const Tensor& other) {
   TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, "seed has dtype ", dtype_name(seed.scalar_type()),
                    ", expected torch.int64");
   TORCH_CHECK_VALUE(seed.sym_numel() == 1, "seed has shape ", seed.sym_sizes(), ", expected one element");
-  if (other.defined()) check_device("seed", seed, "mu", other);
+  TORCH_CHECK_VALUE(!other.defined() || seed.is_cpu() || seed.device() == other.device(), "seed is on ",
+                    seed.device(), ", expected the CPU or the device of mu, ", other.device());
 }
 
 void check_number(const char* name, const Number& number, const char* other_name, const Tensor& other) {
@@ -146,22 +151,86 @@ at::ScalarType compute_dtype(const variable_list& operands) {
 }
 
 #ifdef FGBG_WITH_CUDA
-Tensor zero_counter(const Tensor& like, const c10::cuda::CUDAStream& stream) {
-  const auto options = like.options().dtype(at::kInt);
-  // A captured graph may be replayed beside any other work, so it has counters of its own, and zeroes them.
-  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
-    const Tensor counter = at::empty({1}, options);
-    C10_CUDA_CHECK(cudaMemsetAsync(counter.mutable_data_ptr(), 0, sizeof(int32_t), stream.stream()));
+namespace {
+
+bool capturing() {
+  return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+}
+
+// Counters that are 0 from the start. Not from torch's allocator, whose memory may belong to a graph, and
+// never freed: CUDA may be gone by then.
+class Counters {
+ public:
+  // Null if there is none: they are made by a call that is not captured, such as the warm-up that a capture
+  // needs.
+  uint32_t* of_stream(const c10::cuda::CUDAStream& stream) {
+    uint32_t*& counter = of_streams_[stream.id()];
+    if (!counter) counter = next(stream);
     return counter;
   }
-  // The kernels of a stream follow each other, and each leaves its counter at 0. Never destroyed: CUDA may be
-  // gone by then.
+  // A captured graph may be replayed beside any other work, so its launches have counters of their own, for
+  // good.
+  uint32_t* of_graph() { return zeros_ && next_ < kCount ? zeros_ + next_++ : nullptr; }
+
+ private:
+  static constexpr int64_t kCount = 16384;
+
+  uint32_t* next(const c10::cuda::CUDAStream& stream) {
+    if (!zeros_) {
+      void* memory = nullptr;
+      C10_CUDA_CHECK(cudaMalloc(&memory, kCount * sizeof(uint32_t)));
+      C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, kCount * sizeof(uint32_t), stream.stream()));
+      C10_CUDA_CHECK(
+          cudaStreamSynchronize(stream.stream()));  // once for each device: other streams use it too
+      zeros_ = static_cast<uint32_t*>(memory);
+    }
+    return next_ < kCount ? zeros_ + next_++ : nullptr;
+  }
+
+  uint32_t* zeros_ = nullptr;
+  int64_t next_ = 0;
+  std::map<c10::StreamId, uint32_t*> of_streams_;
+};
+
+// Streams of torch's own pool have an odd id, and the default stream 0. Any other id is the handle of a
+// stream that somebody else made: such a handle can stand for several streams, of different threads or one
+// after the other.
+bool is_external(const c10::cuda::CUDAStream& stream) { return stream.id() != 0 && stream.id() % 2 == 0; }
+
+}  // namespace
+
+Counter zero_counter(const Tensor& like, const c10::cuda::CUDAStream& stream) {
   static std::mutex mutex;
-  static auto& counters = *new std::map<std::pair<c10::DeviceIndex, c10::StreamId>, Tensor>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  Tensor& counter = counters[{stream.device_index(), stream.id()}];
-  if (!counter.defined()) counter = at::zeros({1}, options);
-  return counter;
+  static auto& of_devices = *new std::map<c10::DeviceIndex, Counters>;
+  uint32_t* counter = nullptr;
+  if (!is_external(stream)) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    Counters& counters = of_devices[stream.device_index()];
+    // The kernels of a stream follow each other, and each leaves its counter at 0.
+    counter = capturing() ? counters.of_graph() : counters.of_stream(stream);
+  }
+  if (counter) return {counter, {}};
+  const Tensor memory = at::empty({1}, like.options().dtype(at::kInt));
+  counter = reinterpret_cast<uint32_t*>(memory.mutable_data_ptr<int32_t>());
+  C10_CUDA_CHECK(cudaMemsetAsync(counter, 0, sizeof(uint32_t), stream.stream()));
+  return {counter, memory};
+}
+
+std::optional<int64_t> draw_cuda_seed(const at::Device& device) {
+  const c10::cuda::CUDAGuard guard(device);
+  if (capturing()) return std::nullopt;
+  at::Generator generator = at::cuda::detail::getDefaultCUDAGenerator(guard.current_device().index());
+  at::PhiloxCudaState state;
+  {
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    state = at::check_generator<at::CUDAGeneratorImpl>(generator)->philox_cuda_state(4);
+  }
+  // One block of our stream of the state's seed, far from where noise of that seed would be.
+  const auto bits = math::philox4x32_10<uint32_t>(
+      {static_cast<uint32_t>(state.offset_.val), static_cast<uint32_t>(state.offset_.val >> 32), 0x73656564u,
+       0u},
+      static_cast<uint32_t>(state.seed_.val), static_cast<uint32_t>(state.seed_.val >> 32));
+  return static_cast<int64_t>((static_cast<uint64_t>(bits.x1) << 32 | bits.x0) >> 1);
 }
 #endif
 

@@ -40,7 +40,7 @@ void check_float(const char* name, const Tensor& tensor);
 void check_like(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
 void check_device(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
 void check_strided(const char* name, const Tensor& tensor);
-// One int64 number on the device of `other`, if that is defined.
+// One int64 number, on the CPU or on the device of `other`, if that is defined.
 void check_seed(const Tensor& seed, const Tensor& other);
 // Where the number is a tensor: one float on the device of another tensor, without a gradient.
 void check_number(const char* name, const Number& number, const char* other_name, const Tensor& other);
@@ -60,6 +60,13 @@ ScaleView scale_view(const Number& number);
 
 // float64 if any operand is, else float32; integers (masks) do not count.
 at::ScalarType compute_dtype(const variable_list& operands);
+
+// A seed that the CPU holds goes to the kernels as a number.
+inline Noise noise_of(const Tensor& seed, int64_t offset) {
+  const int64_t* data = seed.const_data_ptr<int64_t>();
+  const bool known = seed.is_cpu();
+  return {known ? nullptr : data, known ? *data : 0, static_cast<uint64_t>(offset)};
+}
 
 // What multiplies the sum over the batch; `elements` is what a mean divides by.
 double reduction_factor(Reduction reduction, int64_t batch, int64_t elements);
@@ -118,8 +125,17 @@ void run_cpu(const cpu::Kernel<Args>& kernel, const Args& args, bool f64) {
 }
 
 #ifdef FGBG_WITH_CUDA
-// A number on the device that is 0 whenever a kernel of `stream` starts.
-Tensor zero_counter(const Tensor& like, const c10::cuda::CUDAStream& stream);
+// A number on the device that is 0 whenever the next kernel of `stream` starts, and its memory, if it is its
+// own.
+struct Counter {
+  uint32_t* data;
+  Tensor memory;
+};
+Counter zero_counter(const Tensor& like, const c10::cuda::CUDAStream& stream);
+
+// A seed from the default generator of a CUDA device, as its own kernels draw: on the CPU, without a kernel.
+// None while a graph is captured, whose replays need another seed each.
+std::optional<int64_t> draw_cuda_seed(const at::Device& device);
 
 // The one place that launches: device guard, current stream, launch check.
 template <class Args, class Launch>
@@ -127,11 +143,11 @@ void on_cuda(const Tensor& like, Args& args, Launch launch) {
   if (elements(args) == 0 && !has_sums(args)) return;
   const c10::cuda::CUDAGuard guard(like.device());
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
-  Tensor counter;
+  Counter counter;
   if constexpr (std::is_base_of_v<Sums, Args>) {
     if (has_sums(args)) {
       counter = zero_counter(like, stream);
-      args.blocks_done = reinterpret_cast<uint32_t*>(counter.mutable_data_ptr<int32_t>());
+      args.blocks_done = counter.data;
     }
   }
   launch(stream.stream());

@@ -79,7 +79,7 @@ def _seed_tensor(
     seed: Tensor | int | None, generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
     if isinstance(seed, Tensor):
-        return seed
+        return seed.to(device)
     if seed is None:
         return torch.randint(2**63 - 1, (1,), device=device, generator=generator)
     return torch.full((1,), seed, dtype=torch.int64, device=device)
@@ -159,8 +159,8 @@ def reparameterize(
     Args:
         mu, logvar: [B, *D], any float dtype.
         num_samples: S draws, stacked in front: the result is [S, B, *D].
-        seed: an integer, or an int64 tensor of one element on the device of ``mu``. Default: drawn
-            from ``generator``, so that ``torch.manual_seed`` governs it.
+        seed: an integer, or an int64 tensor of one element, on the CPU or the device of ``mu``.
+            Default: drawn from ``generator``, so that ``torch.manual_seed`` governs it.
         offset: number of the first element in the stream of ``seed``. A part of a split batch that
             passes the position of its first element gets the noise of the unsplit batch.
         generator: where the seed is drawn from. Default: the default generator of the device.
@@ -304,8 +304,8 @@ def sample_gaussian(
         mu, logvar: posterior, [B, *D], any float dtype.
         prior_mu, prior_logvar: prior, of the same shape; each defaults to 0.
         num_samples: S draws, stacked in front: z is [S, B, *D]; the KL is that of the distribution.
-        seed: an integer, or an int64 tensor of one element on the device of ``mu``. Default: drawn
-            from ``generator``, so that ``torch.manual_seed`` governs it.
+        seed: an integer, or an int64 tensor of one element, on the CPU or the device of ``mu``.
+            Default: drawn from ``generator``, so that ``torch.manual_seed`` governs it.
         offset: number of the first element in the stream of ``seed``. A part of a split batch that
             passes the position of its first element gets the noise of the unsplit batch.
         generator: where the seed is drawn from. Default: the default generator of the device.

@@ -99,6 +99,8 @@ def reparameterize(
     """z = mu + exp(logvar / 2) eps."""
     dtype = compute_dtype(mu, logvar)
     size = tuple(mu.shape) if num_samples is None else (num_samples, *mu.shape)
+    if seed.device != mu.device:  # of the CPU: as an operand, for which nothing waits
+        seed = torch.zeros((), dtype=torch.int64, device=mu.device) + seed.reshape(())
     eps = philox_normal(seed, size, offset, dtype)
     z = mu.to(dtype) + torch.exp(0.5 * logvar.to(dtype)) * eps
     return z.to(torch.promote_types(mu.dtype, logvar.dtype))
