@@ -21,7 +21,7 @@ from benchmarks.comparison import compare
 from benchmarks.determinism import fingerprint, in_deterministic_mode
 from benchmarks.memory import peak_bytes
 from benchmarks.peers import PEERS, step_of
-from benchmarks.sections import SECTIONS
+from benchmarks.sections import DEFAULT
 from benchmarks.tables import markdown, section_cells, slope, text
 from benchmarks.timing import QUICK, Deadline, measure
 
@@ -51,7 +51,7 @@ def test_a_run_records_where_it_ran_and_every_figure(quick: Path):
     assert machine["threads"] == torch.get_num_threads()
     for key in ("processor", "cores", "load", "python", "system", "date", "build"):
         assert key in machine
-    assert list(result["sections"]) == list(SECTIONS)
+    assert list(result["sections"]) == list(DEFAULT)
     for name, rows in result["sections"].items():
         assert rows, name
         for row in rows:

@@ -10,6 +10,8 @@ from torch.autograd import forward_ad
 
 import fgbg_cuda
 
+pytestmark = pytest.mark.not_emulated("compiled graphs are traced with the ops of the CPU")
+
 LAYOUTS = {
     3: torch.contiguous_format,
     4: torch.channels_last,

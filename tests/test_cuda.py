@@ -9,9 +9,12 @@ from compare import assert_close
 
 import fgbg_cuda
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or fgbg_cuda.build_info()["cuda"] is None, reason="needs a GPU"
-)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or fgbg_cuda.build_info()["cuda"] is None, reason="needs a GPU"
+    ),
+]
 
 
 def _loss(device: torch.device | str) -> torch.Tensor:

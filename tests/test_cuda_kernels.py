@@ -127,7 +127,7 @@ def _with_last_extent(sample: Sample, size: int) -> Sample:
 
 def _width(kernel):
     """How many elements a thread of it handles at a time."""
-    return int(re.search(r"<(?:float|double), (\d)", kernel)[1])
+    return int(re.search(r"Format<(?:float|double), (\d)", kernel)[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -136,7 +136,7 @@ def test_samples(sample, dtype, kernels):
     ran = _check(kernels, sample, sample.inputs(dtype=dtype, grad=True), seed=_seed(sample.id))
     if dtype == torch.float64:
         # z and the noise of the specification aside, all in float64.
-        assert not any("<float" in k for k in ran)
+        assert not any("Format<float" in k for k in ran)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES, DTYPES[4]], ids=str)
@@ -155,6 +155,23 @@ def test_several_elements_at_a_time(sample, dtype, kernels):
     assert widths
     assert general or widths <= expected, widths
     assert general or dtype not in HALVES or sample.options.get("reduction") == "none" or 8 in widths
+
+
+def _layers_alone(inputs):
+    """As in training: gradients of the layers and the mask, not of what they are compared with."""
+    return {
+        n: t.requires_grad_(False) if n == "target" or n.endswith("scale") else t for n, t in inputs.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@each([s for s in SAMPLES if "target" in s.tensors and s.options.get("reduction") != "none"])
+def test_eight_elements_at_a_time(sample, dtype, kernels):
+    """The backward kernels of half precision, which have no gradients of target and scales."""
+    sample = _with_last_extent(sample, VECTOR_ROW)
+    inputs = _layers_alone(sample.inputs(dtype=dtype, grad=True))
+    ran = _check(kernels, sample, inputs, seed=_seed(sample.id))
+    assert 8 in {_width(k) for k in ran if k.startswith("backward")}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -203,8 +220,10 @@ def _latents(op, *shape, **options):
     return Sample(op, {n: Make("real", shape) for n in names}, options)
 
 
-def _images(*shape, **options):
+def _images(*shape, scale=False, **options):
     tensors = {n: Make("real", shape) for n in ("fg", "bg", "target", "mask_logits")}
+    if scale:
+        tensors |= {n: Make("positive", shape[1:2]) for n in ("fg_scale", "bg_scale")}
     return Sample("masked_reconstruction_loss", tensors, options)
 
 
@@ -272,11 +291,18 @@ def test_every_kernel_runs(kernels):
             (torch.float32, 3),
             (torch.float32, 16),
             (torch.bfloat16, 16),
+            (torch.float16, 16),
+            (DTYPES[4], 16),
         ):
             sized = _with_last_extent(sample, size)
             ran |= _check(kernels, sized, sized.inputs(dtype=dtype, grad=True))
-    for dtype, size in itertools.product((torch.float64, torch.float32, torch.float16), (3, 16)):
-        with kernels.running():
+            if "target" in sized.tensors:
+                ran |= _check(kernels, sized, _layers_alone(sized.inputs(dtype=dtype, grad=True)))
+    # Several times: where memory begins, and so whether it is aligned, is drawn.
+    for seed, dtype, size in itertools.product(
+        range(4), (torch.float64, torch.float32, *HALVES), (3, 12, 16)
+    ):
+        with kernels.running(seed):
             fgbg_cuda.philox_normal(1, (size,), dtype=dtype)
         ran |= kernels.kernels_run()
     assert ran == kernels.kernels()
@@ -296,10 +322,64 @@ def test_counters_of_a_graph_are_its_own(kernels):
             assert_same(a.detach(), b.detach())
 
 
+def _asked(kernels, step):
+    """What a step asks of the device when it is called for the second time, and torch's ops in it."""
+    with kernels.running():
+        result = step()
+        before = kernels.counts()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            result = step()
+        after = kernels.counts()
+    assert result is not None
+    return {n: after[n] - before[n] for n in after}, {event.name for event in profile.events()}
+
+
+def test_what_a_small_sample_asks_of_the_device(kernels):
+    """Unseeded: a launch forward and one backward, and memory for results and partial sums alone."""
+    mu, logvar = torch.randn(2, 128, 32)
+    upstream = [torch.randn(128, 32), torch.ones(())]
+
+    def forward():
+        with torch.no_grad():
+            return fgbg_cuda.sample_gaussian(mu, logvar)
+
+    def both():
+        leaves = [t.detach().requires_grad_() for t in (mu, logvar)]
+        return torch.autograd.grad(fgbg_cuda.sample_gaussian(*leaves), leaves, upstream)
+
+    # Ops of torch that would be kernels on a GPU. (The seed is a tensor of the CPU, which needs none.)
+    kernels_of_torch = {
+        "aten::randint",
+        "aten::random_",
+        "aten::zero_",
+        "aten::copy_",
+        "aten::mul",
+        "aten::add",
+    }
+    counts, ops = _asked(kernels, forward)
+    assert counts == {"launches": 1, "memsets": 0, "allocations": 4}  # z, KL, partial sums; the seed
+    assert not ops & kernels_of_torch, ops
+    counts, ops = _asked(kernels, both)
+    assert counts == {"launches": 2, "memsets": 0, "allocations": 6}  # and two gradients
+    assert not ops & kernels_of_torch, ops
+
+
+@each(first_of_each_op())
+def test_graphs_need_no_memset(sample, kernels):
+    """Captured launches count their blocks in memory that was zeroed before, as long as there is some."""
+    inputs = {n: t.detach() for n, t in sample.inputs(dtype=torch.float32).items()}
+    with kernels.running():
+        fgbg_cuda.gaussian_kl(torch.zeros(2, 3), torch.zeros(2, 3))  # a warm-up makes it
+    with kernels.running(capturing=True):
+        sample(inputs)
+        assert kernels.counts()["memsets"] == 0
+
+
 # --- planted defects ------------------------------------------------------------------------------
 
 _IMAGE, _ROWS = _images(3, 2, 5, 7, return_terms=True), _latents("gaussian_kl", 600, 9)
 _SAMPLES = _latents("gaussian_kl", 3, 4000, reduction="sample")
+_SCALES = _images(2, 2, 50, 50, likelihood="laplace", scale=True)
 # (what, file compiled, file changed, text, other text, who sees it, what it says)
 DEFECTS = [
     (
@@ -328,17 +408,18 @@ DEFECTS = [
         "*args.blocks_done = 0;", "*args.blocks_done = 1;", _ROWS, "not close",
     ),
     (
-        "a shuffle that lane 0 leaves out", "latents.cu", "cuda/latents.cu",
-        "const T total = warp_sum(sum);", "const T total = lane > 0 ? warp_sum(sum) : sum;",
+        "a shuffle that lane 0 leaves out", "latents.cu", "cuda/teams.cuh",
+        "static_cast<double>(warp_sum(sums[t]));",
+        "static_cast<double>(thread % kWarp > 0 ? warp_sum(sums[t]) : sums[t]);",
         _latents("gaussian_kl", 2, 40000), "different barriers",
     ),
     (
-        "half of the warp left out of a sum", "latents.cu", "cuda/memory.cuh",
+        "half of the warp left out of a sum", "latents.cu", "cuda/teams.cuh",
         "width = kWarp / 2;", "width = kWarp / 4;", _latents("gaussian_kl", 2, 40000), "not close",
     ),
     (
-        "the wrong lane writes", "latents.cu", "cuda/latents.cu",
-        "if (lane == 0) args.partial", "if (lane == kWarp - 1) args.partial",
+        "the wrong lane writes", "latents.cu", "cuda/teams.cuh",
+        "if (thread % kWarp != 0) continue;", "if (thread % kWarp != kWarp - 1) continue;",
         _latents("gaussian_kl", 2, 40000), "not close",
     ),
     (
@@ -346,26 +427,45 @@ DEFECTS = [
         "  if (b < args.batch)\n", "  if (b < args.batch - 1)\n", _IMAGE, "not close",
     ),
     (
-        "shared memory one element short", "latents.cu", "cuda/final_reduction.cuh",
-        "totals[kTerms * kThreads];", "totals[kTerms * kThreads - 1];", _SAMPLES, "out of bounds",
+        "shared memory one element short", "latents.cu", "cuda/teams.cuh",
+        "of_warps[N * kWarps];", "of_warps[N * kWarps - 1];", _SAMPLES, "out of bounds",
+    ),
+    (
+        "no barrier before a block adds what its warps have", "latents.cu", "cuda/teams.cuh",
+        "  if (item.team == kWarp) return;\n  __syncthreads();\n", "  if (item.team == kWarp) return;\n",
+        _SAMPLES, "not close",
+    ),
+    (
+        "no barrier before a block's warps go on to its next item", "latents.cu", "cuda/teams.cuh",
+        "    partial[thread * stride + item.number] = total;\n  }\n  __syncthreads();\n",
+        "    partial[thread * stride + item.number] = total;\n  }\n",
+        _latents("gaussian_kl", 2, 200_000), "not close",
+    ),
+    (
+        "no barrier before the gradients of scales are added", "reconstruction_backward.cu",
+        "cuda/reconstruction_backward.cu",
+        "    if (!args_.scale_slots) return;\n    synchronize(item);\n",
+        "    if (!args_.scale_slots) return;\n", _SCALES, "not close",
     ),
     (
         "a tail one element too long", "latents.cu", "cuda/latents.cu",
-        "e < end; e +=", "e <= end; e +=", _latents("gaussian_kl", 2, 40), "not close|out of bounds",
+        "at < item.length; at +=", "at <= item.length; at +=", _latents("gaussian_kl", 2, 40),
+        "not close|out of bounds",
     ),
     (
-        "a vector kernel for misaligned tensors", "latents.cu", "cuda/memory.cuh",
+        "a vector kernel for misaligned tensors", "latents.cu", "cuda/storage.cuh",
         "run(v) < extent || !v.vector_aligned", "run(v) < extent", _latents("gaussian_kl", 2, 40),
         "misaligned",
     ),
     (
-        "lanes past the end of a segment are summed", "reconstruction_forward.cu",
-        "cuda/reconstruction_forward.cu", "if (px.live) {", "{", _IMAGE,
+        "lanes past the end of a segment are summed", "reconstruction_backward.cu",
+        "cuda/reconstruction_backward.cu", "if (live) {", "{", _IMAGE,
         "not close",
     ),
     (
-        "lanes past the end of an image write", "reconstruction_forward.cu", "cuda/reconstruction.cuh",
-        "if (v && live)", "if (v)", _images(3, 2, 5, 7, reduction="none"), "not close|out of bounds",
+        "lanes past the end of an image read there", "reconstruction_backward.cu",
+        "cuda/reconstruction_backward.cu", "item.begin + (live ? at : 0)", "item.begin + at", _IMAGE,
+        "out of bounds",
     ),
 ]  # fmt: skip
 
@@ -384,5 +484,5 @@ def test_defects_are_seen(defect, kernels):
         except (AssertionError, RuntimeError) as error:
             found.append(str(error))
     assert all(re.search(says, error) for error in found), found
-    # A race between blocks shows in some orders only.
-    assert len(found) >= (3 if "counts as done" in what else 5)
+    # A race between blocks shows in some orders only, and a read past the end where a guard page is there.
+    assert len(found) >= (2 if "counts as done" in what or "read there" in what else 5)

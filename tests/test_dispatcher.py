@@ -72,6 +72,7 @@ def test_fake_strides_of_channels_last(sample, device):
         torch.library.opcheck(func, args, test_utils="test_faketensor")
 
 
+@pytest.mark.not_emulated("traced with the ops of the CPU")
 @each(first_of_each_op())
 def test_opcheck_with_tracing(sample, device):
     """The rest of opcheck, a second per call: AOT dispatch with dynamic shapes, and its gradients."""

@@ -160,6 +160,7 @@ def _by_hand(fg, bg, logits, target):
     return (mask * (fg - target) ** 2 + (1 - mask) * (bg - target) ** 2).sum()
 
 
+@pytest.mark.not_emulated("its memory is not counted")
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_peak_memory_is_the_gradients(weight, device):
     """Beside them, a few numbers per segment. No second set of gradients if the upstream is not one."""
@@ -170,6 +171,7 @@ def test_peak_memory_is_the_gradients(weight, device):
     assert found < peak_bytes(_step(lambda *i: weight * _by_hand(*i), inputs), str(device))
 
 
+@pytest.mark.not_emulated("its memory is not counted")
 def test_no_gradient_no_memory(device):
     inputs = [t.detach() for t in _images(device)]
     with torch.no_grad():

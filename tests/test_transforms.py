@@ -175,6 +175,7 @@ class _Autoencoder(torch.nn.Module):
         return z, loss + kl
 
 
+@pytest.mark.not_emulated("traced with the ops of the CPU")
 def test_export(device, tmp_path):
     """A model that samples, exported, saved, loaded: samples anew at each call, and right."""
     model, x = _Autoencoder().to(device), torch.rand(5, 1, 3, 4, device=device)

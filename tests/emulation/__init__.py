@@ -47,15 +47,19 @@ SOURCES = (
     "reconstruction_backward.cu",
     "reconstruction_forward.cu",
     "latents.cu",
+    "reconstruction.cu",
     "scaling.cu",
     "cuda.cpp",
 )
 
 _FLAGS = ["-fPIC", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-w"]
 _TRAPS = ["-fsanitize=alignment,bounds,integer-divide-by-zero", "-fsanitize-undefined-trap-on-error"]
-_KERNEL_FLAGS = ["-std=c++17", "-O1", *_TRAPS, "-include", HERE / "cuda.h", "-x", "c++"]
+# As differently from the CPU kernels as g++ can: with contraction, and all that this processor has.
+_ARITHMETIC = ["-march=native", "-ffp-contract=fast", "-DFGBG_CUDA_MATH"]
+_KERNEL_FLAGS = ["-std=c++17", "-O1", *_ARITHMETIC, *_TRAPS, "-include", HERE / "cuda.h", "-x", "c++"]
 _REWRITES = (
     (re.compile(r"([\w:]+(?:<\w+>)?)<<<(.+?)>>>\("), r"emulation::launch(\1, \2)("),
+    (re.compile(r"extern __shared__ (\w+) (\w+)\[\];"), r"\1* const \2 = emulation::dynamic_shared<\1>();"),
     (re.compile(r"__shared__ (\w+) (\w+)\[(.+?)\];"), r"\1* const \2 = emulation::shared<\1>(\3);"),
     (re.compile(r"__shared__ (\w+) (\w+);"), r"\1& \2 = emulation::shared_variable<\1>();"),
 )
@@ -86,6 +90,12 @@ class Emulation:
                 yield
         finally:
             self._library.emulation_stop()
+
+    def counts(self) -> dict[str, int]:
+        """How many kernels, memsets and allocations there were since running() was entered."""
+        numbers = (ctypes.c_size_t * 3)()
+        self._library.emulation_counts(numbers)
+        return dict(zip(("launches", "memsets", "allocations"), numbers, strict=True))
 
     def spoilt(self) -> int:
         """How many tensors, freed since the last call, had been written to outside their bounds."""
@@ -160,6 +170,8 @@ def _sources(changes: dict[str, tuple[str, str]]) -> Path:
     (unfinished / "c10/cuda").mkdir(parents=True)
     for name in ("Exception", "GraphsC10Utils", "Guard", "Stream"):
         (unfinished / f"c10/cuda/CUDA{name}.h").touch()
+    (unfinished / "ATen/cuda").mkdir(parents=True)
+    (unfinished / "ATen/cuda/CUDAGeneratorImpl.h").touch()
     with contextlib.suppress(OSError):  # another process was faster
         unfinished.rename(folder)
     return folder

@@ -25,6 +25,7 @@ namespace emulation {
 
 std::mt19937_64 random_numbers;
 std::set<const void*> kernels_run;
+Counts counts;
 
 namespace {
 
@@ -46,10 +47,11 @@ struct Fiber {
 struct Block {
   unsigned index;
   std::vector<int> running;  // the first thread of each warp that does not wait for the others
-  // Shared memory: arrays from the end, variables from the begin; by the line of their declaration.
+  // Shared memory: arrays from the end, variables from the begin; by the place of their declaration.
   char* const shared_end = guarded_allocate(kSharedMemory, true) + kSharedMemory;
   std::map<int, void*> declared;
   size_t arrays, variables;
+  char* dynamic;
   std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
 };
 
@@ -59,6 +61,7 @@ Fiber* current;
 jmp_buf scheduler;
 std::string failure;
 const std::function<void()>* body;
+size_t dynamic_shared_bytes;
 
 // Contexts are used to give a fiber its stack, once; after that _setjmp and _longjmp, without system calls.
 void leave(State state) {
@@ -168,6 +171,7 @@ void start_block(unsigned index, int threads) {
   memset(block->shared_end - kSharedMemory, kPoison, kSharedMemory);
   block->declared.clear();
   block->arrays = block->variables = 0;
+  block->dynamic = block->shared_end - (block->arrays += dynamic_shared_bytes);
   block->running.clear();
   let_warps_run(threads);
 }
@@ -188,12 +192,14 @@ bool advance_block(int threads, int unwanted) {
 
 }  // namespace
 
-void run(const void* kernel, int blocks, int threads, const std::function<void()>& thread) {
+void run(const void* kernel, int blocks, int threads, size_t shared, const std::function<void()>& thread) {
   gridDim = {static_cast<unsigned>(blocks), 1, 1};
   blockDim = {static_cast<unsigned>(threads), 1, 1};
   if (blocks < 1 || threads < 1 || threads > kMaxThreads || threads % kWarp != 0) fail("invalid launch");
   kernels_run.insert(kernel);
+  ++counts.launches;
   body = &thread;
+  dynamic_shared_bytes = shared;
   failure.clear();
   const FaultHandlers handlers;
   std::vector<int> waiting = shuffled(0, blocks);
@@ -208,7 +214,8 @@ void run(const void* kernel, int blocks, int threads, const std::function<void()
     start(&here);
     resident.push_back(&here);
   }
-  // Blocks take turns at random, too. One warp only runs where nothing else can: what does not wait for it shows.
+  // Blocks take turns at random, too. One warp only runs where nothing else can: what does not wait for it
+  // shows.
   const unsigned late_block = random_numbers() % blocks;
   const int late_warp = random_numbers() % (threads / kWarp) * kWarp;
   const auto others_run = [&] {
@@ -238,8 +245,10 @@ void run(const void* kernel, int blocks, int threads, const std::function<void()
   }
 }
 
-void* shared_memory(size_t bytes, int line, bool at_end) {
-  void*& memory = block->declared[line];
+void* dynamic_shared_memory() { return block->dynamic; }
+
+void* shared_memory(size_t bytes, int place, bool at_end) {
+  void*& memory = block->declared[place];
   if (memory) return memory;
   if (at_end) return memory = block->shared_end - (block->arrays += bytes);
   memory = block->shared_end - kSharedMemory + block->variables;

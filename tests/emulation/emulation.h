@@ -16,4 +16,10 @@ char* guarded_allocate(size_t bytes, bool at_end);
 extern std::mt19937_64 random_numbers;
 extern std::set<const void*> kernels_run;
 
+// What the ops asked of the device since the emulation started.
+struct Counts {
+  size_t launches, memsets, allocations;
+};
+extern Counts counts;
+
 }  // namespace emulation

@@ -8,6 +8,8 @@
 #include "emulation.h"
 
 // One translation unit: the headers of torch take most of the time.
+#include "cpu/caching_allocator.cpp"
+#include "eager.cpp"
 #include "ops/autograd.cpp"
 #include "ops/bernoulli.cpp"
 #include "ops/gaussian.cpp"
@@ -15,8 +17,6 @@
 #include "ops/reconstruction.cpp"
 #include "ops/tensors.cpp"
 #include "ops/words.cpp"
-#include "cpu/caching_allocator.cpp"
-#include "eager.cpp"
 
 PYBIND11_MODULE(_C, m) { fgbg::bind_eager(m); }
 
@@ -29,6 +29,13 @@ void final_reduction(const FinalReduction&) { TORCH_CHECK(false, "a CPU kernel")
 }  // namespace fgbg::cpu
 
 c10::cuda::CaptureStatus c10::cuda::capture_status;
+
+void cudaMalloc(void** to, size_t bytes) { *to = emulation::guarded_allocate(bytes, true); }
+
+void cudaMemsetAsync(void* to, int value, size_t bytes, CUstream_st*) {
+  memset(to, value, bytes);
+  ++emulation::counts.memsets;
+}
 
 namespace emulation {
 namespace {
@@ -69,6 +76,7 @@ void release(void* context) {
 struct Allocator final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes == 0) return {nullptr, nullptr, &release_nothing, c10::DeviceType::CPU};
+    ++counts.allocations;
     auto* block = new Block(emulation::allocate(bytes, random_numbers() % 2 != 0));
     return {block->data, block, &release, c10::DeviceType::CPU};
   }
@@ -103,11 +111,12 @@ extern "C" {
 
 void emulation_start(uint64_t seed, bool capturing) {
   using namespace emulation;
-  ++c10::cuda::CUDAStream::stream_id;
+  c10::cuda::CUDAStream::stream_id += 2;
   c10::cuda::capture_status = capturing ? c10::cuda::CaptureStatus::Active : c10::cuda::CaptureStatus::None;
   static Allocator allocator;
   random_numbers.seed(seed);
   kernels_run.clear();
+  counts = {};
   Quiet quiet;  // torch warns that the ops have kernels already
   const c10::WarningUtils::WarningHandlerGuard guard(&quiet);
   library = std::make_unique<torch::Library>(torch::Library::IMPL, "fgbg", c10::DispatchKey::CPU, __FILE__,
@@ -121,6 +130,8 @@ void emulation_stop() {
   c10::SetAllocator(c10::DeviceType::CPU, emulation::usual_allocator);
   emulation::library.reset();
 }
+
+void emulation_counts(emulation::Counts* to) { *to = emulation::counts; }
 
 // How many freed tensors had been written to outside their bounds, since the last call.
 int emulation_spoilt() { return emulation::spoilt.exchange(0); }

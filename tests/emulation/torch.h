@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -17,13 +18,15 @@ struct CUstream_st;
 namespace c10::cuda {
 struct CUDAGuard {
   explicit CUDAGuard(c10::Device) {}
+  c10::Device current_device() const { return {c10::DeviceType::CPU, 0}; }
 };
 struct CUDAStream {
   CUstream_st* stream() const { return nullptr; }
   c10::DeviceIndex device_index() const { return 0; }
   c10::StreamId id() const { return stream_id; }
-  // Another one each time that the emulation starts: a kernel that failed leaves its stream unusable.
-  inline static c10::StreamId stream_id = 0;
+  // Another one each time that the emulation starts: a kernel that failed leaves its stream unusable. Odd, as
+  // those of torch's pool are.
+  inline static c10::StreamId stream_id = 1;
 };
 inline CUDAStream getCurrentCUDAStream() { return {}; }
 enum class CaptureStatus { None, Active };
@@ -32,7 +35,26 @@ inline CaptureStatus currentStreamCaptureStatusMayInitCtx() { return capture_sta
 }  // namespace c10::cuda
 #define C10_CUDA_KERNEL_LAUNCH_CHECK()
 #define C10_CUDA_CHECK(call) call
-inline void cudaMemsetAsync(void* to, int value, size_t bytes, CUstream_st*) { memset(to, value, bytes); }
+void cudaMalloc(void** to, size_t bytes);
+inline void cudaStreamSynchronize(CUstream_st*) {}
+void cudaMemsetAsync(void* to, int value, size_t bytes, CUstream_st*);
+
+// The default generator of a CUDA device, from that of the CPU, so that torch.manual_seed governs it.
+namespace at {
+struct PhiloxCudaState {
+  struct {
+    uint64_t val;
+  } seed_, offset_;
+};
+struct CUDAGeneratorImpl : CPUGeneratorImpl {
+  PhiloxCudaState philox_cuda_state(uint64_t) { return {{current_seed()}, {random64()}}; }
+};
+namespace cuda::detail {
+inline const Generator& getDefaultCUDAGenerator(c10::DeviceIndex) {
+  return at::detail::getDefaultCPUGenerator();
+}
+}  // namespace cuda::detail
+}  // namespace at
 
 // The ops exist already, with their CPU kernels: no schemas, and implementations for start() to put in place.
 namespace emulation {
