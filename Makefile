@@ -12,7 +12,7 @@ strict := -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 sources := CMakeLists.txt pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.*)
 run := $(VENV)/bin/python
 
-.PHONY: build test fuzz asan demo bench cuda-build gpu-check lint clean
+.PHONY: build test emulate fuzz asan demo bench cuda-build gpu-check lint clean
 
 build: $(VENV)/built
 
@@ -36,6 +36,10 @@ pytest_parallel := OMP_WAIT_POLICY=passive $(run) -m pytest -n auto --dist loadf
 
 test: build
 	$(pytest_parallel) tests
+
+# The tests of the ops on the CUDA kernels' own sources, compiled by g++ and run on the CPU: see tests/emulation.
+emulate: build
+	$(pytest_parallel) --devices emulated tests
 
 # Random calls against the specification: make fuzz N=10000 SEED=7
 N ?= 10000
@@ -92,11 +96,13 @@ cuda-build:
 	$(cuda_run) tools/check_cuda_binary.py "$$(cd tests && ../$(cuda_run) -c 'import fgbg_cuda; print(fgbg_cuda._C.__file__)')"
 	$(cuda_run) -m pytest tests/test_values.py tests/test_philox.py
 
-# On a machine with an NVIDIA GPU, in an environment that has a CUDA torch and the build tools.
+# On a machine with an NVIDIA GPU, in an environment that has a CUDA torch, the build tools and pytest. Parts of it,
+# and where the results go:   make gpu-check PARTS="build tests" OUT=results
+PARTS ?=
+OUT ?= build/gpu-check
+
 gpu-check:
-	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device is visible to torch"'
-	$(PYTHON) -m pip install --no-build-isolation --no-deps --force-reinstall -C cmake.define.FGBG_CUDA=ON .
-	$(PYTHON) tools/gpu_check.py
+	$(PYTHON) tools/gpu_check.py $(PARTS) --out $(OUT)
 
 clean:
 	rm -rf build dist runs $(VENV) $(CUDA_VENV)

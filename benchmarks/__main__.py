@@ -1,6 +1,6 @@
 """Measures, prints tables, and writes the figures as JSON with plots beside it.
 
-    python -m benchmarks                       everything, on the GPU if there is one
+    python -m benchmarks                       the first five, on the GPU if there is one
     python -m benchmarks ops step              some sections, in this order
     python -m benchmarks ops --quick           a function check in seconds; its times mean nothing
 
@@ -10,22 +10,23 @@ Sections:
     determinism  what the same bits every time cost, and who gives them
     threads      one thread against two (CPU)
     growth       time over four decades of size
+    bandwidth    every op at its largest size, every dtype, against eager alone
+    peers        four cases against every peer
+    small        sizes at which a call costs more than its work
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from .machine import machine
 from .peers import PEERS
-from .plots import write_plots
-from .sections import SECTIONS, Options
+from .sections import DEFAULT, SECTIONS, Job, Options
 from .tables import header, table
 from .timing import Deadline, copy_speed
 
@@ -38,7 +39,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all"
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)}; default: {', '.join(DEFAULT)}",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
@@ -75,25 +79,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = args.out or default_path(info, args.quick)
     out.parent.mkdir(parents=True, exist_ok=True)
     print(header(result), flush=True)
-    for name in args.sections or SECTIONS:
-        rows = []
-        # Stays on one line of the terminal, and is gone when the table is printed.
-        jobs = [job for job in SECTIONS[name](options) if args.only in job.label]
-        with tqdm(jobs, unit="case", leave=False, dynamic_ncols=True) as progress:
-            for job in progress:
-                progress.set_description(f"{name}: {job.label}")
-                if deadline.passed():
-                    result["skipped"] += 1
-                else:
-                    rows.append(job.run())
-        result["sections"][name] = rows
+    for name in args.sections or DEFAULT:
+        rows = result["sections"][name] = []
+        for job in progress([job for job in SECTIONS[name](options) if args.only in job.label], name):
+            if deadline.passed():
+                result["skipped"] += 1
+            else:
+                rows.append(job.run())
+                out.write_text(json.dumps(result, indent=1) + "\n")
         out.write_text(json.dumps(result, indent=1) + "\n")
         if rows:
             print(table(name, rows, copy["bytes_per_second"]), flush=True)
     if result["skipped"]:
         print(f"\n{result['skipped']} cases were not measured: the time budget was over")
-    plots = write_plots(result, out)
-    print("\nwrote " + ", ".join(str(p) for p in (out, *plots)))
+    print("\nwrote " + ", ".join(str(p) for p in (out, *plots(result, out))))
+
+
+def progress(jobs: list[Job], section: str) -> Iterable[Job]:
+    """Says which is running: on one line of the terminal, which is gone when the table is printed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:  # a rented machine has not everything
+        for job in jobs:
+            print(f"{section}: {job.label}", flush=True)
+            yield job
+        return
+    with tqdm(jobs, unit="case", leave=False, dynamic_ncols=True) as bar:
+        for job in bar:
+            bar.set_description(f"{section}: {job.label}")
+            yield job
+
+
+def plots(result: dict, out: Path) -> list[Path]:
+    try:
+        from .plots import write_plots
+    except ImportError as error:
+        print(f"no plots: {error}")
+        return []
+    return write_plots(result, out)
 
 
 if __name__ == "__main__":

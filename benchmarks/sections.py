@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from .cases import Plan, all_plans, quick_plans
+from .cases import FORWARD_OP, FORWARD_SIZE, IMAGE_OPS, LATENT_OPS, Plan, all_plans, quick_plans
 from .comparison import compare
 from .determinism import determinism, threads
 from .machine import usable_cores
@@ -104,10 +104,56 @@ def growth(options: Options) -> list[Job]:
     return [_comparison(plan, names, options) for plan in plans]
 
 
+LARGEST: dict[str, tuple[int, ...]] = {op: (64, 3, 256, 256) for op in IMAGE_OPS}
+LARGEST |= {"bernoulli_kl": (64, 1, 256, 256), FORWARD_OP: FORWARD_SIZE}
+LARGEST |= {op: (4096, 1024) for op in LATENT_OPS}
+
+
+def bandwidth(options: Options) -> list[Job]:
+    """Every op at its largest size, in every dtype, against eager: how near it comes to a copy's speed."""
+    names = options.among(("ours", "eager"))
+    sizes = {op: (QUICK_LATENTS if op in LATENT_OPS else QUICK_IMAGES) for op in LARGEST}
+    sizes = sizes if options.quick else LARGEST
+    plans = [Plan(op, size, dtype, options.device) for dtype in options.dtypes for op, size in sizes.items()]
+    return [_comparison(plan, names, options) for plan in plans]
+
+
+def peers(options: Options) -> list[Job]:
+    """Four cases against every peer."""
+    large, image, latent = (64, 3, 256, 256), (64, 3, 64, 64), (4096, 1024)
+    if options.quick:
+        large, image, latent = QUICK_IMAGES, QUICK_IMAGES, QUICK_LATENTS
+    cases = {
+        "masked gaussian": large,
+        "mixture gaussian": image,
+        "gaussian_kl": latent,
+        "sample_gaussian": latent,
+    }
+    return [_comparison(options.plan(*case), options.among(options.peers), options) for case in cases.items()]
+
+
+def small(options: Options) -> list[Job]:
+    """Sizes at which the call costs more than the work."""
+    names = options.among(("ours", "eager", "ours, graph"))
+    image, latent = (QUICK_IMAGES, QUICK_LATENTS) if options.quick else ((64, 1, 28, 28), (128, 32))
+    cases = {
+        "masked gaussian": image,
+        "mixture gaussian": image,
+        "gaussian_kl": latent,
+        "sample_gaussian": latent,
+    }
+    return [_comparison(options.plan(*case), names, options) for case in cases.items()]
+
+
 SECTIONS: dict[str, Callable[[Options], list[Job]]] = {
     "ops": ops,
     "step": step,
     "determinism": cost_of_determinism,
     "threads": scaling,
     "growth": growth,
+    "bandwidth": bandwidth,
+    "peers": peers,
+    "small": small,
 }
+# What is run where nothing is asked for: the others show parts of it.
+DEFAULT = ("ops", "step", "determinism", "threads", "growth")

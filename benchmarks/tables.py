@@ -221,11 +221,14 @@ TITLES = {
     "determinism": "The cost of determinism",
     "threads": "From one thread to two",
     "growth": "Growth with size, forward + backward",
+    "bandwidth": "The largest sizes (peer / ours above 1: ours is faster)",
+    "peers": "Every peer (peer / ours above 1: ours is faster)",
+    "small": "Small sizes (peer / ours above 1: ours is faster)",
 }
 
 
 def section_cells(name: str, rows: list[dict], bytes_per_second: float) -> Cells:
-    if name == "ops":
+    if name in ("ops", "bandwidth", "peers", "small"):
         return ops_cells(rows, bytes_per_second)
     cells = {
         "step": step_cells,
