@@ -1,25 +1,41 @@
-"""Reports registers and stack of every CUDA kernel in the built extension, and fails where a float32
-kernel (half precision runs in the same ones) uses local memory, that is spills or a stack frame, or where
-a vector kernel does not load and store 16 bytes at a time.
+"""Checks the machine code of every CUDA kernel in the built extension for what its speed rests on:
 
-    python tools/check_cuda_binary.py path/to/_C.so
+- no float32 or half-precision kernel uses local memory (spills, or a stack frame), but for a few bytes
+  outside of the loop where types are mixed;
+- vector kernels load and store 16 bytes at a time;
+- in the loop that does the work, all loads of a step are under way before the first is waited for;
+- and registers (that is, the warps that a multiprocessor has room for), instructions and accesses of that
+  loop are no worse than tools/cuda_limits.json says, which --write writes anew.
+
+    python tools/check_cuda_binary.py path/to/_C.so [--write]
 
 Needs cuobjdump: on PATH, or the one that triton (which a CUDA torch depends on) ships.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import itertools
+import json
 import re
 import shutil
 import subprocess
-import sys
-from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-NAME = re.compile(r"(\w+_kernel)<(\w+)(?:, (\d+))?(?:, [\w:]*::(\w+), [^>]*\)(\d))?>")
+LIMITS = Path(__file__).with_name("cuda_limits.json")
+LIMITS_ARCH = "sm_90"
+SLACK = 1.05  # another patch release of nvcc may do a little worse
+THREADS = 256  # of a block
+NAME = re.compile(
+    r"(\w+_kernel)<(?:[\w:]*::Format<)?(\w+)(?:, (\d), (?:[\w:]*::)?(\w+)>)? ?"
+    r"(?:, (true|false))?(?:, [\w:]*::(\w+), [^>]*\)(\d))?>"
+)
 COMPOSITIONS = ("masked", "blended", "mixture")
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;?\s*/\* 0x([0-9a-f]{16}) \*/")
+ENCODING = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
 
 
 def cuobjdump() -> str:
@@ -46,15 +62,17 @@ def lines(*args: str) -> Iterator[str]:
 
 @functools.cache
 def readable(mangled: str) -> str:
-    """For instance "backward_kernel float V=4 Gaussian masked"."""
+    """For instance "backward_kernel float V=4 of Any, Gaussian masked"."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
     match = NAME.search(name)
     if not match:
         raise SystemExit(f"a kernel whose name is not understood: {name}")
-    kernel, dtype, width, likelihood, composition = match.groups()
+    kernel, dtype, width, storage, draws, likelihood, composition = match.groups()
     parts = [kernel, dtype]
     if width:
-        parts.append(f"V={width}")
+        parts += [f"V={width}", "of", storage]
+    if draws:
+        parts.append("draws" if draws == "true" else "no draws")
     if likelihood:
         parts += [likelihood, COMPOSITIONS[int(composition)]]
     return " ".join(parts)
@@ -74,46 +92,151 @@ def resources(binary: str) -> dict[tuple[str, str], tuple[int, int]]:
     return out
 
 
-def accesses(binary: str, arch: str) -> dict[str, Counter]:
-    """kernel -> how many global loads (LDG) and stores (STG) of each width in bits its code has."""
-    out: dict[str, Counter] = defaultdict(Counter)
-    kernel = ""
+@dataclass
+class Instruction:
+    address: int
+    text: str
+    control: int  # the upper half of its encoding, which holds the control code
+
+    @property
+    def sets_barrier(self) -> int:
+        """The barrier that its result is waited for at; 7 is none."""
+        return self.control >> 46 & 7
+
+    @property
+    def waits_for(self) -> int:
+        """A bit for each barrier."""
+        return self.control >> 52 & 63
+
+    def accesses(self, kind: str) -> bool:
+        return re.match(rf"(@!?U?P\d+ )?{kind}\b", self.text) is not None
+
+    @functools.cached_property
+    def target(self) -> int | None:
+        match = re.search(r"\bBRA\S* (?:!?U?P\w+, )?`?\(?(0x[0-9a-f]+)", self.text)
+        return int(match[1], 16) if match else None
+
+
+def code(binary: str, arch: str) -> dict[str, list[Instruction]]:
+    out: dict[str, list[Instruction]] = {}
+    current: list[Instruction] = []
     for line in lines("-sass", "-arch", arch, binary):
         if "Function :" in line:
-            kernel = readable(line.split(":")[1].strip())
-        else:
-            match = re.search(r"\b(LDG|STG)\.E\S*?(?:\.(64|128|U8|U16))?(?:\.CONSTANT)?\s", line)
-            if match:
-                out[kernel][f"{match[1]}.{match[2] or 32}"] += 1
+            current = out.setdefault(readable(line.split(":")[1].strip()), [])
+        elif match := INSTRUCTION.search(line):
+            current.append(Instruction(int(match[1], 16), match[2], 0))
+        elif (match := ENCODING.match(line)) and current:
+            current[-1].control = int(match[1], 16)
     return out
 
 
+def work_loop(instructions: list[Instruction]) -> list[Instruction]:
+    """The innermost of the loops with the most wide loads or stores."""
+    wide = [i.text.count("LDG.E.128") + i.text.count("STG.E.128") for i in instructions]
+    before = [0, *itertools.accumulate(wide)]  # how many there are ahead of each instruction
+    place = {i.address: k for k, i in enumerate(instructions)}
+    loops = []
+    for last, i in enumerate(instructions):
+        first = place.get(i.target) if i.target is not None else None
+        if first is not None and first <= last:
+            loops.append((before[first] - before[last + 1], last - first, first, last))
+    _, _, first, last = min(loops, default=(0, 0, 0, -1))
+    return instructions[first : last + 1]
+
+
+def waits_between_loads(loop: list[Instruction]) -> str | None:
+    """The instruction that waits for one of the wide loads of a step while another is still to come."""
+    loads = [k for k, i in enumerate(loop) if i.accesses("LDG") and ".128" in i.text]
+    # A step's loads stand together; a loop that loads a step ahead, or twice, has several such groups.
+    for first, second in itertools.pairwise(loads):
+        if second - first > 40:
+            continue
+        barrier = loop[first].sets_barrier
+        for i in loop[first + 1 : second]:
+            if barrier < 6 and i.waits_for >> barrier & 1:
+                return i.text
+    return None
+
+
+@dataclass
+class Figures:
+    registers: int
+    warps: int  # resident on a multiprocessor
+    instructions: int  # of the loop that does the work
+    loads: int  # of 16 bytes, in it
+    stores: int
+
+
+def figures(registers: int, loop: list[Instruction]) -> Figures:
+    room = 65536 // ((registers + 7) // 8 * 8 * THREADS)
+    wide = [i for i in loop if ".128" in i.text]
+    loads, stores = (sum(i.accesses(kind) for i in wide) for kind in ("LDG", "STG"))
+    return Figures(registers, min(64, room * THREADS // 32), len(loop), loads, stores)
+
+
+def worse(found: Figures, limit: dict[str, int]) -> list[str]:
+    out = [f"{name} {value}, was {limit[name]}" for name, value in asdict(found).items()
+           if name in ("instructions", "loads", "stores") and value > SLACK * limit[name]]  # fmt: skip
+    return out + ([f"warps {found.warps}, were {limit['warps']}"] if found.warps < limit["warps"] else [])
+
+
+def local_memory(kernel: str, stack: int, loop: list[Instruction]) -> str | None:
+    """What is wrong with its use of local memory. float64 is for checking and may spill; the format of mixed
+    types may keep a few bytes there that its loop does not touch."""
+    if "double" in kernel or not stack:
+        return None
+    if "of Any" in kernel and stack <= 16 and not any(i.accesses("LDL") or i.accesses("STL") for i in loop):
+        return None
+    return f"uses {stack} bytes of local memory"
+
+
+def check_access(kernel: str, instructions: list[Instruction]) -> list[str]:
+    # normal_kernel reads nothing, and a forward kernel that sums writes nothing but in the general case.
+    wanted = ["STG"] if kernel.startswith("normal_kernel") else ["LDG", "STG"]
+    return [k for k in wanted if not any(i.accesses(k) and ".128" in i.text for i in instructions)]
+
+
 def main() -> None:
-    binary = sys.argv[1]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("binary")
+    parser.add_argument("--write", action="store_true", help="the limits, as they are now")
+    args = parser.parse_args()
     failures = []
-    table = resources(binary)
-    print(f"{'kernel':58} {'arch':7} {'registers':>9} {'stack':>6}")
-    for (arch, kernel), (registers, stack) in sorted(table.items(), key=lambda item: item[0][::-1]):
-        print(f"{kernel:58} {arch:7} {registers:9} {stack:6}")
-        if stack and "double" not in kernel:
-            failures.append(f"{kernel} ({arch}) uses {stack} bytes of local memory")
+    table = resources(args.binary)
     archs = sorted({arch for arch, _ in table})
+    limits = json.loads(LIMITS.read_text()) if LIMITS.exists() and not args.write else {}
+    now: dict[str, dict[str, int]] = {}
+    print(f"{'kernel':64} {'arch':6} {'registers':>9} {'warps':>6} {'stack':>6} {'loop':>6}")
     for arch in archs:
-        for kernel, counts in sorted(accesses(binary, arch).items()):
-            if not re.search("V=[48]", kernel):
+        for kernel, instructions in sorted(code(args.binary, arch).items()):
+            registers, stack = table[arch, kernel]
+            loop = work_loop(instructions)
+            found = figures(registers, loop)
+            print(f"{kernel:64} {arch:6} {registers:9} {found.warps:6} {stack:6} {len(loop):6}")
+            where = f"{kernel} ({arch})"
+            if text := local_memory(kernel, stack, loop):
+                failures.append(f"{where} {text}")
+            if not re.search("V=[48] of (float|bf16|f16)", kernel):
                 continue
-            # normal_kernel reads nothing but its seed.
-            wanted = ("STG.128",) if kernel.startswith("normal_kernel") else ("LDG.128", "STG.128")
-            for access in wanted:
-                if not counts[access]:
-                    failures.append(f"{kernel} ({arch}) has no {access}: {dict(counts)}")
+            for access in check_access(kernel, instructions):
+                failures.append(f"{where} has no {access} of 16 bytes")
+            if wait := waits_between_loads(loop):
+                failures.append(f"{where} waits between the loads of a step: {wait}")
+            if arch == LIMITS_ARCH:
+                now[kernel] = asdict(found)
+                if kernel in limits:
+                    failures += [f"{where}: {text}" for text in worse(found, limits[kernel])]
+                elif not args.write:
+                    failures.append(f"{where} has no limits: write them with --write")
     print(f"{len(table)} kernels for {', '.join(archs)}")
-    for width in ("V=4", "V=8"):
-        if not any(width in kernel for _, kernel in table):
-            failures.append(f"there is no kernel with {width}")
+    if args.write:
+        LIMITS.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+        print(f"wrote {LIMITS}")
     if failures:
         raise SystemExit("\n".join(failures))
-    print("No float32 or half kernel uses local memory; every vector kernel moves 16 bytes at a time.")
+    print("No float32 or half kernel uses local memory in its loop; vector kernels move 16 bytes at a time.")
 
 
 if __name__ == "__main__":
