@@ -101,13 +101,11 @@ struct ContinuousBernoulli : Unscaled {
       near_slope = T(0.5) - a * slope_series;
     }
     FGBG_WHEN(!near) {
-      // One division for three. Where this is computed for nothing, or a is so large that 1 / a is 0, the
-      // bounds keep 0 and inf out of it.
-      const T e = exp_minus_abs(x), shrink = near ? T(1) : T(1) - e;
-      const T bounded = near ? T(1) : (T(1e30) < a ? T(1e30) : a);
-      const T r = reciprocal(bounded * shrink);
-      far_g = log((near ? T(1) : a) * (r * bounded));
-      far_slope = r * shrink - e * (r * bounded);
+      // Where this is computed for nothing, or a is so large that 1 / a is 0, the bounds keep 0 and inf out
+      // of the reciprocals.
+      const T e = exp_minus_abs(x), per_shrink = reciprocal(near ? T(1) : T(1) - e);
+      far_g = log((near ? T(1) : a) * per_shrink);
+      far_slope = reciprocal(near ? T(1) : (T(1e30) < a ? T(1e30) : a)) - e * per_shrink;
     }
     const T g = near ? near_g : far_g, slope = near ? near_slope : far_slope;
     const bool positive = x > T(0);
