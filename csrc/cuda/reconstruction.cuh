@@ -2,8 +2,8 @@
 //
 // One pass over memory: forward reads fg, bg and target once and the mask once (per channel, if it has
 // channels); backward reads the same and writes the gradients and, if partial sums are wanted, the sums
-// of the loss. (A joint mixture of several channels reads the images twice in backward: the
-// responsibilities need all channels first. The second read of a group's pixels comes from cache.)
+// of the loss. (A mixture reads the images twice in backward: the responsibilities need all channels
+// first. The second read of a group's pixels comes from cache.)
 // A team takes a segment of the pixels of one sample, all channels; a thread V consecutive pixels at a
 // time, so that the mask, its sigmoid and its gradient stay in registers across channels.
 #pragma once

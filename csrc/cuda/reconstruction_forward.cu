@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F, true>)
       T fg[V] = {}, bg[V] = {}, loss[V];
 #pragma unroll 1
       for (int c = 0; c < channels; ++c) {
-        // (Of a mixture always: a load from cache is less than a branch.)
+        // Of a mixture always, from cache: nvcc would put a branch for the mask's load, which is used last,
+        // behind the wait for the others.
         const bool new_mask = kind == Composition::mixture_joint || c == 0 || args.mask_per_channel;
         in.load(c, new_mask, next);
         if constexpr (kind == Composition::masked || kind == Composition::blended) {

@@ -34,7 +34,7 @@ using Float16 = Format<float, kVectorHalf, math::f16>;
 enum class FormatOf { float64, general, mixed, float32, bfloat16, float16 };
 
 // The format for rows (or planes) of `extent`; `run(view)` says how many elements of a row of `view` are
-// consecutive. `masks` may be stored as bytes whatever the format.
+// consecutive. A mask of bytes decides nothing here.
 template <class Run>
 FormatOf choose_format(bool f64, int64_t extent, std::initializer_list<View> views, Run run) {
   if (f64) return FormatOf::float64;

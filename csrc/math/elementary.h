@@ -197,8 +197,6 @@ FGBG_FN float sqrt_normal(float x) {
 #endif
 }
 
-FGBG_FN float sqrt(float x) { return ::sqrtf(x); }
-FGBG_FN double sqrt(double x) { return ::sqrt(x); }
 FGBG_FN float abs(float x) { return ::fabsf(x); }
 FGBG_FN double abs(double x) { return ::fabs(x); }
 
