@@ -14,6 +14,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tensorboard")
 
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+
 from fgbg_cuda.vae import DoubleELBOModule, LayeredVAEModule, cell_metrics, reproduce, resume  # noqa: E402
 from fgbg_cuda.vae.reproduce_figures import read_curves  # noqa: E402
 
@@ -136,6 +138,19 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, no_pictu
     ]
     for a, b in zip(*(model["state_dict"].values() for model in models), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_parts_of_a_run_are_in_order_whatever_their_names(tmp_path):
+    """What was logged in one second: the tenth part of a process is called .10, ahead of .9."""
+    for part, steps in (("9", (3, 7)), ("10", (11,))):
+        writer = SummaryWriter(tmp_path / part)
+        for step in steps:
+            writer.add_scalar("val/elbo", float(step), step)
+        writer.close()
+        (file,) = (tmp_path / part).iterdir()
+        (tmp_path / "all").mkdir(exist_ok=True)
+        file.rename(tmp_path / "all" / f"events.out.tfevents.1700000000.host.1.{part}")
+    assert read_curves(tmp_path / "all")["val/elbo"] == [(3, 3.0), (7, 7.0), (11, 11.0)]
 
 
 def test_the_table_has_mean_and_standard_deviation():

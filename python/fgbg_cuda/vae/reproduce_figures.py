@@ -41,7 +41,13 @@ def read_curves(log: str | Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(log))
     events.Reload()
     names = sorted(events.Tags()["scalars"])
-    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names if "/" in name}
+    # TensorBoard takes the parts in the order of their names, which hold the second and then the text of a
+    # number: parts of the same second may come in any order.
+    found = {name: events.Scalars(name) for name in names if "/" in name}
+    return {
+        name: [(e.step, e.value) for e in sorted(scalars, key=lambda e: (e.step, e.wall_time))]
+        for name, scalars in found.items()
+    }
 
 
 def save_curves(path: str | Path, log: str | Path) -> None:
