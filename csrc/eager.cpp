@@ -1,5 +1,5 @@
 // The eager way: from the arguments of a Python call to the struct of an op, whose check() says what is wrong
-// with its tensors, and on to the kernel. Each function is the namesake of one in functional.py, and returns
+// with its tensors, and on to the kernel. Each function is the namesake of one in the package functional, and returns
 // None where kernels cannot go (torch.func transforms, forward-mode AD, other devices): there Python takes
 // reference.py.
 #include "eager.h"

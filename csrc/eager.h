@@ -4,7 +4,7 @@
 
 namespace fgbg {
 
-// The functions that functional.py calls eagerly.
+// The functions that the package functional calls eagerly.
 void bind_eager(pybind11::module_& module);
 
 }  // namespace fgbg

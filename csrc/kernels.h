@@ -87,6 +87,13 @@ struct ScalingArgs {
   Upstream upstream;
 };
 
+// The gradient of an operand that is broadcast, from those of the elements that took it.
+struct BroadcastArgs {
+  Shape shape;
+  View from;  // of this shape
+  View to;    // stride 0 along what is summed
+};
+
 // Per-sample sums a masked loss is made of: foreground nats, background nats, foreground area and
 // background area in pixels. (The background has a sum of its own because the image area less the
 // foreground's would cancel.) Blended and mixture losses use the first alone.

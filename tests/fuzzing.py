@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fgbg_cuda
-from fgbg_cuda import functional, reference
+from fgbg_cuda import reference
+from fgbg_cuda.functional import _routes
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("batchmean", "none", "sample", "sum", "mean")
@@ -825,7 +826,7 @@ class Eager:
     """Stands in for the functions of ``fgbg_cuda._C``, each changed by ``change(name, function)``."""
 
     def __init__(self, change: Callable[[str, Callable], Callable]):
-        original = functional._C
+        original = _routes.eager
         for name in (n for n in dir(original) if not n.startswith("__")):
             value = getattr(original, name)
             setattr(self, name, change(name, value) if name in KERNELS else value)
@@ -857,7 +858,7 @@ class _kernel_calls:
 
             return call
 
-        self._patch = mock.patch.object(functional, "_C", Eager(counting))
+        self._patch = mock.patch.object(_routes, "eager", Eager(counting))
         self._patch.start()
         return calls
 

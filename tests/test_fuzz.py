@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import fgbg_cuda
 from fgbg_cuda import _checks, functional
+from fgbg_cuda.functional import _routes
 
 CASES = int(os.environ.get("FGBG_FUZZ_CASES", "400"))
 SEED = int(os.environ.get("FGBG_FUZZ_SEED", "1"))
@@ -130,7 +131,7 @@ PLANTS = {
 
 
 def _plant(monkeypatch, change):
-    monkeypatch.setattr(functional, "_C", fuzzing.Eager(lambda name, function: change(function)))
+    monkeypatch.setattr(_routes, "eager", fuzzing.Eager(lambda name, function: change(function)))
 
 
 def test_planted_noise_is_found(monkeypatch):

@@ -18,6 +18,7 @@ import torch
 
 import fgbg_cuda
 from fgbg_cuda import functional, nn
+from fgbg_cuda.functional import _routes
 
 PACKAGE = Path(fgbg_cuda.__file__).parent
 ROOT = Path(__file__).parent.parent
@@ -143,26 +144,26 @@ MISSING = "torch 9.9.9+cu130 has CUDA but no nvcc was found"
 
 @pytest.fixture
 def without_cuda_kernels(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(functional, "_KERNEL_DEVICES", ("cpu",))
-    monkeypatch.setattr(functional, "CUDA_MISSING", MISSING)
-    functional._warn_without_cuda_kernels.cache_clear()
+    monkeypatch.setattr(_routes, "KERNEL_DEVICES", ("cpu",))
+    monkeypatch.setattr(_routes, "CUDA_MISSING", MISSING)
+    _routes.warn_without_cuda_kernels.cache_clear()
     yield
-    functional._warn_without_cuda_kernels.cache_clear()
+    _routes.warn_without_cuda_kernels.cache_clear()
 
 
 def test_a_cuda_tensor_without_kernels_is_told_of_once(without_cuda_kernels):
     device = torch.device("cuda")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert functional._traced_op("gaussian_kl", device) is None
-        assert functional._traced_op("reparameterize", device) is None
-        assert functional._traced_op("gaussian_kl", torch.device("meta")) is None
+        assert _routes.traced_op("gaussian_kl", device) is None
+        assert _routes.traced_op("reparameterize", device) is None
+        assert _routes.traced_op("gaussian_kl", torch.device("meta")) is None
     assert [(w.category, str(w.message)) for w in caught] == [(UserWarning, MISSING)]
 
 
 def test_a_cuda_tensor_without_kernels_is_told_of_while_compiling(without_cuda_kernels):
     def without_op(x):
-        return x + 1 if functional._traced_op("gaussian_kl", torch.device("cuda")) is None else x
+        return x + 1 if _routes.traced_op("gaussian_kl", torch.device("cuda")) is None else x
 
     with pytest.warns(UserWarning, match=re.escape(MISSING)):
         y = torch.compile(without_op, fullgraph=True, backend="eager")(torch.zeros(1))

@@ -20,6 +20,7 @@ struct Kernels {
   Kernel<BernoulliArgs> bernoulli_forward, bernoulli_backward;
   Kernel<ReconstructionArgs> reconstruction_forward, reconstruction_backward;
   Kernel<ScalingArgs> scale;
+  Kernel<BroadcastArgs> broadcast_sum;
 };
 
 // The fastest this machine runs; the environment variable FGBG_CPU_CAPABILITY (portable, avx2, avx512)

@@ -60,12 +60,4 @@ variable_list BernoulliKl::backward(const variable_list& grads, const Tensor&, N
   return out;
 }
 
-TORCH_LIBRARY_FRAGMENT(fgbg, m) { define<BernoulliKl>(m); }
-TORCH_LIBRARY_IMPL(fgbg, CPU, m) { register_kernels<BernoulliKl>(m); }
-TORCH_LIBRARY_IMPL(fgbg, Meta, m) { register_kernels<BernoulliKl, true>(m); }
-#ifdef FGBG_WITH_CUDA
-TORCH_LIBRARY_IMPL(fgbg, CUDA, m) { register_kernels<BernoulliKl>(m); }
-#endif
-TORCH_LIBRARY_IMPL(fgbg, Autograd, m) { register_autograd<BernoulliKl>(m); }
-
 }  // namespace fgbg::ops

@@ -131,27 +131,4 @@ Needs Reparameterize::reuse(const variable_list& grads, const variable_list& sav
   return 0;
 }
 
-TORCH_LIBRARY_FRAGMENT(fgbg, m) {
-  define<Reparameterize>(m);
-  define<GaussianKl>(m);
-  define<SampleGaussian>(m);
-}
-
-template <bool kMeta>
-static void register_gaussian(torch::Library& m) {
-  register_kernels<Reparameterize, kMeta>(m);
-  register_kernels<GaussianKl, kMeta>(m);
-  register_kernels<SampleGaussian, kMeta>(m);
-}
-TORCH_LIBRARY_IMPL(fgbg, CPU, m) { register_gaussian<false>(m); }
-TORCH_LIBRARY_IMPL(fgbg, Meta, m) { register_gaussian<true>(m); }
-#ifdef FGBG_WITH_CUDA
-TORCH_LIBRARY_IMPL(fgbg, CUDA, m) { register_gaussian<false>(m); }
-#endif
-TORCH_LIBRARY_IMPL(fgbg, Autograd, m) {
-  register_autograd<Reparameterize>(m);
-  register_autograd<GaussianKl>(m);
-  register_autograd<SampleGaussian>(m);
-}
-
 }  // namespace fgbg::ops

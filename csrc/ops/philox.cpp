@@ -1,7 +1,5 @@
 #include "philox.h"
 
-#include <torch/library.h>
-
 namespace fgbg::ops {
 namespace {
 
@@ -11,14 +9,6 @@ Tensor empty_noise(const Tensor& seed, c10::SymIntArrayRef size, const c10::SymI
   check_at_least("offset", offset, 0);
   TORCH_CHECK_TYPE(is_float(dtype), "dtype is ", dtype_name(dtype), ", expected one of ", float_names());
   return empty_result(size, seed.options().dtype(dtype).device(device));
-}
-
-Tensor meta(const Tensor& seed, c10::SymIntArrayRef size, c10::SymInt offset, at::ScalarType dtype) {
-  return empty_noise(seed, size, offset, dtype, seed.device());
-}
-
-Tensor kernel(const Tensor& seed, c10::SymIntArrayRef size, c10::SymInt offset, at::ScalarType dtype) {
-  return philox_normal(seed, size, offset, dtype, seed.device());
 }
 
 }  // namespace
@@ -36,13 +26,13 @@ Tensor philox_normal(const Tensor& seed, c10::SymIntArrayRef size, const c10::Sy
   return out;
 }
 
-TORCH_LIBRARY_FRAGMENT(fgbg, m) {
-  m.def("philox_normal(Tensor seed, SymInt[] size, SymInt offset, ScalarType dtype) -> Tensor");
+Tensor philox_normal_kernel(const Tensor& seed, c10::SymIntArrayRef size, c10::SymInt offset,
+                            at::ScalarType dtype) {
+  return philox_normal(seed, size, offset, dtype, seed.device());
 }
-TORCH_LIBRARY_IMPL(fgbg, CPU, m) { m.impl("philox_normal", kernel); }
-TORCH_LIBRARY_IMPL(fgbg, Meta, m) { m.impl("philox_normal", meta); }
-#ifdef FGBG_WITH_CUDA
-TORCH_LIBRARY_IMPL(fgbg, CUDA, m) { m.impl("philox_normal", kernel); }
-#endif
+Tensor philox_normal_meta(const Tensor& seed, c10::SymIntArrayRef size, c10::SymInt offset,
+                          at::ScalarType dtype) {
+  return empty_noise(seed, size, offset, dtype, seed.device());
+}
 
 }  // namespace fgbg::ops

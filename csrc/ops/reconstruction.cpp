@@ -216,12 +216,4 @@ variable_list ReconstructionLoss::backward(const variable_list& grads, const Ten
   return out;
 }
 
-TORCH_LIBRARY_FRAGMENT(fgbg, m) { define<ReconstructionLoss>(m); }
-TORCH_LIBRARY_IMPL(fgbg, CPU, m) { register_kernels<ReconstructionLoss>(m); }
-TORCH_LIBRARY_IMPL(fgbg, Meta, m) { register_kernels<ReconstructionLoss, true>(m); }
-#ifdef FGBG_WITH_CUDA
-TORCH_LIBRARY_IMPL(fgbg, CUDA, m) { register_kernels<ReconstructionLoss>(m); }
-#endif
-TORCH_LIBRARY_IMPL(fgbg, Autograd, m) { register_autograd<ReconstructionLoss>(m); }
-
 }  // namespace fgbg::ops

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import torch
 
-from .functional import _transforming, _warn_without_cuda_kernels
+from .functional import _routes
 
 
 @torch.compiler.assume_constant_result
 def transforming() -> bool:
-    return _transforming()
+    return _routes.transforming()
 
 
 @torch.compiler.assume_constant_result
 def warn_without_cuda_kernels() -> None:
-    _warn_without_cuda_kernels()
+    _routes.warn_without_cuda_kernels()

@@ -36,7 +36,7 @@ import pybind11
 import torch
 from torch.utils import cpp_extension
 
-from fgbg_cuda import functional
+from fgbg_cuda.functional import _routes
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -86,7 +86,7 @@ class Emulation:
         """
         self._library.emulation_start(ctypes.c_uint64(seed), ctypes.c_bool(capturing))
         try:
-            with mock.patch.object(functional, "_C", self._module):
+            with mock.patch.object(_routes, "eager", self._module):
                 yield
         finally:
             self._library.emulation_stop()

@@ -12,9 +12,11 @@
 #include "eager.cpp"
 #include "ops/autograd.cpp"
 #include "ops/bernoulli.cpp"
+#include "ops/broadcast.cpp"
 #include "ops/gaussian.cpp"
 #include "ops/philox.cpp"
 #include "ops/reconstruction.cpp"
+#include "ops/registration.cpp"
 #include "ops/tensors.cpp"
 #include "ops/words.cpp"
 

@@ -1,0 +1,27 @@
+// Gradients of operands that are broadcast.
+#pragma once
+
+#include "tensors.h"
+
+namespace fgbg::ops {
+
+// What a kernel writes gradients to: the gradients themselves or, where an operand is broadcast to the shape
+// of `like`, one of that shape, in the type of the computation, which sum() adds up: in one order, whatever
+// the number of threads.
+class BroadcastGradients {
+ public:
+  BroadcastGradients(variable_list gradients, const Tensor& like, at::ScalarType dtype, bool image);
+  const Tensor& operator[](size_t i) const { return full_[i]; }
+  void sum() const;
+
+ private:
+  const variable_list gradients_;
+  const Tensor& like_;
+  const bool image_;
+  variable_list full_;
+};
+
+// Whether an operand is broadcast along the first dimension of `like`, whose gradient then sums over samples.
+bool shared_by_samples(const Tensor& operand, const Tensor& like);
+
+}  // namespace fgbg::ops
