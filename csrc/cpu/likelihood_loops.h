@@ -42,17 +42,25 @@ using MaskedLoop = void (*)(const Regions<T, S>& in, int64_t n, LaneSums<T>& fg,
 template <class T>
 using Half = std::conditional_t<sizeof(T) == 4, math::bf16, T>;
 
+// The scale of the elements of a block: the same for all, or one for each.
+template <class T>
+struct BlockScale {
+  math::Scale<T> all;
+  const T *inverse = nullptr, *constant = nullptr;  // null: `all`
+};
+
 template <class T>
 struct LikelihoodLoops {
   math::Scale<T> (*prepare)(T scale);
+  void (*prepare_each)(const T* scale, int64_t n, T* inverse, T* constant);
   // value[k] = -log p(target[k] | x[k])
-  void (*value)(const T* x, const T* target, math::Scale<T> s, int64_t n, T* value);
+  void (*value)(const T* x, const T* target, BlockScale<T> s, int64_t n, T* value);
   // The same, and d_x[k] = d(w[k] value[k]) / dx[k], or 0 if an element with that share of the mask is
   // excluded.
-  void (*gradient)(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
+  void (*gradient)(const T* x, const T* target, BlockScale<T> s, const T* w, const T* share,
                    math::Excluded<T> excluded, int64_t n, T* value, T* d_x);
   // The derivatives by target, accumulated, and by the scale: apart, since they are rarely needed.
-  void (*others)(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
+  void (*others)(const T* x, const T* target, BlockScale<T> s, const T* w, const T* share,
                  math::Excluded<T> excluded, int64_t n, T* d_target, T* d_scale);
   // A block of a masked loss, [0] without and [1] with its gradients. Accumulates its sums in fg and bg.
   MaskedLoop<T, T> masked[2];
@@ -60,31 +68,70 @@ struct LikelihoodLoops {
 };
 
 template <class L, class T>
-void value_loop(const T* x, const T* target, math::Scale<T> s, int64_t n, T* value) {
+void prepare_each(const T* scale, int64_t n, T* inverse, T* constant) {
   FGBG_SIMD
-  for (int64_t k = 0; k < n; ++k) value[k] = L::eval(x[k], target[k], s).value;
+  for (int64_t k = 0; k < n; ++k) {
+    const math::Scale<T> s = L::prepare(scale[k]);
+    inverse[k] = s.inverse;
+    constant[k] = s.constant;
+  }
 }
 
-template <class L, class T>
-void gradient_loop(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
+// kEach: whether each element has a scale of its own.
+template <bool kEach, class T>
+inline math::Scale<T> scale_of(const BlockScale<T>& s, int64_t k) {
+  if constexpr (kEach) return {s.inverse[k], s.constant[k]};
+  return s.all;
+}
+
+template <class L, bool kEach, class T>
+void value_loop(const T* x, const T* target, BlockScale<T> s, int64_t n, T* value) {
+  FGBG_SIMD
+  for (int64_t k = 0; k < n; ++k) value[k] = L::eval(x[k], target[k], scale_of<kEach>(s, k)).value;
+}
+
+template <class L, bool kEach, class T>
+void gradient_loop(const T* x, const T* target, BlockScale<T> s, const T* w, const T* share,
                    math::Excluded<T> excluded, int64_t n, T* value, T* d_x) {
   FGBG_SIMD
   for (int64_t k = 0; k < n; ++k) {
-    const math::Nll<T> nll = L::eval(x[k], target[k], s);
+    const math::Nll<T> nll = L::eval(x[k], target[k], scale_of<kEach>(s, k));
     value[k] = nll.value;
     d_x[k] = math::chain(w[k], nll.d_x, share[k], excluded);
   }
 }
 
-template <class L, class T>
-void others_loop(const T* x, const T* target, math::Scale<T> s, const T* w, const T* share,
+template <class L, bool kEach, class T>
+void others_loop(const T* x, const T* target, BlockScale<T> s, const T* w, const T* share,
                  math::Excluded<T> excluded, int64_t n, T* d_target, T* d_scale) {
   FGBG_SIMD
   for (int64_t k = 0; k < n; ++k) {
-    const math::Nll<T> nll = L::eval(x[k], target[k], s);
+    const math::Nll<T> nll = L::eval(x[k], target[k], scale_of<kEach>(s, k));
     d_target[k] += math::chain(w[k], nll.d_target, share[k], excluded);
     d_scale[k] = math::chain(w[k], nll.d_scale, share[k], excluded);
   }
+}
+
+// The loop for the scales that there are.
+template <class L, class T>
+void value_loop(const T* x, const T* target, BlockScale<T> s, int64_t n, T* value) {
+  if constexpr (L::kScaled)
+    if (s.inverse) return value_loop<L, true>(x, target, s, n, value);
+  value_loop<L, false>(x, target, s, n, value);
+}
+template <class L, class T>
+void gradient_loop(const T* x, const T* target, BlockScale<T> s, const T* w, const T* share,
+                   math::Excluded<T> excluded, int64_t n, T* value, T* d_x) {
+  if constexpr (L::kScaled)
+    if (s.inverse) return gradient_loop<L, true>(x, target, s, w, share, excluded, n, value, d_x);
+  gradient_loop<L, false>(x, target, s, w, share, excluded, n, value, d_x);
+}
+template <class L, class T>
+void others_loop(const T* x, const T* target, BlockScale<T> s, const T* w, const T* share,
+                 math::Excluded<T> excluded, int64_t n, T* d_target, T* d_scale) {
+  if constexpr (L::kScaled)
+    if (s.inverse) return others_loop<L, true>(x, target, s, w, share, excluded, n, d_target, d_scale);
+  others_loop<L, false>(x, target, s, w, share, excluded, n, d_target, d_scale);
 }
 
 // Numbers as T: in place, or converted into a buffer; and where to write numbers of type T that end up as S.
@@ -211,6 +258,7 @@ template <class T>
 const LikelihoodLoops<T>& likelihood_loops(Likelihood likelihood) {
 #define FGBG_ENTRY(L, name)                                               \
   {math::L::prepare<T>,                                                   \
+   prepare_each<math::L, T>,                                              \
    value_loop<math::L, T>,                                                \
    gradient_loop<math::L, T>,                                             \
    others_loop<math::L, T>,                                               \

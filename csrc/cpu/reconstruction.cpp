@@ -97,8 +97,8 @@ class Loss {
     fg_ = load(fg_in_, args_.fg, c, p, n);
     bg_ = args_.bg ? load(bg_in_, args_.bg, c, p, n) : fg_;
     target_ = load(target_in_, args_.target, c, p, n);
-    fg_scale_ = fg_scales_[static_cast<size_t>(c)];
-    bg_scale_ = bg_scales_[static_cast<size_t>(c)];
+    fg_scale_ = {fg_scales_[static_cast<size_t>(c)]};
+    bg_scale_ = {bg_scales_[static_cast<size_t>(c)]};
   }
 
   // The upstream gradient of each element of an unreduced loss. A joint mixture has one loss per pixel; its
@@ -175,7 +175,7 @@ class Loss {
   int64_t b_ = 0, segment_ = 0;
   LaneSums<T> sums_[kTerms];
   std::vector<math::Scale<T>> fg_scales_, bg_scales_;
-  math::Scale<T> fg_scale_{}, bg_scale_{};
+  BlockScale<T> fg_scale_{}, bg_scale_{};
   const T *fg_ = nullptr, *bg_ = nullptr, *target_ = nullptr;
   T *d_fg_ = nullptr, *d_bg_ = nullptr;
   alignas(64) Buffer<T> d_fg_scale_, d_bg_scale_;

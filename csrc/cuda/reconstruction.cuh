@@ -62,9 +62,9 @@ class Scales {
         const math::Scale<T> fg = prepared(args.fg_scale, c), bg = prepared(args.bg_scale, c);
         T* to = table() + 4 * c;
         to[0] = fg.inverse;
-        to[1] = fg.log_z;
+        to[1] = fg.constant;
         to[2] = bg.inverse;
-        to[3] = bg.log_z;
+        to[3] = bg.constant;
       }
       __syncthreads();
     }

@@ -3,6 +3,7 @@
 // Adding one: a struct here, its name in FGBG_FOR_EACH_LIKELIHOOD, and its formula in reference.py.
 #pragma once
 
+#include "factorial.h"
 #include "mask.h"
 
 namespace fgbg::math {
@@ -19,8 +20,8 @@ struct Nll {
 // What a likelihood needs of its scale, computed once per channel rather than once per pixel.
 template <class T>
 struct Scale {
-  T inverse;  // 1 / scale
-  T log_z;    // log of the normalising constant
+  T inverse;   // 1 / scale
+  T constant;  // log of the normalising constant; of Charbonnier, which has none, the scale
 };
 
 struct Scaled {
@@ -36,7 +37,7 @@ struct Gaussian : Scaled {
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T> s) {
     const T r = (x - target) * s.inverse, slope = r * s.inverse;
-    return {fma(T(0.5) * r, r, s.log_z), slope, -slope, (T(1) - r * r) * s.inverse};
+    return {fma(T(0.5) * r, r, s.constant), slope, -slope, (T(1) - r * r) * s.inverse};
   }
 };
 
@@ -49,7 +50,21 @@ struct Laplace : Scaled {
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T> s) {
     const T diff = x - target, r = abs(diff) * s.inverse, slope = sign(diff) * s.inverse;
-    return {fma(abs(diff), s.inverse, s.log_z), slope, -slope, (T(1) - r) * s.inverse};
+    return {fma(abs(diff), s.inverse, s.constant), slope, -slope, (T(1) - r) * s.inverse};
+  }
+};
+
+// sqrt((x - target)^2 + scale^2), a robust L1 (Charbonnier et al., "Two deterministic half-quadratic
+// regularization algorithms for computed imaging", 1994), as scale sqrt(r^2 + 1), r = (x - target) / scale.
+struct Charbonnier : Scaled {
+  template <class T>
+  static FGBG_FN Scale<T> prepare(T scale) {
+    return {T(1) / scale, scale};
+  }
+  template <class T>
+  static FGBG_FN Nll<T> eval(T x, T target, Scale<T> s) {
+    const T r = (x - target) * s.inverse, root = sqrt_normal(fma(r, r, T(1))), slope = r / root;
+    return {s.constant * root, slope, -slope, T(1) / root};
   }
 };
 
@@ -114,6 +129,15 @@ struct ContinuousBernoulli : Unscaled {
   }
 };
 
+// x is the log of the rate, target a count:  e^x - target x + log target!
+struct Poisson : Unscaled {
+  template <class T>
+  static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
+    const T rate = exp(x);
+    return {fma(-target, x, rate) + log_factorial(target), rate - target, digamma_of_next(target) - x, T(0)};
+  }
+};
+
 struct SquaredError : Unscaled {
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
@@ -134,8 +158,10 @@ struct AbsoluteError : Unscaled {
 #define FGBG_FOR_EACH_LIKELIHOOD(_)              \
   _(Gaussian, "gaussian")                        \
   _(Laplace, "laplace")                          \
+  _(Charbonnier, "charbonnier")                  \
   _(Bernoulli, "bernoulli")                      \
   _(ContinuousBernoulli, "continuous_bernoulli") \
+  _(Poisson, "poisson")                          \
   _(SquaredError, "squared_error")               \
   _(AbsoluteError, "absolute_error")
 

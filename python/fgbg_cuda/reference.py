@@ -180,6 +180,10 @@ def _laplace(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     return (x - target).abs() / scale + torch.log(2 * scale)
 
 
+def _charbonnier(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    return torch.sqrt((x - target) ** 2 + scale**2)
+
+
 def _bernoulli(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     # softplus(x) - target x, on each side of 0 in the form that has no inf - inf.
     return torch.where(x > 0, (1 - target) * x - F.logsigmoid(x), -target * x - F.logsigmoid(-x))
@@ -199,6 +203,10 @@ def _continuous_bernoulli(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     return _bernoulli(x, target, scale) - continuous_bernoulli_log_normalizer(x)
 
 
+def _poisson(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    return torch.exp(x) - target * x + torch.lgamma(target + 1)
+
+
 def _squared_error(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     return (x - target) ** 2
 
@@ -210,12 +218,14 @@ def _absolute_error(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
 LIKELIHOODS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "gaussian": _gaussian,
     "laplace": _laplace,
+    "charbonnier": _charbonnier,
     "bernoulli": _bernoulli,
     "continuous_bernoulli": _continuous_bernoulli,
+    "poisson": _poisson,
     "squared_error": _squared_error,
     "absolute_error": _absolute_error,
 }
-SCALED_LIKELIHOODS = ("gaussian", "laplace")
+SCALED_LIKELIHOODS = ("gaussian", "laplace", "charbonnier")
 
 
 # --- reconstruction losses ------------------------------------------------------------------------
