@@ -1,7 +1,7 @@
 // The eager way: from the arguments of a Python call to the struct of an op, whose check() says what is wrong
-// with its tensors, and on to the kernel. Each function is the namesake of one in the package functional, and returns
-// None where kernels cannot go (torch.func transforms, forward-mode AD, other devices): there Python takes
-// reference.py.
+// with its tensors, and on to the kernel. Each function is the namesake of one in the package functional, and
+// returns None where kernels cannot go (torch.func transforms, forward-mode AD, other devices): there Python
+// takes reference.py.
 #include "eager.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -220,20 +220,22 @@ py::object bernoulli_kl(handle logits, handle prior_logits, handle reduction) {
 
 // The loss, or (loss, terms) where those are asked for.
 py::object reconstruction_loss(handle fg, handle bg, handle target, handle mask, handle mask_logits,
-                               handle fg_scale, handle bg_scale, std::string_view composition,
+                               handle fg_scale, handle bg_scale, handle weight, std::string_view composition,
                                handle likelihood, double fg_weight, double bg_weight, bool normalize_area,
                                handle reduction, bool return_terms) {
   ops::ReconstructionLoss op;
-  op.fg = tensor("fg", fg);
+  op.composition = ops::parse<Composition>("composition", composition);
+  const bool plain = op.composition == Composition::plain;
+  op.fg = tensor(plain ? "prediction" : "fg", fg);
   op.bg = optional_tensor("bg", bg);
   op.target = tensor("target", target);
-  op.mask_is_logits = mask.is_none();
-  op.mask = op.mask_is_logits ? tensor("mask_logits", mask_logits) : tensor("mask", mask);
+  op.mask_is_logits = mask.is_none() && !plain;
+  if (!plain) op.mask = op.mask_is_logits ? tensor("mask_logits", mask_logits) : tensor("mask", mask);
   op.fg_scale = number(fg_scale);
   op.bg_scale = number(bg_scale);
+  op.weight = optional_tensor("weight", weight);
   op.fg_weight.value = fg_weight;
   op.bg_weight.value = bg_weight;
-  op.composition = ops::parse<Composition>("composition", composition);
   op.likelihood = word<Likelihood>("likelihood", likelihood);
   op.normalize_area = normalize_area;
   op.reduction = word<Reduction>("reduction", reduction);

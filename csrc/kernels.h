@@ -20,7 +20,7 @@ namespace fgbg {
 
 enum class DType : int32_t { f64, f32, bf16, f16, u8 };  // u8: bool and uint8 masks
 enum class Reduction : int32_t { none, sample, batchmean, sum, mean };
-enum class Composition : int32_t { masked, blended, mixture_joint, mixture_independent };
+enum class Composition : int32_t { masked, blended, mixture_joint, mixture_independent, plain };
 enum class MaskKind : int32_t { probability, logits };
 enum class Likelihood : int32_t;  // by position in FGBG_FOR_EACH_LIKELIHOOD
 
@@ -165,8 +165,10 @@ struct ReconstructionArgs : Sums {
   bool mask_per_channel;           // mask is [B, C, *spatial], not [B, 1, *spatial]
   ScaleView fg_weight, bg_weight;  // one number each
   bool normalize_area = false;
-  View fg, bg, target, mask;  // bg absent: fg in both regions
-  ScaleView fg_scale, bg_scale;
+  View fg, bg, target, mask;        // bg absent: fg in both regions; plain: fg and target alone
+  View weight;                      // of the loss of each element
+  ScaleView fg_scale, bg_scale;     // of each channel
+  View fg_scale_map, bg_scale_map;  // of each element, in the place of those
   // forward
   View loss;                  // reduction none
   double* partial = nullptr;  // otherwise: [kTerms, B, segments]
@@ -176,7 +178,7 @@ struct ReconstructionArgs : Sums {
   Upstream grad_loss;
   const void* terms = nullptr;       // [kTerms, B] compute dtype, for normalize_area
   const void* grad_terms = nullptr;  // [kTerms, B] compute dtype, or null
-  View grad_fg, grad_bg, grad_target, grad_mask;
+  View grad_fg, grad_bg, grad_target, grad_mask, grad_weight, grad_fg_scale_map, grad_bg_scale_map;
   double* scale_partial = nullptr;  // [2, C, B, segments] sums of d(loss)/d(scale), or null
   // CUDA alone:
   bool one_image = false;    // bg is absent, and here the same as fg

@@ -26,6 +26,8 @@ FGBG_FN math::RegionSums<T> terms_of(const void* terms, int64_t batch, int64_t b
 }
 
 FGBG_FN bool hard_mask(const ReconstructionArgs& args) { return args.mask.dtype == DType::u8; }
+// Whether some elements may be left out: where such a mask, or a weight, is 0.
+FGBG_FN bool selects(const ReconstructionArgs& args) { return hard_mask(args) || args.weight; }
 
 // How the upstream gradients of sample b of a masked loss reach its elements.
 template <class T>
@@ -35,16 +37,16 @@ FGBG_FN math::RegionUpstream<T> region_upstream(const ReconstructionArgs& args, 
   math::RegionSums<T> sums{}, to_terms{};  // not behind a pointer, which would put them in local memory
   if (args.terms) sums = terms_of<T>(args.terms, batch, b);
   if (args.grad_terms) to_terms = terms_of<T>(args.grad_terms, batch, b);
-  return math::region_upstream(unreduced ? T(1) : upstream<T>(args.grad_loss, b), sums, to_terms,
-                               args.grad_terms != nullptr, region_weights<T>(args),
-                               args.mask_per_channel ? static_cast<T>(args.shape.size[1]) : T(1),
-                               hard_mask(args));
+  return math::region_upstream(
+      unreduced ? T(1) : upstream<T>(args.grad_loss, b), sums, to_terms, args.grad_terms != nullptr,
+      region_weights<T>(args),
+      args.mask_per_channel || args.weight ? static_cast<T>(args.shape.size[1]) : T(1), selects(args));
 }
 
 // What a loss that is not reduced leaves out.
 template <class T>
-FGBG_FN math::ExcludedOfRegions<T> excluded_of_loss(const math::RegionWeights<T>& weights, bool hard) {
-  const math::Excluded<T> zeros = math::Excluded<T>::zeros_if(hard);
+FGBG_FN math::ExcludedOfRegions<T> excluded_of_loss(const math::RegionWeights<T>& weights, bool selects) {
+  const math::Excluded<T> zeros = math::Excluded<T>::zeros_if(selects);
   return {zeros.or_everything_if(weights.fg == T(0)), zeros.or_everything_if(weights.bg == T(0))};
 }
 

@@ -41,6 +41,9 @@ _KINDS: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {
     "bool": lambda shape, g: _coin(shape, g).bool(),
     "bool_empty_region": lambda shape, g: _empty_region(shape, g) > 0.5,
     "uint8": lambda shape, g: _coin(shape, g).to(torch.uint8),
+    "weight": lambda shape, g: torch.rand(shape, dtype=torch.float64, generator=g) + 0.2,
+    # A third is negative, and a third 0, which leaves elements out: there a loss is no smooth function of it.
+    "holes": lambda shape, g: (torch.randint(3, shape, generator=g) - 1).double(),
     "seed": lambda shape, g: torch.randint(2**63 - 1, shape, generator=g),
 }
 
@@ -159,35 +162,68 @@ def _bernoulli_kl(logits, prior_logits=0.0, *, reduction="batchmean"):
     return reference.bernoulli_kl(logits, None, prior_logits, reduction)
 
 
+def _reconstruction(prediction, target, *, likelihood="gaussian", scale=1.0, weight=None, **options):
+    return _merged(
+        prediction, None, target, None, scale, 1.0, weight, "plain", False, likelihood, **options
+    )[0]  # fmt: skip
+
+
+def _merged(
+    fg, bg, target, mask, fg_scale, bg_scale, weight, composition, *words, batch_dims=1,
+    reduction="batchmean", **options,
+):  # fmt: skip
+    """The specification of images with several dimensions of samples, or none of channels: all of them
+    expanded, with the dimensions merged."""
+    size = fg.shape
+    joint = composition == "mixture_joint"
+
+    def merge(t, per_channel=True):
+        if not isinstance(t, Tensor) or t.dim() == 0 or (t.dim() == 1 and len(size) > batch_dims + 1):
+            return t
+        full = (*size[:batch_dims], 1, *size[batch_dims + 1 :]) if not per_channel else size
+        t = t.expand(full).flatten(0, batch_dims - 1)
+        return t.flatten(2) if t.dim() > 2 else t.reshape(t.shape[0], 1, -1)
+
+    if mask is not None:
+        mask = mask.flatten(0, batch_dims - 1).flatten(2)
+    loss, terms = reference.reconstruction_loss(
+        merge(fg), merge(bg), merge(target), mask, merge(fg_scale), merge(bg_scale),
+        merge(weight, not joint), composition, *words, reduction=reduction, **options,
+    )  # fmt: skip
+    if reduction == "sample":
+        loss = loss.reshape(size[:batch_dims])
+    if reduction == "none":
+        loss = loss.reshape((*size[:batch_dims], 1, *size[batch_dims + 1 :]) if joint else size)
+    return loss, [t.reshape(size[:batch_dims]) for t in terms] if terms.numel() else terms
+
+
 def _masked(
     fg, bg=None, target=None, *, mask=None, mask_logits=None, likelihood="gaussian", fg_scale=1.0,
-    bg_scale=1.0, fg_weight=1.0, bg_weight=1.0, normalize=None, reduction="batchmean",
-    return_terms=False,
+    bg_scale=1.0, fg_weight=1.0, bg_weight=1.0, weight=None, normalize=None, return_terms=False, **options,
 ):  # fmt: skip
-    loss, terms = reference.reconstruction_loss(
-        fg, bg, target, mask_logits if mask is None else mask, fg_scale, bg_scale, "masked",
-        mask is None, likelihood, fg_weight, bg_weight, normalize == "area", reduction,
+    loss, terms = _merged(
+        fg, bg, target, mask_logits if mask is None else mask, fg_scale, bg_scale, weight, "masked",
+        mask is None, likelihood, fg_weight, bg_weight, normalize == "area", **options,
     )  # fmt: skip
     return (loss, tuple(terms[:3])) if return_terms else loss
 
 
 def _blended(
-    fg, bg, target, *, mask=None, mask_logits=None, likelihood="gaussian", scale=1.0,
-    reduction="batchmean",
+    fg, bg, target, *, mask=None, mask_logits=None, likelihood="gaussian", scale=1.0, weight=None, **options
 ):  # fmt: skip
-    return reference.reconstruction_loss(
-        fg, bg, target, mask_logits if mask is None else mask, scale, 1.0, "blended",
-        mask is None, likelihood, reduction=reduction,
+    return _merged(
+        fg, bg, target, mask_logits if mask is None else mask, scale, 1.0, weight, "blended",
+        mask is None, likelihood, **options,
     )[0]  # fmt: skip
 
 
 def _mixture(
     fg, bg, target, *, mask_logits, likelihood="gaussian", fg_scale=1.0, bg_scale=1.0,
-    channels="joint", reduction="batchmean",
+    channels="joint", weight=None, **options,
 ):  # fmt: skip
-    return reference.reconstruction_loss(
-        fg, bg, target, mask_logits, fg_scale, bg_scale, f"mixture_{channels}", True, likelihood,
-        reduction=reduction,
+    return _merged(
+        fg, bg, target, mask_logits, fg_scale, bg_scale, weight, f"mixture_{channels}", True, likelihood,
+        **options,
     )[0]  # fmt: skip
 
 
@@ -196,6 +232,7 @@ _SPECIFICATION: dict[str, Callable] = {
     "gaussian_kl": _gaussian_kl,
     "sample_gaussian": _sample_gaussian,
     "bernoulli_kl": _bernoulli_kl,
+    "reconstruction_loss": _reconstruction,
     "masked_reconstruction_loss": _masked,
     "blended_reconstruction_loss": _blended,
     "mixture_reconstruction_loss": _mixture,
@@ -360,6 +397,76 @@ def _region_samples() -> Iterable[Sample]:
         yield Sample(op, tensors, options, f"terms_{_describe(mask)}")
 
 
+_PLAIN_SHAPES = ((3,), (2, 5), (2, 3, 4), (2, 2, 2, 3), (2, 2, 1, 2, 3), (2, 2, 1, 2, 1, 3))
+
+
+def _plain_samples() -> Iterable[Sample]:
+    """A loss without layers: any number of dimensions, weights and maps in turn."""
+    for i, (name, repeat) in enumerate(itertools.product(reference.LIKELIHOODS, range(2))):
+        shape = _PLAIN_SHAPES[i % len(_PLAIN_SHAPES)]
+        channels = shape[1] if len(shape) > 1 else 1
+        more, options = _likelihood(name, i, channels, "scale")
+        if more and i % 4 == 3:
+            more = {"scale": Make("positive", (1, *shape[1:]))}
+        tensors = {"prediction": Make("real", shape), "target": Make("unit", shape), **more}
+        if i % 3 == 1:
+            tensors["weight"] = Make(("weight", "bool")[i % 2], shape)
+        options["reduction"] = _REDUCTIONS[(i + repeat) % 5]
+        if i % 5 == 4 and len(shape) > 2:
+            options["batch_dims"] = 2
+        yield Sample(
+            "reconstruction_loss", tensors, options, f"rank{len(shape)}{'_weight' if i % 3 == 1 else ''}"
+        )
+
+
+# What weights and maps of scales are like: shapes that broadcast to an image.
+_SPREADS: tuple[Callable[[tuple[int, ...]], tuple[int, ...]], ...] = (
+    lambda s: (s[0], 1, *s[2:]),
+    lambda s: s,
+    lambda s: (1, 1, *s[2:]),
+    lambda s: s[2:],
+    lambda s: (s[0], *(1,) * (len(s) - 1)),
+    lambda s: (1, *s[1:]),
+)
+
+
+def _weight_samples() -> Iterable[Sample]:
+    """Weights and maps of scales with each composition, of each shape; sometimes with several dimensions of
+    samples."""
+    for i, (composition, kind) in enumerate(
+        itertools.product(_COMPOSITIONS, ("weight", "bool", "map", "uint8", "both", "map"))
+    ):
+        op, fixed, masks, scales = _COMPOSITIONS[composition]
+        batch_dims = 2 if i % 5 == 4 else 1
+        shape = ((2, 2, 2, 3), (2, 3, 4), (3, 2, 1, 2, 2))[i % 3]
+        mask = masks[i % len(masks)]
+        tensors = _image(shape, mask)
+        if composition == "masked" and i % 4 == 3:
+            del tensors["bg"]
+            fixed = {**fixed, "bg": None}
+        options = {**fixed, "likelihood": ("gaussian", "laplace", "charbonnier")[i % 3]}
+        options |= {"reduction": _REDUCTIONS[i % 5]}
+        if kind in ("weight", "bool", "uint8", "both"):
+            spread = _SPREADS[i % len(_SPREADS)](shape)
+            if composition == "joint" and len(spread) == len(shape):
+                spread = (spread[0], 1, *spread[2:])
+            tensors["weight"] = Make("holes" if kind == "both" else kind, spread)
+        if kind in ("map", "both"):
+            tensors[scales[i % len(scales)]] = Make("positive", _SPREADS[(i + i // 6) % len(_SPREADS)](shape))
+        if composition == "masked" and i % 2:
+            options |= {"normalize": "area"}
+        if composition == "masked" and i % 3 == 0:
+            options |= {"return_terms": True, "bg_weight": 0.5}
+        if batch_dims == 2:
+            tensors = {
+                n: Make(m.kind, (2, *m.shape) if len(m.shape) == len(shape) else m.shape)
+                for n, m in tensors.items()
+            }
+            options["batch_dims"] = 2
+        note = f"{kind}_{_describe(mask)}_{len(shape) - 2}d"
+        yield Sample(op, tensors, options, note, smooth=kind != "both")
+
+
 def _describe(mask: tuple[str, str, bool]) -> str:
     name, kind, per_channel = mask
     return f"{name if name == 'mask_logits' else kind}_{'C' if per_channel else '1'}"
@@ -372,6 +479,8 @@ SAMPLES: list[Sample] = [
     *_bernoulli_kl_samples(),
     *_reconstruction_samples(),
     *_region_samples(),
+    *_plain_samples(),
+    *_weight_samples(),
 ]
 
 

@@ -1,10 +1,11 @@
-// Masked, blended and mixture reconstruction losses on the CPU.
+// Reconstruction losses of one or two layers on the CPU.
 //
 // A task is a segment of the pixels of one sample, all channels. Within it a block of pixels goes
 // through three kinds of stage, each a loop over a buffer in the first-level cache: the mask, the
 // likelihood (once per region and channel), and what combines them. Stages rather than one fused loop:
 // the likelihood loops are then the only code that is multiplied by the list of likelihoods. Masked losses
-// are the exception, see masked_loop(). What the channels of a pixel share is done once per pixel.
+// without weights and maps of scales are the exception, see masked_loop(). What the channels of a pixel share
+// is done once per pixel.
 #include <algorithm>
 #include <vector>
 
@@ -41,7 +42,10 @@ class Loss {
         channels_(args.shape.size[1]),
         group_(group),
         unreduced_(static_cast<bool>(args.grad_loss_elements)),
-        target_and_scale_grads_(args.grad_target || args.scale_partial) {
+        mapped_(args.fg_scale_map || args.bg_scale_map),
+        target_and_scale_grads_(args.grad_target || args.scale_partial || args.grad_fg_scale_map ||
+                                args.grad_bg_scale_map),
+        zeros_(math::Excluded<T>::zeros_if(selects(args))) {
     for (int64_t c = 0; c < channels_; ++c) {
       fg_scales_.push_back(loops_.prepare(scale_at<T>(args.fg_scale, c)));
       bg_scales_.push_back(loops_.prepare(scale_at<T>(args.bg_scale, c)));
@@ -99,6 +103,17 @@ class Loss {
     target_ = load(target_in_, args_.target, c, p, n);
     fg_scale_ = {fg_scales_[static_cast<size_t>(c)]};
     bg_scale_ = {bg_scales_[static_cast<size_t>(c)]};
+    if (mapped_) load_scales(c, p, n);
+  }
+
+  // The weights of the elements, and their magnitudes, which say what is left out. Without weights null, and
+  // of any value.
+  const T* load_weight(int64_t c, int64_t p, int64_t n) {
+    if (!args_.weight) return nullptr;
+    const T* weight = load(weight_in_, args_.weight, c, p, n);
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) magnitude_[k] = math::abs(weight[k]);
+    return weight;
   }
 
   // The upstream gradient of each element of an unreduced loss. A joint mixture has one loss per pixel; its
@@ -138,6 +153,22 @@ class Loss {
     math::ExcludedOfRegions<T> excluded;
   };
 
+  // x times the weights of the elements, 0 where an element is left out.
+  void weigh_elements(const T* weight, int64_t n, T* x) const {
+    if (!weight) return;
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) x[k] = math::chain(weight[k], x[k], magnitude_[k], zeros_);
+  }
+
+  // The gradient of the weights of a loss of one value for each element: that value.
+  void store_weight_gradient(int64_t c, int64_t p, int64_t n, const T* upstream, const T* value) {
+    if (!args_.grad_weight) return;
+    T* d_weight = open(weight_out_, args_.grad_weight, c, p);
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) d_weight[k] = math::chain(upstream[k], value[k], magnitude_[k], zeros_);
+    weight_out_.close(args_.grad_weight, span(c, p, n));
+  }
+
   // The gradients of both layers. Their l(x) are written to nll_fg and nll_bg.
   void layer_gradients(int64_t c, int64_t p, int64_t n, const Weights& w, T* nll_fg, T* nll_bg) {
     open_layer_gradients(c, p);
@@ -149,53 +180,70 @@ class Loss {
   }
 
   void target_and_scale_gradients(int64_t c, int64_t p, int64_t n, const Weights& w) {
-    T* d_target = open_target_gradient(c, p, n);
-    loops_.others(fg_, target_, fg_scale_, w.fg, w.on, w.excluded.fg, n, d_target, d_fg_scale_);
-    loops_.others(bg_, target_, bg_scale_, w.bg, w.off, w.excluded.bg, n, d_target, d_bg_scale_);
+    open_target_and_scale_gradients(c, p, n);
+    loops_.others(fg_, target_, fg_scale_, w.fg, w.on, w.excluded.fg, n, d_target_, d_fg_scale_);
+    loops_.others(bg_, target_, bg_scale_, w.bg, w.off, w.excluded.bg, n, d_target_, d_bg_scale_);
     close_target_and_scale_gradients(c, p, n, true);
   }
 
-  T* open_target_gradient(int64_t c, int64_t p, int64_t n) {
-    T* d_target = open(target_out_, args_.grad_target, c, p);
-    for (int64_t k = 0; k < n; ++k) d_target[k] = T(0);
-    return d_target;
+  void open_target_and_scale_gradients(int64_t c, int64_t p, int64_t n) {
+    d_target_ = open(target_out_, args_.grad_target, c, p);
+    d_fg_scale_ = open(fg_scale_out_, args_.grad_fg_scale_map, c, p);
+    d_bg_scale_ = open(bg_scale_out_, args_.grad_bg_scale_map, c, p);
+    std::fill(d_target_, d_target_ + n, T(0));
   }
   void close_target_and_scale_gradients(int64_t c, int64_t p, int64_t n, bool of_bg_scale) {
     target_out_.close(args_.grad_target, span(c, p, n));
+    fg_scale_out_.close(args_.grad_fg_scale_map, span(c, p, n));
+    bg_scale_out_.close(args_.grad_bg_scale_map, span(c, p, n));
     if (!args_.scale_partial) return;
-    scale_sums_[c * scale_step_] += sum(d_fg_scale_, n);
-    if (of_bg_scale) scale_sums_[(channels_ + c) * scale_step_] += sum(d_bg_scale_, n);
+    if (!args_.fg_scale_map) scale_sums_[c * scale_step_] += sum(d_fg_scale_, n);
+    if (of_bg_scale && !args_.bg_scale_map) scale_sums_[(channels_ + c) * scale_step_] += sum(d_bg_scale_, n);
   }
 
   const ReconstructionArgs& args_;
   const Shape& shape_;
   const LikelihoodLoops<T>& loops_;
   const int64_t segments_, channels_, group_;
-  const bool unreduced_, target_and_scale_grads_;
+  const bool unreduced_, mapped_, target_and_scale_grads_;
+  const math::Excluded<T> zeros_;  // of a hard mask, and of the weights
   int64_t b_ = 0, segment_ = 0;
   LaneSums<T> sums_[kTerms];
   std::vector<math::Scale<T>> fg_scales_, bg_scales_;
   BlockScale<T> fg_scale_{}, bg_scale_{};
   const T *fg_ = nullptr, *bg_ = nullptr, *target_ = nullptr;
-  T *d_fg_ = nullptr, *d_bg_ = nullptr;
-  alignas(64) Buffer<T> d_fg_scale_, d_bg_scale_;
-  Output<T> loss_out_, mask_out_;
+  T *d_fg_ = nullptr, *d_bg_ = nullptr, *d_target_ = nullptr, *d_fg_scale_ = nullptr, *d_bg_scale_ = nullptr;
+  alignas(64) Buffer<T> magnitude_;
+  Output<T> loss_out_, mask_out_, weight_out_;
   Input<T> mask_in_;
 
  private:
   void store_sums() {
     if (!args_.partial) return;
-    // Areas are pixels; a mask with channels has 1/C of a pixel in each.
-    const double share = args_.mask_per_channel ? 1.0 / static_cast<double>(channels_) : 1.0;
+    // Areas are pixels; a mask or a weight with channels has 1/C of a pixel in each.
+    const double share = args_.mask_per_channel || args_.weight ? 1.0 / static_cast<double>(channels_) : 1.0;
     for (int t = 0; t < kTerms; ++t)
       args_.partial[(t * shape_.size[0] + b_) * segments_ + segment_] =
           (t < 2 ? 1.0 : share) * sums_[t].take();
   }
 
+  void load_scales(int64_t c, int64_t p, int64_t n) {
+    load_scales(args_.fg_scale_map, fg_scale_in_, c, p, n, fg_prepared_, fg_scale_);
+    load_scales(args_.bg_scale_map, bg_scale_in_, c, p, n, bg_prepared_, bg_scale_);
+  }
+  void load_scales(const View& map, Input<T>& in, int64_t c, int64_t p, int64_t n, Buffer<T> (&prepared)[2],
+                   BlockScale<T>& to) {
+    if (!map) return;
+    loops_.prepare_each(load(in, map, c, p, n), n, prepared[0], prepared[1]);
+    to.inverse = prepared[0];
+    to.constant = prepared[1];
+  }
+
   double* scale_sums_ = nullptr;
   int64_t scale_step_ = 0;
-  Input<T> fg_in_, bg_in_, target_in_, upstream_in_;
-  Output<T> fg_out_, bg_out_, target_out_;
+  alignas(64) Buffer<T> fg_prepared_[2], bg_prepared_[2];
+  Input<T> fg_in_, bg_in_, target_in_, upstream_in_, weight_in_, fg_scale_in_, bg_scale_in_;
+  Output<T> fg_out_, bg_out_, target_out_, fg_scale_out_, bg_scale_out_;
 };
 
 // A loss with a mask between 0 and 1, rather than its logits alone.
@@ -203,8 +251,7 @@ template <class T>
 class LossOfMask : public Loss<T> {
  protected:
   explicit LossOfMask(const ReconstructionArgs& args)
-      : Loss<T>(args, args.mask_per_channel ? 1 : args.shape.size[1]),
-        zeros_(math::Excluded<T>::zeros_if(hard_mask(args))) {}
+      : Loss<T>(args, args.mask_per_channel ? 1 : args.shape.size[1]) {}
 
   // on_ and off_: m and 1 - m.
   void load_mask(int64_t c, int64_t p, int64_t n) {
@@ -224,6 +271,30 @@ class LossOfMask : public Loss<T> {
     }
   }
 
+  // The shares of both layers in each element, weighted: those that multiply, and those that say what is left
+  // out. Returns the weights.
+  const T* load_shares(int64_t c, int64_t p, int64_t n) {
+    const T* weight = this->load_weight(c, p, n);
+    if (!weight) {
+      share_fg_ = select_fg_ = on_;
+      share_bg_ = select_bg_ = off_;
+      return nullptr;
+    }
+    const bool hard = hard_mask(this->args_);
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) {
+      shares_[0][k] = on_[k] * weight[k];
+      shares_[1][k] = off_[k] * weight[k];
+      shares_[2][k] = math::selecting_share(on_[k], weight[k], hard);
+      shares_[3][k] = math::selecting_share(off_[k], weight[k], hard);
+    }
+    share_fg_ = shares_[0];
+    share_bg_ = shares_[1];
+    select_fg_ = shares_[2];
+    select_bg_ = shares_[3];
+    return weight;
+  }
+
   // From d loss / d m, less a constant, to d loss / d mask or logit.
   void chain_mask(T constant, int64_t n, T* d_mask) {
     if (this->args_.mask_kind == MaskKind::logits) {
@@ -234,12 +305,23 @@ class LossOfMask : public Loss<T> {
     }
   }
 
-  const math::Excluded<T> zeros_;  // of a hard mask
+  // The gradient of a mask is 0 where all its elements are left out, whatever the mask is there.
+  void select_mask_gradient(int64_t n, T* d_mask) {
+    if (!this->args_.weight) return;
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) d_mask[k] = math::selected(d_mask[k], magnitudes_[k], this->zeros_);
+  }
+  void begin_mask_gradient(int64_t n, T* d_mask) {
+    std::fill(d_mask, d_mask + n, T(0));
+    std::fill(magnitudes_, magnitudes_ + n, T(0));
+  }
+
   const T* on_ = nullptr;
-  alignas(64) Buffer<T> off_;
+  const T *share_fg_ = nullptr, *share_bg_ = nullptr, *select_fg_ = nullptr, *select_bg_ = nullptr;
+  alignas(64) Buffer<T> off_, magnitudes_;  // magnitudes_: of the weights, summed over the channels of a mask
 
  private:
-  alignas(64) Buffer<T> on_buffer_;
+  alignas(64) Buffer<T> on_buffer_, shares_[4];
 };
 
 template <class T>
@@ -248,14 +330,17 @@ class MaskedLoss : LossOfMask<T> {
   using Base::args_, Base::shape_, Base::loops_, Base::group_, Base::sums_, Base::span, Base::offset;
   using Base::on_, Base::off_, Base::zeros_, Base::target_and_scale_grads_, Base::fg_, Base::bg_,
       Base::target_;
+  using Base::share_fg_, Base::share_bg_, Base::select_fg_, Base::select_bg_, Base::magnitude_,
+      Base::magnitudes_;
 
  public:
   explicit MaskedLoss(const ReconstructionArgs& args)
       : Base(args),
         weights_(region_weights<T>(args)),
         exceeds_cache_(3 * shape_.numel * size_of(args.fg.dtype) > kCache),
+        fused_(!args.loss && !this->unreduced_ && !args.weight && !this->mapped_),
         block_(kBlock<T>) {
-    if (args.loss || this->unreduced_) return;
+    if (!fused_) return;
     const bool nothing_else = !target_and_scale_grads_ && !args.areas;
     half_ = nothing_else && args.bg && images_stored_as<Half<T>>() && gradients_stored_as<Half<T>>();
     // What is gathered has to stay in the first-level cache. In whole steps, so that sums have the same bits
@@ -268,7 +353,7 @@ class MaskedLoss : LossOfMask<T> {
   void forward(int64_t task) {
     this->locate(task);
     this->for_blocks(block_, [&](int64_t p, int64_t n, int64_t c) {
-      args_.loss ? unreduced_forward(p, n, c) : reduced<false>(p, n, c);
+      fused_ ? reduced<false>(p, n, c) : staged_forward(p, n, c);
     });
   }
 
@@ -276,43 +361,56 @@ class MaskedLoss : LossOfMask<T> {
     this->locate_gradients(task);
     to_ = region_upstream<T>(args_, this->b_);
     this->for_blocks(block_, [&](int64_t p, int64_t n, int64_t c) {
-      this->unreduced_ ? unreduced_gradients(p, n, c) : reduced<true>(p, n, c);
+      fused_ ? reduced<true>(p, n, c) : staged_gradients(p, n, c);
     });
   }
 
  private:
-  void unreduced_forward(int64_t p, int64_t n, int64_t c0) {
+  // By element, with weights, or with maps of scales.
+  void staged_forward(int64_t p, int64_t n, int64_t c0) {
     this->load_mask(c0, p, n);
     const math::RegionWeights<T> weights = weights_;
-    const math::ExcludedOfRegions<T> excluded = excluded_of_loss(weights, hard_mask(args_));
+    const math::ExcludedOfRegions<T> excluded = excluded_of_loss(weights, selects(args_));
     for (int64_t c = c0; c < c0 + group_; ++c) {
       this->load_images(c, p, n);
+      this->load_shares(c, p, n);
       loops_.value(fg_, target_, this->fg_scale_, n, nll_fg_);
       loops_.value(bg_, target_, this->bg_scale_, n, nll_bg_);
+      add_values(n);
+      if (!args_.loss) continue;
       T* loss = this->open(this->loss_out_, args_.loss, c, p);
-      const auto loop = [&](const math::Excluded<T>& zeros,
-                            const math::ExcludedOfRegions<T>& all) __attribute__((always_inline)) {
-        FGBG_SIMD
-        for (int64_t k = 0; k < n; ++k) {
-          nll_fg_[k] = math::masked_value(on_[k], nll_fg_[k], zeros);
-          nll_bg_[k] = math::masked_value(off_[k], nll_bg_[k], zeros);
-          loss[k] = math::masked_loss(on_[k], off_[k], weights.fg, weights.bg, nll_fg_[k], nll_bg_[k], all);
-        }
-      };
-      excluded.fg.nothing() && excluded.bg.nothing() ? loop({}, {}) : loop(zeros_, excluded);
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k)
+        loss[k] = math::masked_loss(select_fg_[k], select_bg_[k], weights.fg, weights.bg, nll_fg_[k],
+                                    nll_bg_[k], excluded);
       this->loss_out_.close(args_.loss, span(c, p, n));
-      if (args_.partial) {
-        add_all(nll_fg_, n, sums_[0]);
-        add_all(nll_bg_, n, sums_[1]);
-      }
     }
-    add_areas(n);
+    if (!args_.weight) add_areas(on_, off_, n);
   }
 
-  void add_areas(int64_t n) {
+  // From l(x) in both regions to what the elements add to the sums.
+  void add_values(int64_t n) {
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) {
+      nll_fg_[k] = math::chain(share_fg_[k], nll_fg_[k], select_fg_[k], zeros_);
+      nll_bg_[k] = math::chain(share_bg_[k], nll_bg_[k], select_bg_[k], zeros_);
+    }
+    if (!args_.partial) return;
+    add_all(nll_fg_, n, sums_[0]);
+    add_all(nll_bg_, n, sums_[1]);
+    if (!args_.weight) return;
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) {
+      area_[0][k] = math::selected(share_fg_[k], select_fg_[k], zeros_);
+      area_[1][k] = math::selected(share_bg_[k], select_bg_[k], zeros_);
+    }
+    add_areas(area_[0], area_[1], n);
+  }
+
+  void add_areas(const T* fg, const T* bg, int64_t n) {
     if (!args_.areas) return;
-    add_all(on_, n, sums_[2]);
-    add_all(off_, n, sums_[3]);
+    add_all(fg, n, sums_[2]);
+    add_all(bg, n, sums_[3]);
   }
 
   // A reduced loss and, if wanted, its gradients.
@@ -324,8 +422,9 @@ class MaskedLoss : LossOfMask<T> {
     fused<kGradients>(p, n, c0);
     if (!target_and_scale_grads_ && !args_.areas) return;
     this->load_mask(c0, p, n);
-    add_areas(n);
+    add_areas(on_, off_, n);
     if (!target_and_scale_grads_) return;
+    this->load_shares(c0, p, n);
     weigh(nullptr, n);
     for (int64_t c = c0; c < c0 + group_; ++c) {
       this->load_images(c, p, n);
@@ -357,7 +456,7 @@ class MaskedLoss : LossOfMask<T> {
     r.excluded = to_.excluded;
     r.to_fg = to_.fg + to_.fg_term;
     r.to_bg = to_.bg + to_.bg_term;
-    r.to_area = to_.mask;
+    r.to_area = to_.mask();
     r.d_fg = open_planes<S>(4, args_.grad_fg, c0, p, group_);
     r.d_bg = open_planes<S>(5, args_.grad_bg, c0, p, group_);
     r.d_mask = open_planes<S>(6, args_.grad_mask, c0, p, 1).data;
@@ -373,42 +472,70 @@ class MaskedLoss : LossOfMask<T> {
     }
   }
 
-  // For an upstream gradient of each element.
-  void unreduced_gradients(int64_t p, int64_t n, int64_t c0) {
+  // The same for the gradients.
+  void staged_gradients(int64_t p, int64_t n, int64_t c0) {
     this->load_mask(c0, p, n);
     T* d_mask = this->open(this->mask_out_, args_.grad_mask, c0, p);
-    std::fill(d_mask, d_mask + n, T(0));
+    this->begin_mask_gradient(n, d_mask);
+    const math::RegionUpstream<T> to = to_;
+    const T to_area = to.mask();
     for (int64_t c = c0; c < c0 + group_; ++c) {
       this->load_images(c, p, n);
-      const T* u = this->load_upstream(c, p, n);
-      weigh(u, n);
-      this->layer_gradients(c, p, n, {weight_fg_, weight_bg_, on_, off_, to_.excluded}, nll_fg_, nll_bg_);
-      const math::RegionUpstream<T> to = to_;
-      FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k)
-        d_mask[k] += math::masked_d_mask(on_[k], off_[k], math::masked_to_sum(u[k], to.fg, to.fg_term),
-                                         math::masked_to_sum(u[k], to.bg, to.bg_term), nll_fg_[k], nll_bg_[k],
-                                         to.excluded);
+      const T* weight = this->load_shares(c, p, n);
+      weigh(this->unreduced_ ? this->load_upstream(c, p, n) : nullptr, n);
+      this->layer_gradients(c, p, n, {weight_fg_, weight_bg_, select_fg_, select_bg_, to.excluded}, nll_fg_,
+                            nll_bg_);
+      if (weight) {
+        FGBG_SIMD
+        for (int64_t k = 0; k < n; ++k) {
+          const T d = math::masked_d_mask(select_fg_[k], select_bg_[k], to_fg_[k], to_bg_[k], nll_fg_[k],
+                                          nll_bg_[k], to.excluded);
+          d_mask[k] += math::chain(weight[k], d + to_area, magnitude_[k], zeros_);
+          magnitudes_[k] += magnitude_[k];
+        }
+        weight_gradient(c, p, n);
+      } else {
+        FGBG_SIMD
+        for (int64_t k = 0; k < n; ++k)
+          d_mask[k] += math::masked_d_mask(select_fg_[k], select_bg_[k], to_fg_[k], to_bg_[k], nll_fg_[k],
+                                           nll_bg_[k], to.excluded);
+      }
+      if (args_.partial) add_values(n);
     }
-    this->chain_mask(to_.mask, n, d_mask);
+    if (!args_.weight) add_areas(on_, off_, n);
+    this->chain_mask(args_.weight ? T(0) : to_area, n, d_mask);
+    this->select_mask_gradient(n, d_mask);
     this->mask_out_.close(args_.grad_mask, span(c0, p, n));
   }
 
-  // d loss / d l(x) in both regions. No u: the loss is reduced.
-  void weigh(const T* u, int64_t n) {
-    weigh(u, to_.fg, to_.fg_term, on_, n, weight_fg_);
-    weigh(u, to_.bg, to_.bg_term, off_, n, weight_bg_);
+  void weight_gradient(int64_t c, int64_t p, int64_t n) {
+    if (!args_.grad_weight) return;
+    const math::RegionUpstream<T> to = to_;
+    T* d_weight = this->open(this->weight_out_, args_.grad_weight, c, p);
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) {
+      const T by_nats = math::chain(to_fg_[k] * on_[k], nll_fg_[k], select_fg_[k], to.excluded.fg) +
+                        math::chain(to_bg_[k] * off_[k], nll_bg_[k], select_bg_[k], to.excluded.bg);
+      const T by_areas = on_[k] * to.fg_area + off_[k] * to.bg_area;
+      d_weight[k] = math::selected(by_nats + by_areas, magnitude_[k], zeros_);
+    }
+    this->weight_out_.close(args_.grad_weight, span(c, p, n));
   }
-  static void weigh(const T* u, T weight, T term, const T* share, int64_t n, T* to) {
+
+  // d loss / d sum of both regions, by element, and d loss / d l(x). No u: the loss is reduced.
+  void weigh(const T* u, int64_t n) {
+    weigh(u, to_.fg, to_.fg_term, share_fg_, n, to_fg_, weight_fg_);
+    weigh(u, to_.bg, to_.bg_term, share_bg_, n, to_bg_, weight_bg_);
+  }
+  static void weigh(const T* u, T weight, T term, const T* share, int64_t n, T* to_sum, T* to) {
+    const T all = math::masked_to_sum(T(1), weight, term);
+    std::fill(to_sum, to_sum + n, all);
     if (u) {
       FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k)
-        to[k] = math::masked_weight(math::masked_to_sum(u[k], weight, term), share[k]);
-    } else {
-      const T all = math::masked_to_sum(T(1), weight, term);
-      FGBG_SIMD
-      for (int64_t k = 0; k < n; ++k) to[k] = math::masked_weight(all, share[k]);
+      for (int64_t k = 0; k < n; ++k) to_sum[k] = math::masked_to_sum(u[k], weight, term);
     }
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) to[k] = math::masked_weight(to_sum[k], share[k]);
   }
 
   template <class S>
@@ -453,31 +580,33 @@ class MaskedLoss : LossOfMask<T> {
   }
 
   const math::RegionWeights<T> weights_;
-  const bool exceeds_cache_;
+  const bool exceeds_cache_, fused_;
   int64_t block_;      // pixels that are handled together
   bool half_ = false;  // all images are stored as Half<T>
   math::RegionUpstream<T> to_{};
   std::vector<T> planes_[7];  // what is gathered, or not wanted: fg, bg, target, mask, their gradients
-  alignas(64) Buffer<T> nll_fg_, nll_bg_, weight_fg_, weight_bg_;
+  alignas(64) Buffer<T> nll_fg_, nll_bg_, weight_fg_, weight_bg_, to_fg_, to_bg_, area_[2];
 };
 
+// The loss of one image: a blend of both layers, or, where there is no mask, the foreground.
 template <class T>
 class BlendedLoss : LossOfMask<T> {
   using Base = LossOfMask<T>;
   using Base::args_, Base::loops_, Base::group_, Base::sums_, Base::span, Base::on_, Base::off_, Base::zeros_;
-  using Base::fg_, Base::bg_, Base::target_, Base::d_fg_, Base::d_bg_;
+  using Base::fg_, Base::bg_, Base::target_, Base::d_fg_, Base::d_bg_, Base::magnitude_, Base::magnitudes_;
 
  public:
-  explicit BlendedLoss(const ReconstructionArgs& args) : Base(args) {}
+  explicit BlendedLoss(const ReconstructionArgs& args) : Base(args), blends_(static_cast<bool>(args.mask)) {}
 
   void forward(int64_t task) {
     this->locate(task);
     this->for_blocks(kBlock<T>, [&](int64_t p, int64_t n, int64_t c0) {
-      this->load_mask(c0, p, n);
+      if (blends_) this->load_mask(c0, p, n);
       for (int64_t c = c0; c < c0 + group_; ++c) {
-        blend(c, p, n);
+        const T* image = blend(c, p, n);
         T* loss = this->open(this->loss_out_, args_.loss, c, p);
-        loops_.value(blend_, target_, this->fg_scale_, n, loss);
+        loops_.value(image, target_, this->fg_scale_, n, loss);
+        this->weigh_elements(this->load_weight(c, p, n), n, loss);
         if (args_.partial) add_all(loss, n, sums_[0]);
         this->loss_out_.close(args_.loss, span(c, p, n));
       }
@@ -487,53 +616,92 @@ class BlendedLoss : LossOfMask<T> {
   void gradients(int64_t task) {
     this->locate_gradients(task);
     this->for_blocks(kBlock<T>, [&](int64_t p, int64_t n, int64_t c0) {
+      if (!blends_) {
+        for (int64_t c = c0; c < c0 + group_; ++c) gradients(p, n, c, nullptr);
+        return;
+      }
       this->load_mask(c0, p, n);
       T* d_mask = this->open(this->mask_out_, args_.grad_mask, c0, p);
-      for (int64_t k = 0; k < n; ++k) d_mask[k] = T(0);
+      this->begin_mask_gradient(n, d_mask);
       for (int64_t c = c0; c < c0 + group_; ++c) gradients(p, n, c, d_mask);
       this->chain_mask(T(0), n, d_mask);
+      this->select_mask_gradient(n, d_mask);
       this->mask_out_.close(args_.grad_mask, span(c0, p, n));
     });
   }
 
  private:
-  void blend(int64_t c, int64_t p, int64_t n) {
+  const T* blend(int64_t c, int64_t p, int64_t n) {
     this->load_images(c, p, n);
+    if (!blends_) return fg_;
+    const math::Excluded<T> of_mask = math::Excluded<T>::zeros_if(hard_mask(args_));
     const auto loop = [&](const math::Excluded<T>& zeros) __attribute__((always_inline)) {
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) blend_[k] = math::blend(on_[k], off_[k], fg_[k], bg_[k], zeros);
     };
-    zeros_.nothing() ? loop({}) : loop(zeros_);
+    of_mask.nothing() ? loop({}) : loop(of_mask);
+    return blend_;
   }
 
   void gradients(int64_t p, int64_t n, int64_t c, T* d_mask) {
-    blend(c, p, n);
-    this->fill_upstream(c, p, n, weight_);
+    const T* image = blend(c, p, n);
+    const T* weight = this->load_weight(c, p, n);
+    this->fill_upstream(c, p, n, upstream_);
+    const T* per_nat = upstream_;
+    const T* share = upstream_;  // of any value where nothing is left out
+    if (weight) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) weight_[k] = upstream_[k] * weight[k];
+      per_nat = weight_;
+      share = magnitude_;
+    }
+    const math::Excluded<T> excluded = math::Excluded<T>::zeros_if(weight != nullptr);
     this->open_layer_gradients(c, p);
-    loops_.gradient(blend_, target_, this->fg_scale_, weight_, weight_, {}, n, nll_, d_blend_);
+    loops_.gradient(image, target_, this->fg_scale_, per_nat, share, excluded, n, nll_,
+                    blends_ ? d_blend_ : d_fg_);
     if (this->target_and_scale_grads_) {
-      T* d_target = this->open_target_gradient(c, p, n);
-      loops_.others(blend_, target_, this->fg_scale_, weight_, weight_, {}, n, d_target, this->d_fg_scale_);
+      this->open_target_and_scale_gradients(c, p, n);
+      loops_.others(image, target_, this->fg_scale_, per_nat, share, excluded, n, this->d_target_,
+                    this->d_fg_scale_);
       this->close_target_and_scale_gradients(c, p, n, false);
     }
-    FGBG_SIMD
-    for (int64_t k = 0; k < n; ++k) {
-      d_mask[k] += math::blend_d_mask(fg_[k], bg_[k], d_blend_[k]);
-      d_fg_[k] = math::chain(d_blend_[k], on_[k], on_[k], zeros_);
-      d_bg_[k] = math::chain(d_blend_[k], off_[k], off_[k], zeros_);
-    }
+    if (blends_) layer_gradients(c, p, n, weight, d_mask);
     this->close_layer_gradients(c, p, n);
-    if (args_.partial) add_all(nll_, n, sums_[0]);
+    this->store_weight_gradient(c, p, n, upstream_, nll_);
+    if (!args_.partial) return;
+    this->weigh_elements(weight, n, nll_);
+    add_all(nll_, n, sums_[0]);
   }
 
-  alignas(64) Buffer<T> blend_, nll_, weight_, d_blend_;
+  void layer_gradients(int64_t c, int64_t p, int64_t n, const T* weight, T* d_mask) {
+    this->load_shares(c, p, n);
+    if (weight) {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) {
+        d_mask[k] += math::selected(math::blend_d_mask(fg_[k], bg_[k], d_blend_[k]), magnitude_[k], zeros_);
+        magnitudes_[k] += magnitude_[k];
+      }
+    } else {
+      FGBG_SIMD
+      for (int64_t k = 0; k < n; ++k) d_mask[k] += math::blend_d_mask(fg_[k], bg_[k], d_blend_[k]);
+    }
+    const T *select_fg = this->select_fg_, *select_bg = this->select_bg_;
+    FGBG_SIMD
+    for (int64_t k = 0; k < n; ++k) {
+      d_fg_[k] = math::chain(d_blend_[k], on_[k], select_fg[k], zeros_);
+      d_bg_[k] = math::chain(d_blend_[k], off_[k], select_bg[k], zeros_);
+    }
+  }
+
+  const bool blends_;
+  alignas(64) Buffer<T> blend_, nll_, upstream_, weight_, d_blend_;
 };
 
 template <class T>
 class MixtureLoss : Loss<T> {
   using Base = Loss<T>;
   using Base::args_, Base::loops_, Base::channels_, Base::group_, Base::sums_, Base::span;
-  using Base::fg_, Base::bg_, Base::target_;
+  using Base::fg_, Base::bg_, Base::target_, Base::magnitude_, Base::zeros_;
 
  public:
   explicit MixtureLoss(const ReconstructionArgs& args)
@@ -548,6 +716,7 @@ class MixtureLoss : Loss<T> {
       T* loss = this->open(this->loss_out_, args_.loss, c0, p);
       FGBG_SIMD
       for (int64_t k = 0; k < n; ++k) loss[k] = math::mixture(logit_[k], nats_fg_[k], nats_bg_[k]).value;
+      this->weigh_elements(this->load_weight(c0, p, n), n, loss);
       if (args_.partial) add_all(loss, n, sums_[0]);
       this->loss_out_.close(args_.loss, span(c0, p, n));
     });
@@ -592,26 +761,33 @@ class MixtureLoss : Loss<T> {
       value_[k] = m.value;
       weight_fg_[k] = upstream_[k] * m.d_fg;
       weight_bg_[k] = upstream_[k] * m.d_bg;
-      d_logit[k] += upstream_[k] * m.d_logit;
+      to_logit_[k] = upstream_[k] * m.d_logit;
     }
+    const T* weight = this->load_weight(c0, p, n);
+    this->store_weight_gradient(c0, p, n, upstream_, value_);
+    for (T* x : {value_, weight_fg_, weight_bg_, to_logit_}) this->weigh_elements(weight, n, x);
+    this->add(to_logit_, n, d_logit);
     if (args_.partial) add_all(value_, n, sums_[0]);
     if (last) this->mask_out_.close(args_.grad_mask, span(mask_channel, p, n));
     for (int64_t c = c0; c < c0 + group_; ++c) {
       if (group_ > 1) this->load_images(c, p, n);
-      this->layer_gradients(c, p, n, {weight_fg_, weight_bg_, weight_fg_, weight_bg_, {}}, nll_fg_, nll_bg_);
+      this->layer_gradients(c, p, n, {weight_fg_, weight_bg_, magnitude_, magnitude_, {zeros_, zeros_}},
+                            nll_fg_, nll_bg_);
     }
   }
 
   const T* logit_ = nullptr;
   T* d_logit_ = nullptr;
-  alignas(64) Buffer<T> nats_fg_, nats_bg_, nll_fg_, nll_bg_, weight_fg_, weight_bg_, upstream_, value_;
+  alignas(64) Buffer<T> nats_fg_, nats_bg_, nll_fg_, nll_bg_, weight_fg_,
+      weight_bg_, upstream_, value_, to_logit_;
 };
 
 // Calls visit(loss) with the loss that the arguments describe.
 template <class T, class Visit>
 void with_loss(const ReconstructionArgs& args, Visit visit) {
   if (args.composition == Composition::masked) return visit(MaskedLoss<T>(args));
-  if (args.composition == Composition::blended) return visit(BlendedLoss<T>(args));
+  if (args.composition == Composition::blended || args.composition == Composition::plain)
+    return visit(BlendedLoss<T>(args));
   visit(MixtureLoss<T>(args));
 }
 

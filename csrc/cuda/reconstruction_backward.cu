@@ -60,12 +60,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
     backward_kernel(const __grid_constant__ ReconstructionArgs args) {
   using T = typename F::T;
   constexpr int V = F::V;
-  constexpr bool kMasked = kind == Composition::masked, kBlended = kind == Composition::blended;
-  constexpr bool kMixture = !kMasked && !kBlended;
+  constexpr bool kMasked = kind == Composition::masked, kMixture = kind == Composition::mixture_joint;
+  constexpr bool kBlended = !kMasked && !kMixture, kLayers = kind != Composition::plain;
   const int channels = static_cast<int>(args.shape.size[1]);
   const bool elements = kHasAll<F> && args.grad_loss_elements;
-  const bool others = kHasAll<F> && (args.grad_target || args.scale_partial);
-  const math::Excluded<T> zeros = excluded_by_mask<F>(args);
+  const bool others = kHasAll<F> && (args.grad_target || args.scale_partial ||
+                                     (F::kMaps && (args.grad_fg_scale_map || args.grad_bg_scale_map)));
+  const math::Excluded<T> zeros = excluded_by_zeros<F>(args), of_hard_mask = excluded_by_mask<F>(args);
+  const bool weighted = F::kMaps && args.weight;
   const Scales<T, L> scales(args);
   const ScaleSums scale_sums(args);
   // Channels that share a mask, or a mixture's responsibilities, which need all of them first.
@@ -93,6 +95,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
       const Pixels<F> px{args.shape, item.b, item.begin + (live ? at : 0), live};
       math::Mask<T> m[V];
       T weight_fg[V], weight_bg[V], d_mask[V] = {};
+      [[maybe_unused]] T d_weight[V], magnitudes[V] = {};  // magnitudes: summed over the channels of a mask
       // The upstream gradients of the elements of channel c, or 1.
       const auto load_upstream = [&](int c, T(&u)[V]) {
         if (elements) return load_channel(args.grad_loss_elements, px, c, u);
@@ -101,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
       };
 #pragma unroll 1
       for (int c0 = 0; c0 <= last_group; c0 += kMixture ? group : 1) {
-        Operands<F, L, kAheadInBackward<F>> in(args, scales);
+        Operands<F, L, kAheadInBackward<F>, kLayers> in(args, scales);
         if constexpr (kMixture) {
           T u[V], fg[V] = {}, bg[V] = {};
           load_upstream(c0, u);
@@ -109,30 +112,34 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
 #pragma unroll 1
           for (int c = c0; c < c0 + group; ++c) {
             in.load(c, c == c0, px);
+            in.load_maps(c, px);
 #pragma unroll
             for (int j = 0; j < V; ++j) {
-              fg[j] += L::eval(in.fg[j], in.target[j], in.fg_scale).value;
-              bg[j] += L::eval(in.bg[j], in.target[j], in.bg_scale).value;
+              fg[j] += L::eval(in.fg[j], in.target[j], in.fg_scale(j)).value;
+              bg[j] += L::eval(in.bg[j], in.target[j], in.bg_scale(j)).value;
             }
           }
 #pragma unroll
           for (int j = 0; j < V; ++j) {
             const auto mix = math::mixture(in.mask[j], fg[j], bg[j]);
             const T w = u[j] * per_loss;
-            if (live) sums[0] += mix.value;
-            weight_fg[j] = w * mix.d_fg;
-            weight_bg[j] = w * mix.d_bg;
-            d_mask[j] += w * mix.d_logit;
+            if (live) sums[0] += in.weighted(mix.value, j);
+            weight_fg[j] = in.weighted(w * mix.d_fg, j);
+            weight_bg[j] = in.weighted(w * mix.d_bg, j);
+            d_mask[j] += in.weighted(w * mix.d_logit, j);
+            d_weight[j] = in.unless_left_out(w * mix.value, j);
           }
+          if constexpr (F::kMaps) store_channel(args.grad_weight, px, c0, d_weight);
         }
         in.begin(px, true, c0);  // of a mixture, for the second time: from cache
 #pragma unroll 1
         for (int c = c0; c < c0 + group; ++c) {
           const bool new_mask = !kMixture && (c == 0 || args.mask_per_channel);
           in.load(c, new_mask, px);
-          if (new_mask) {
+          in.load_maps(c, px);
+          if (kLayers && new_mask) {
             in.make_mask(m);
-            if (kMasked && args.areas && live) {
+            if (kMasked && args.areas && live && !weighted) {
 #pragma unroll
               for (int j = 0; j < V; ++j) {
                 sums[2] += m[j].on;
@@ -145,7 +152,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
           // out.
           const auto gradients = [&](auto plain) {
             constexpr bool kPlain = decltype(plain)::value;
-            [[maybe_unused]] const math::Excluded<T> none, of_mask = kPlain ? none : zeros;
+            [[maybe_unused]] const math::Excluded<T> none, of_mask = kPlain ? none : of_hard_mask;
+            [[maybe_unused]] const math::Excluded<T> of_zeros = kPlain ? none : zeros;
             [[maybe_unused]] const math::ExcludedOfRegions<T> excluded =
                 kPlain ? math::ExcludedOfRegions<T>{} : to.excluded;
             T u[V];
@@ -153,32 +161,56 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
 #pragma unroll
             for (int j = 0; j < V; ++j) {
               if constexpr (kBlended) {
-                const T blend = math::blend(m[j].on, m[j].off, in.fg[j], in.bg[j], of_mask);
-                const auto nll = L::eval(blend, in.target[j], in.fg_scale);
-                const T d_blend = (kPlain ? per_loss : u[j] * per_loss) * nll.d_x;
-                if (live) sums[0] += nll.value;
-                d_fg[j] = math::chain(d_blend, m[j].on, m[j].on, of_mask);
-                d_bg[j] = math::chain(d_blend, m[j].off, m[j].off, of_mask);
-                d_mask[j] += math::blend_d_mask(in.fg[j], in.bg[j], d_blend);
+                T image = in.fg[j];
+                if constexpr (kLayers) image = math::blend(m[j].on, m[j].off, image, in.bg[j], of_mask);
+                const auto nll = L::eval(image, in.target[j], in.fg_scale(j));
+                const T per_nat = kPlain ? per_loss : u[j] * per_loss;
+                const T d_image = in.weighted(per_nat * nll.d_x, j);
+                if (live) sums[0] += in.weighted(nll.value, j);
+                d_weight[j] = in.unless_left_out(per_nat * nll.value, j);
+                if constexpr (kLayers) {
+                  const Shares<T> of = in.shares(m[j], j);
+                  d_fg[j] = math::chain(d_image, m[j].on, of.select_on, of_zeros);
+                  d_bg[j] = math::chain(d_image, m[j].off, of.select_off, of_zeros);
+                  d_mask[j] += in.unless_left_out(math::blend_d_mask(in.fg[j], in.bg[j], d_image), j);
+                  magnitudes[j] += in.magnitude(j);
+                } else {
+                  d_fg[j] = d_image;
+                }
               } else {
-                const auto fg = L::eval(in.fg[j], in.target[j], in.fg_scale);
-                const auto bg = L::eval(in.bg[j], in.target[j], in.bg_scale);
-                T on = T(1), off = T(1);
+                const auto fg = L::eval(in.fg[j], in.target[j], in.fg_scale(j));
+                const auto bg = L::eval(in.bg[j], in.target[j], in.bg_scale(j));
+                T on = in.magnitude(j), off = on;  // of a mixture, whose weights are 0 where it is left out
                 if constexpr (kMasked) {
-                  on = m[j].on;
-                  off = m[j].off;
+                  const Shares<T> of = in.shares(m[j], j);
+                  on = of.select_on;
+                  off = of.select_off;
                   const T per_fg = kPlain ? all_fg : math::masked_to_sum(u[j], to.fg, to.fg_term);
                   const T per_bg = kPlain ? all_bg : math::masked_to_sum(u[j], to.bg, to.bg_term);
                   if (live) {
-                    sums[0] += math::masked_value(on, fg.value, of_mask);
-                    sums[1] += math::masked_value(off, bg.value, of_mask);
+                    sums[0] += math::chain(of.on, fg.value, on, of_zeros);
+                    sums[1] += math::chain(of.off, bg.value, off, of_zeros);
+                    if (weighted) {
+                      sums[2] += math::selected(of.on, on, of_zeros);
+                      sums[3] += math::selected(of.off, off, of_zeros);
+                    }
                   }
-                  weight_fg[j] = math::masked_weight(per_fg, on);
-                  weight_bg[j] = math::masked_weight(per_bg, off);
-                  d_mask[j] += math::masked_d_mask(on, off, per_fg, per_bg, fg.value, bg.value, excluded);
+                  weight_fg[j] = math::masked_weight(per_fg, of.on);
+                  weight_bg[j] = math::masked_weight(per_bg, of.off);
+                  const T d = math::masked_d_mask(on, off, per_fg, per_bg, fg.value, bg.value, excluded);
+                  if (weighted) {
+                    d_mask[j] += in.weighted(d + to.mask(), j);
+                    magnitudes[j] += in.magnitude(j);
+                    const T by_nats = math::chain(per_fg * m[j].on, fg.value, on, excluded.fg) +
+                                      math::chain(per_bg * m[j].off, bg.value, off, excluded.bg);
+                    const T by_areas = m[j].on * to.fg_area + m[j].off * to.bg_area;
+                    d_weight[j] = in.unless_left_out(by_nats + by_areas, j);
+                  } else {
+                    d_mask[j] += d;
+                  }
                 }
-                d_fg[j] = math::chain(weight_fg[j], fg.d_x, on, excluded.fg);
-                d_bg[j] = math::chain(weight_bg[j], bg.d_x, off, excluded.bg);
+                d_fg[j] = math::chain(weight_fg[j], fg.d_x, on, kMixture ? of_zeros : excluded.fg);
+                d_bg[j] = math::chain(weight_bg[j], bg.d_x, off, kMixture ? of_zeros : excluded.bg);
               }
               if (args.one_image) d_fg[j] += d_bg[j];
             }
@@ -190,45 +222,64 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
           else
             gradients(std::false_type{});
           store_channel(args.grad_fg, px, c, d_fg);
-          store_channel(args.grad_bg, px, c, d_bg);
+          if constexpr (kLayers) store_channel(args.grad_bg, px, c, d_bg);
+          if constexpr (F::kMaps && !kMixture) store_channel(args.grad_weight, px, c, d_weight);
           if (others) {
-            T u[V], d_target[V], d_fg_scale = T(0), d_bg_scale = T(0);
+            T u[V], d_target[V], d_fg_scale[V], d_bg_scale[V] = {};
             if (!kMixture) load_upstream(c, u);
 #pragma unroll
             for (int j = 0; j < V; ++j) {
               if constexpr (kBlended) {
-                const T blend = math::blend(m[j].on, m[j].off, in.fg[j], in.bg[j], zeros);
-                const auto nll = L::eval(blend, in.target[j], in.fg_scale);
-                d_target[j] = u[j] * per_loss * nll.d_target;
-                d_fg_scale += u[j] * per_loss * nll.d_scale;
+                T image = in.fg[j];
+                if constexpr (kLayers) image = math::blend(m[j].on, m[j].off, image, in.bg[j], of_hard_mask);
+                const auto nll = L::eval(image, in.target[j], in.fg_scale(j));
+                d_target[j] = in.weighted(u[j] * per_loss * nll.d_target, j);
+                d_fg_scale[j] = in.weighted(u[j] * per_loss * nll.d_scale, j);
               } else {
-                const auto fg = L::eval(in.fg[j], in.target[j], in.fg_scale);
-                const auto bg = L::eval(in.bg[j], in.target[j], in.bg_scale);
-                T on = T(1), off = T(1);
+                const auto fg = L::eval(in.fg[j], in.target[j], in.fg_scale(j));
+                const auto bg = L::eval(in.bg[j], in.target[j], in.bg_scale(j));
+                T on = in.magnitude(j), off = on;
                 if constexpr (kMasked) {
-                  on = m[j].on;
-                  off = m[j].off;
-                  weight_fg[j] = math::masked_weight(math::masked_to_sum(u[j], to.fg, to.fg_term), on);
-                  weight_bg[j] = math::masked_weight(math::masked_to_sum(u[j], to.bg, to.bg_term), off);
+                  const Shares<T> of = in.shares(m[j], j);
+                  on = of.select_on;
+                  off = of.select_off;
+                  weight_fg[j] = math::masked_weight(math::masked_to_sum(u[j], to.fg, to.fg_term), of.on);
+                  weight_bg[j] = math::masked_weight(math::masked_to_sum(u[j], to.bg, to.bg_term), of.off);
                 }
-                const auto by_fg = [&](T d) { return math::chain(weight_fg[j], d, on, to.excluded.fg); };
-                const auto by_bg = [&](T d) { return math::chain(weight_bg[j], d, off, to.excluded.bg); };
+                const math::Excluded<T> fg_excluded = kMixture ? zeros : to.excluded.fg;
+                const math::Excluded<T> bg_excluded = kMixture ? zeros : to.excluded.bg;
+                const auto by_fg = [&](T d) { return math::chain(weight_fg[j], d, on, fg_excluded); };
+                const auto by_bg = [&](T d) { return math::chain(weight_bg[j], d, off, bg_excluded); };
                 d_target[j] = by_fg(fg.d_target) + by_bg(bg.d_target);
-                d_fg_scale += by_fg(fg.d_scale);
-                d_bg_scale += by_bg(bg.d_scale);
+                d_fg_scale[j] = by_fg(fg.d_scale);
+                d_bg_scale[j] = by_bg(bg.d_scale);
               }
             }
             store_channel(args.grad_target, px, c, d_target);
-            if (args.scale_partial)
-              scale_sums.add(item, round == 0, c, live ? d_fg_scale : T(0), live ? d_bg_scale : T(0));
+            if constexpr (F::kMaps) {
+              store_channel(args.grad_fg_scale_map, px, c, d_fg_scale);
+              store_channel(args.grad_bg_scale_map, px, c, d_bg_scale);
+            }
+            if (args.scale_partial) {
+              T sum_fg = T(0), sum_bg = T(0);
+#pragma unroll
+              for (int j = 0; j < V; ++j) {
+                sum_fg += live ? d_fg_scale[j] : T(0);
+                sum_bg += live ? d_bg_scale[j] : T(0);
+              }
+              scale_sums.add(item, round == 0, c, sum_fg, sum_bg);
+            }
           }
-          if (args.mask_per_channel || c + 1 == channels) {
+          if (kLayers && (args.mask_per_channel || c + 1 == channels)) {
             if constexpr (!kMixture) {
 #pragma unroll
               for (int j = 0; j < V; ++j) {
                 const T slope =
                     args.mask_kind == MaskKind::logits ? math::mask_slope(m[j].on, m[j].off) : T(1);
-                d_mask[j] = slope * (d_mask[j] + to.mask);
+                d_mask[j] = slope * (d_mask[j] + (weighted ? T(0) : to.mask()));
+                if (weighted)  // whatever the mask is where all its elements are left out
+                  d_mask[j] = math::selected(d_mask[j], magnitudes[j], math::Excluded<T>::zeros_if(true));
+                magnitudes[j] = T(0);
               }
             }
             store_channel(args.grad_mask, px, c, d_mask);

@@ -10,12 +10,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F, true>)
   using T = typename F::T;
   constexpr int V = F::V;
   const int channels = static_cast<int>(args.shape.size[1]);
-  const math::Excluded<T> zeros = excluded_by_mask<F>(args);
+  constexpr bool kMixture = kind == Composition::mixture_joint, kLayers = kind != Composition::plain;
+  const math::Excluded<T> zeros = excluded_by_zeros<F>(args), of_mask = excluded_by_mask<F>(args);
   const Scales<T, L> scales(args);
   const bool joint = args.composition == Composition::mixture_joint;
   T sums[kTerms] = {};
   for_items<F>(args, args.shape.plane, [&](const Item& item) {
-    Operands<F, L, kAheadInForward<F>> in(args, scales);
+    Operands<F, L, kAheadInForward<F>, kLayers> in(args, scales);
 #pragma unroll 1
     for (int at = item.lane * V; at < item.length; at += item.step) {
       const Pixels<F> px{args.shape, item.b, item.begin + at, true};
@@ -27,12 +28,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F, true>)
       for (int c = 0; c < channels; ++c) {
         // Of a mixture always, from cache: nvcc would put a branch for the mask's load, which is used last,
         // behind the wait for the others.
-        const bool new_mask = kind == Composition::mixture_joint || c == 0 || args.mask_per_channel;
+        const bool new_mask = kMixture || c == 0 || args.mask_per_channel;
         in.load(c, new_mask, next);
+        in.load_maps(c, px);
         if constexpr (kind == Composition::masked || kind == Composition::blended) {
           if (new_mask) {
             in.make_mask(m);
-            if (kind == Composition::masked && args.areas) {
+            if (kind == Composition::masked && args.areas && !(F::kMaps && args.weight)) {
 #pragma unroll
               for (int j = 0; j < V; ++j) {
                 sums[2] += m[j].on;
@@ -44,32 +46,42 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F, true>)
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           if constexpr (kind == Composition::masked) {
-            const T on = m[j].on, off = m[j].off;
-            fg[j] = math::masked_value(on, L::eval(in.fg[j], in.target[j], in.fg_scale).value, zeros);
-            bg[j] = math::masked_value(off, L::eval(in.bg[j], in.target[j], in.bg_scale).value, zeros);
+            const Shares<T> of = in.shares(m[j], j);
+            const T nll_fg = L::eval(in.fg[j], in.target[j], in.fg_scale(j)).value;
+            const T nll_bg = L::eval(in.bg[j], in.target[j], in.bg_scale(j)).value;
+            fg[j] = math::chain(of.on, nll_fg, of.select_on, zeros);
+            bg[j] = math::chain(of.off, nll_bg, of.select_off, zeros);
             sums[0] += fg[j];
             sums[1] += bg[j];
-          } else if constexpr (kind == Composition::blended) {
-            const T blend = math::blend(m[j].on, m[j].off, in.fg[j], in.bg[j], zeros);
-            loss[j] = L::eval(blend, in.target[j], in.fg_scale).value;
+            if (F::kMaps && args.weight) {
+              sums[2] += math::selected(of.on, of.select_on, zeros);
+              sums[3] += math::selected(of.off, of.select_off, zeros);
+            }
+          } else if constexpr (!kMixture) {
+            T image = in.fg[j];
+            if constexpr (kLayers) image = math::blend(m[j].on, m[j].off, image, in.bg[j], of_mask);
+            loss[j] = in.weighted(L::eval(image, in.target[j], in.fg_scale(j)).value, j);
             sums[0] += loss[j];
           } else {
-            fg[j] = (joint ? fg[j] : T(0)) + L::eval(in.fg[j], in.target[j], in.fg_scale).value;
-            bg[j] = (joint ? bg[j] : T(0)) + L::eval(in.bg[j], in.target[j], in.bg_scale).value;
+            fg[j] = (joint ? fg[j] : T(0)) + L::eval(in.fg[j], in.target[j], in.fg_scale(j)).value;
+            bg[j] = (joint ? bg[j] : T(0)) + L::eval(in.bg[j], in.target[j], in.bg_scale(j)).value;
           }
         }
         if constexpr (kind == Composition::masked) {
           if (!args.loss) continue;
           const math::RegionWeights<T> weights = region_weights<T>(args);
-          const math::ExcludedOfRegions<T> excluded = excluded_of_loss(weights, hard_mask(args));
+          const math::ExcludedOfRegions<T> excluded = excluded_of_loss(weights, selects(args));
 #pragma unroll
-          for (int j = 0; j < V; ++j)
-            loss[j] = math::masked_loss(m[j].on, m[j].off, weights.fg, weights.bg, fg[j], bg[j], excluded);
-        } else if constexpr (kind == Composition::mixture_joint) {
+          for (int j = 0; j < V; ++j) {
+            const Shares<T> of = in.shares(m[j], j);
+            loss[j] = math::masked_loss(of.select_on, of.select_off, weights.fg, weights.bg, fg[j], bg[j],
+                                        excluded);
+          }
+        } else if constexpr (kMixture) {
           if (joint && c + 1 < channels) continue;
 #pragma unroll
           for (int j = 0; j < V; ++j) {
-            loss[j] = math::mixture(in.mask[j], fg[j], bg[j]).value;
+            loss[j] = in.weighted(math::mixture(in.mask[j], fg[j], bg[j]).value, j);
             sums[0] += loss[j];
           }
         }

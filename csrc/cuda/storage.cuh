@@ -20,6 +20,14 @@ struct Format {
   using S = S_;
   static constexpr int V = V_;
   static constexpr bool kMixed = std::is_same_v<S, Any>;
+  static constexpr bool kMaps = false;
+};
+
+// The same for kernels that take weights and a scale for each element. Only formats of mixed types have them:
+// they would be a burden on the registers of the others, and few losses use them.
+template <class F>
+struct WithMaps : F {
+  static constexpr bool kMaps = true;
 };
 
 constexpr int kVector = 4, kVectorHalf = 8;
@@ -70,6 +78,15 @@ auto kernel_for(FormatOf format) {
     case FormatOf::bfloat16: return Kernels::template get<BFloat16>();
     case FormatOf::float16: return Kernels::template get<Float16>();
     default: return Kernels::template get<General>();
+  }
+}
+
+template <class Kernels>
+auto kernel_with_maps_for(FormatOf format) {
+  switch (format) {
+    case FormatOf::float64: return Kernels::template get<WithMaps<Float64>>();
+    case FormatOf::general: return Kernels::template get<WithMaps<General>>();
+    default: return Kernels::template get<WithMaps<Mixed>>();
   }
 }
 

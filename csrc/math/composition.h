@@ -4,6 +4,9 @@
 //   masked    fg_weight sum m l(fg) + bg_weight sum (1 - m) l(bg), the sums of two regions
 //   blended   sum l(m fg + (1 - m) bg)
 //   mixture   sum -log(m e^-l(fg) + (1 - m) e^-l(bg))
+//   plain     sum l(fg)
+//
+// A weight w of each element multiplies its part of the sum; where w is 0 the element is left out of it.
 #pragma once
 
 #include <limits>
@@ -25,7 +28,7 @@ struct Excluded {
                         kEverything = std::numeric_limits<Bits>::max();
   Bits bound = kNothing;
 
-  // Zeros of a mask of type bool or uint8. (Zeros of a float mask multiply, as IEEE says.)
+  // Zeros of a mask of type bool or uint8, and of a weight. (Zeros of a float mask multiply, as IEEE says.)
   static FGBG_FN Excluded zeros_if(bool hard) { return {hard ? kZeros : kNothing}; }
   FGBG_FN Excluded or_everything_if(bool all) const { return {all ? kEverything : bound}; }
   FGBG_FN bool nothing() const { return bound == kNothing; }
@@ -38,11 +41,18 @@ struct ExcludedOfRegions {
 };
 
 // x of an element, or 0 where it is left out. `share` is its part in the region: m in the foreground, 1 - m
-// in the background. By a mask of bits, not by ?: of which g++ 12 makes branches that it does not vectorise.
+// in the background; with a weight, selecting_share(). By a mask of bits, not by ?: of which g++ 12 makes
+// branches that it does not vectorise.
 template <class T>
 FGBG_FN T selected(T x, T share, const Excluded<T>& excluded) {
   using Bits = typename Excluded<T>::Bits;
   return bits_as<T>(bits_as<Bits>(x) & -static_cast<Bits>(bits_as<Bits>(share) >= excluded.bound));
+}
+
+// Of a weighted element. A soft mask of 0 does not leave it out, and a negative weight does not either.
+template <class T>
+FGBG_FN T selecting_share(T share, T weight, bool hard_mask) {
+  return hard_mask ? share * abs(weight) : abs(weight);
 }
 
 // (Functions of numbers, not of structs: within a loop g++ 12 keeps a struct that it has seen the address of
@@ -154,35 +164,38 @@ template <class T>
 struct RegionUpstream {
   T fg, bg;            // the sums of nats, by way of the loss
   T fg_term, bg_term;  // by way of the terms
-  T mask;              // m of each element, by way of the areas
+  T fg_area, bg_area;  // the shares of each element in the areas
   ExcludedOfRegions<T> excluded;
+
+  FGBG_FN T mask() const { return fg_area - bg_area; }  // m of each element, by way of the areas
 };
 
 // g: of the loss; 1 where each element of it has another, which is to be multiplied by later. term: of
-// the terms, if it has_terms. mask_channels: an element of a mask with so many channels is that part of a
-// pixel.
+// the terms, if it has_terms. share_channels: an element that has a share of its own in each of so many
+// channels is that part of a pixel.
 template <class T>
 FGBG_FN RegionUpstream<T> region_upstream(T g, const RegionSums<T>& s, const RegionSums<T>& term,
-                                          bool has_terms, const RegionWeights<T>& w, T mask_channels,
-                                          bool hard_mask) {
+                                          bool has_terms, const RegionWeights<T>& w, T share_channels,
+                                          bool selects) {
   const bool no_fg = w.excludes(w.fg, s.fg_area), no_bg = w.excludes(w.bg, s.bg_area);
   const T per_fg = no_fg ? T(0) : w.per_nat(w.fg, s.fg_area);
   const T per_bg = no_bg ? T(0) : w.per_nat(w.bg, s.bg_area);
   // The terms are those before the weights: what arrives at them passes in any case.
-  const Excluded<T> zeros = Excluded<T>::zeros_if(hard_mask);
+  const Excluded<T> zeros = Excluded<T>::zeros_if(selects);
   RegionUpstream<T> to{
       no_fg ? T(0) : g * per_fg,
       no_bg ? T(0) : g * per_bg,
       term.fg,
       term.bg,
-      T(0),
+      term.fg_area,
+      term.bg_area,
       {zeros.or_everything_if(no_fg && !has_terms), zeros.or_everything_if(no_bg && !has_terms)}};
   if (w.normalize_area) {
-    const T by_fg_area = no_fg ? T(0) : -per_fg * (s.fg / s.fg_area);
-    const T by_bg_area = no_bg ? T(0) : -per_bg * (s.bg / s.bg_area);
-    to.mask = no_fg && no_bg ? T(0) : g * (by_fg_area - by_bg_area);
+    if (!no_fg) to.fg_area -= g * per_fg * (s.fg / s.fg_area);
+    if (!no_bg) to.bg_area -= g * per_bg * (s.bg / s.bg_area);
   }
-  to.mask = (to.mask + term.fg_area - term.bg_area) / mask_channels;
+  to.fg_area /= share_channels;
+  to.bg_area /= share_channels;
   return to;
 }
 

@@ -1,12 +1,41 @@
 #include "reconstruction.h"
 
+#include "broadcast.h"
+
 namespace fgbg::ops {
 namespace {
 
 bool joint(const ReconstructionLoss& op) { return op.composition == Composition::mixture_joint; }
+bool plain(const ReconstructionLoss& op) { return op.composition == Composition::plain; }
+// How errors call the first operand, and its scale.
+const char* image_name(const ReconstructionLoss& op) { return plain(op) ? "prediction" : "fg"; }
+const char* scale_name(const ReconstructionLoss& op) {
+  return plain(op) || op.composition == Composition::blended ? "scale" : "fg_scale";
+}
+
+// One loss for each element, or for each pixel.
+c10::SymDimVector loss_sizes(const ReconstructionLoss& op) {
+  const auto sizes = op.fg.sym_sizes();
+  c10::SymDimVector out(sizes.begin(), sizes.end());
+  if (joint(op)) out[1] = 1;
+  return out;
+}
 int64_t loss_elements(const ReconstructionLoss& op) {
   return joint(op) ? op.fg.numel() / op.fg.size(1) : op.fg.numel();
 }
+
+// Whether a scale has elements of its own along more than the channels.
+bool is_map(const Number& scale) { return scale.tensor.defined() && scale.tensor.dim() > 1; }
+void set_scale(const Number& scale, const Tensor& fg, ScaleView& by_channel, View& map) {
+  if (is_map(scale))
+    map = view_of(scale.tensor, fg, true);
+  else
+    by_channel = scale_view(scale);
+}
+
+// The operands whose gradients are as large as they are, and those that may be broadcast, in the order of
+// fields().
+constexpr size_t kImages = 4, kFgScale = 4, kBgScale = 5, kWeight = 6;
 
 ReconstructionArgs args_of(const ReconstructionLoss& op) {
   const Tensor& fg = op.fg;
@@ -15,7 +44,7 @@ ReconstructionArgs args_of(const ReconstructionLoss& op) {
   a.composition = op.composition;
   a.likelihood = op.likelihood;
   a.mask_kind = op.mask_is_logits ? MaskKind::logits : MaskKind::probability;
-  a.mask_per_channel = op.mask.size(1) == fg.size(1) && fg.size(1) > 1;
+  a.mask_per_channel = op.mask.defined() && op.mask.size(1) == fg.size(1) && fg.size(1) > 1;
   const bool masked = op.composition == Composition::masked;
   a.fg_weight = masked ? scale_view(op.fg_weight) : scale_view({1.0});
   a.bg_weight = masked ? scale_view(op.bg_weight) : scale_view({0.0});
@@ -24,8 +53,9 @@ ReconstructionArgs args_of(const ReconstructionLoss& op) {
   a.bg = view_of(op.bg, fg, true);
   a.target = view_of(op.target, fg, true);
   a.mask = view_of(op.mask, fg, true);
-  a.fg_scale = scale_view(op.fg_scale);
-  a.bg_scale = scale_view(op.bg_scale);
+  if (op.weight.defined()) a.weight = view_of(op.weight, fg, true);
+  set_scale(op.fg_scale, fg, a.fg_scale, a.fg_scale_map);
+  set_scale(op.bg_scale, fg, a.bg_scale, a.bg_scale_map);
   return a;
 }
 
@@ -62,28 +92,21 @@ Tensor set_results(ReconstructionArgs& args, const ReconstructionLoss& op, const
 // Of images without pixels, what is summed over them is 0, and no kernel runs.
 void zero_sums_of_nothing(const ReconstructionLoss& op, const variable_list& gradients) {
   if (op.fg.numel() > 0) return;
-  for (size_t i = 3; i < ReconstructionLoss::kOperands; ++i)
+  for (size_t i = kImages - 1; i < ReconstructionLoss::kOperands; ++i)
     if (gradients[i].defined()) gradients[i].zero_();
 }
 
-// Runs the backward kernel. The gradients of the scales are sums too.
-void run_backward(ReconstructionArgs& args, const ReconstructionLoss& op, const variable_list& to) {
-  const Tensor& fg = op.fg;
-  const bool f64 = op.dtype() == at::kDouble;
-  zero_sums_of_nothing(op, to);
-  args.grad_fg = view_of(to[0], fg, true);
-  args.grad_bg = view_of(to[1], fg, true);
-  args.grad_target = view_of(to[2], fg, true);
-  args.grad_mask = view_of(to[3], fg, true);
-  if (fg.numel() == 0 || (!to[4].defined() && !to[5].defined())) {
-    FGBG_RUN(reconstruction_backward, args, f64, fg);
-    return;
-  }
-  const int64_t channels = fg.size(1), tasks = fg.size(0) * FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
-  const Tensor partial = at::empty({2, channels, tasks}, fg.options().dtype(at::kDouble));
+// Has the kernel sum the gradients of scales of channels; returns the partial sums, which have to outlive it.
+Tensor set_scale_sums(ReconstructionArgs& args, const ReconstructionLoss& op, const variable_list& to) {
+  const Tensor gradients[] = {is_map(op.fg_scale) ? Tensor() : to[kFgScale],
+                              is_map(op.bg_scale) ? Tensor() : to[kBgScale]};
+  if (!gradients[0].defined() && !gradients[1].defined()) return {};
+  const int64_t channels = op.fg.size(1);
+  const int64_t tasks = op.fg.size(0) * FGBG_ON_DEVICE(pixel_segments, args.shape, op.fg);
+  const Tensor partial = at::empty({2, channels, tasks}, op.fg.options().dtype(at::kDouble));
   args.scale_partial = partial.mutable_data_ptr<double>();
   for (int which = 0; which < 2; ++which) {
-    const Tensor& gradient = to[4 + which];
+    const Tensor& gradient = gradients[which];
     if (!gradient.defined()) continue;
     const bool shared = gradient.numel() == 1;
     FinalReduction& f = args.final_reductions[1 + which];
@@ -95,31 +118,92 @@ void run_backward(ReconstructionArgs& args, const ReconstructionLoss& op, const 
     f.loss = gradient.mutable_data_ptr();
     f.dtype = storage_dtype(gradient);
   }
-  FGBG_RUN(reconstruction_backward, args, f64, fg);
+  return partial;
+}
+
+// Runs the backward kernel. The gradients of the scales are sums too.
+void run_backward(ReconstructionArgs& args, const ReconstructionLoss& op, const variable_list& to) {
+  const Tensor& fg = op.fg;
+  zero_sums_of_nothing(op, to);
+  if (fg.numel() == 0) {
+    FGBG_RUN(reconstruction_backward, args, op.dtype() == at::kDouble, fg);
+    return;
+  }
+  args.grad_fg = view_of(to[0], fg, true);
+  args.grad_bg = view_of(to[1], fg, true);
+  args.grad_target = view_of(to[2], fg, true);
+  args.grad_mask = view_of(to[3], fg, true);
+  const Tensor partial = set_scale_sums(args, op, to);
+  const BroadcastGradients maps(
+      {is_map(op.fg_scale) ? to[kFgScale] : Tensor(), is_map(op.bg_scale) ? to[kBgScale] : Tensor()}, fg,
+      op.dtype(), true);
+  args.grad_fg_scale_map = view_of(maps[0], fg, true);
+  args.grad_bg_scale_map = view_of(maps[1], fg, true);
+  const Tensor like_loss = joint(op) ? fg.narrow(1, 0, 1) : fg;
+  const BroadcastGradients weights({to[kWeight]}, like_loss, op.dtype(), true);
+  args.grad_weight = view_of(weights[0], fg, true);
+  FGBG_RUN(reconstruction_backward, args, op.dtype() == at::kDouble, fg);
+  maps.sum();
+  weights.sum();
+}
+
+bool sums_over_samples(const Number& scale, const Tensor& fg) {
+  return !is_map(scale) || shared_by_samples(scale.tensor, fg);
 }
 
 // Not where a gradient depends on what forward does not know yet: on the areas, or, as a scale's gradient
 // sums over the samples, on the upstream gradient of each.
 bool writes_gradients(const ReconstructionLoss& op, Needs needs) {
-  const bool scales = needs_operand(needs, 4) || needs_operand(needs, 5);
+  const bool scales = needs_operand(needs, kFgScale) || needs_operand(needs, kBgScale);
+  const bool over_samples = (needs_operand(needs, kFgScale) && sums_over_samples(op.fg_scale, op.fg)) ||
+                            (needs_operand(needs, kBgScale) && sums_over_samples(op.bg_scale, op.fg)) ||
+                            (needs_operand(needs, kWeight) && shared_by_samples(op.weight, op.fg));
   // On CUDA the kernel of half precision that has these gradients adds in another order than the one that has
   // none, and a loss has the same bits whether its gradients are wanted or not.
   const bool in_order = !op.fg.is_cuda() || op.fg.element_size() > 2 || !(scales || needs_operand(needs, 2));
   return in_order && op.reduction != Reduction::none && !op.normalize_area &&
-         !(op.reduction == Reduction::sample && scales) && may_write_unit_gradients(operands_of(op), needs);
+         !(op.reduction == Reduction::sample && over_samples) &&
+         may_write_unit_gradients(operands_of(op), needs);
 }
 
-void check_scale(const char* name, const Number& scale, const Tensor& fg) {
+// Whether `sizes` broadcast to `full`.
+bool broadcasts_to(c10::SymIntArrayRef sizes, c10::SymIntArrayRef full) {
+  if (sizes.size() > full.size()) return false;
+  const size_t before = full.size() - sizes.size();
+  for (size_t d = 0; d < sizes.size(); ++d)
+    if (sizes[d] != 1 && sizes[d] != full[before + d]) return false;
+  return true;
+}
+
+void check_scale(const char* name, const Number& scale, const ReconstructionLoss& op) {
   if (!scale.tensor.defined()) return;
-  const Tensor& t = scale.tensor;
+  const Tensor &t = scale.tensor, &fg = op.fg;
   check_float(name, t);
-  TORCH_CHECK_VALUE(t.dim() <= 1 && (t.sym_numel() == 1 || t.sym_numel() == fg.sym_size(1)), name,
-                    " has shape ", t.sym_sizes(), ", expected [], [1] or one per channel, [", fg.sym_size(1),
-                    "]");
-  check_device(name, t, "fg", fg);
+  const bool fits = is_map(scale) ? broadcasts_to(t.sym_sizes(), fg.sym_sizes())
+                                  : t.sym_numel() == 1 || t.sym_numel() == fg.sym_size(1);
+  TORCH_CHECK_VALUE(fits, name, " has shape ", t.sym_sizes(), ", expected [], [1], one per channel, [",
+                    fg.sym_size(1), "], or what broadcasts to ", image_name(op), ", ", fg.sym_sizes());
+  check_device(name, t, image_name(op), fg);
+}
+
+void check_weight(const ReconstructionLoss& op) {
+  const Tensor& t = op.weight;
+  if (!t.defined()) return;
+  const bool select = t.scalar_type() == at::kBool || t.scalar_type() == at::kByte;
+  TORCH_CHECK_TYPE(is_float(t.scalar_type()) || select, "weight has dtype ", dtype_name(t.scalar_type()),
+                   ", expected one of ", float_names(), ", torch.bool, torch.uint8");
+  check_strided("weight", t);
+  const c10::SymDimVector sizes = loss_sizes(op);
+  TORCH_CHECK_VALUE(broadcasts_to(t.sym_sizes(), sizes), "weight has shape ", t.sym_sizes(),
+                    ", expected what broadcasts to the elements of the loss, ", c10::SymIntArrayRef(sizes));
+  check_device("weight", t, image_name(op), op.fg);
 }
 
 void check_mask(const ReconstructionLoss& op) {
+  if (plain(op)) {
+    TORCH_CHECK_VALUE(!op.mask.defined(), "a plain loss has no mask");
+    return;
+  }
   const char* name = op.mask_is_logits ? "mask_logits" : "mask";
   const Tensor &mask = op.mask, &fg = op.fg;
   const bool select = mask.scalar_type() == at::kBool || mask.scalar_type() == at::kByte;
@@ -148,20 +232,23 @@ void check_mask(const ReconstructionLoss& op) {
 
 void ReconstructionLoss::check() const {
   const bool masked = composition == Composition::masked;
-  check_float("fg", fg);
-  TORCH_CHECK_VALUE(fg.dim() >= 3 && fg.dim() <= kDims && fg.sym_size(1) != 0, "fg has shape ",
+  const char* name = image_name(*this);
+  check_float(name, fg);
+  TORCH_CHECK_VALUE(fg.dim() >= 3 && fg.dim() <= kDims && fg.sym_size(1) != 0, name, " has shape ",
                     fg.sym_sizes(),
                     ", expected [B, C, *spatial] with at least one channel and 1 to 3 spatial dimensions");
-  TORCH_CHECK_VALUE(fg.sym_size(1) < int64_t{1} << 31, "fg has ", fg.sym_size(1),
+  TORCH_CHECK_VALUE(fg.sym_size(1) < int64_t{1} << 31, name, " has ", fg.sym_size(1),
                     " channels, expected fewer than 2**31");
-  TORCH_CHECK_TYPE(masked || bg.defined(), "bg must be a tensor, got NoneType");
-  if (bg.defined()) check_like("bg", bg, "fg", fg);
-  check_like("target", target, "fg", fg);
+  TORCH_CHECK_TYPE(masked || plain(*this) || bg.defined(), "bg must be a tensor, got NoneType");
+  TORCH_CHECK_TYPE(plain(*this) || mask.defined(), "mask must be a tensor, got NoneType");
+  if (bg.defined()) check_like("bg", bg, name, fg);
+  check_like("target", target, name, fg);
   check_mask(*this);
-  check_scale(composition == Composition::blended ? "scale" : "fg_scale", fg_scale, fg);
-  check_scale("bg_scale", bg_scale, fg);
-  check_number("fg_weight", fg_weight, "fg", fg);
-  check_number("bg_weight", bg_weight, "fg", fg);
+  check_scale(scale_name(*this), fg_scale, *this);
+  check_scale("bg_scale", bg_scale, *this);
+  check_weight(*this);
+  check_number("fg_weight", fg_weight, name, fg);
+  check_number("bg_weight", bg_weight, name, fg);
   TORCH_CHECK_VALUE(!(normalize_area && (!masked || reduction == Reduction::none)),
                     "normalize_area is for masked losses that are reduced");
 }
@@ -172,7 +259,7 @@ Forward ReconstructionLoss::allocate(Needs needs) const {
   if (reduction != Reduction::none)
     out.outputs.push_back(empty_loss(fg, reduction, dtype()));
   else
-    out.outputs.push_back(joint(*this) ? at::empty_symint(mask.sym_sizes(), options)
+    out.outputs.push_back(joint(*this) ? at::empty_symint(loss_sizes(*this), options)
                                        : empty_result_like(fg, options));
   if (wants_terms()) out.outputs.push_back(at::empty_symint({kTerms, fg.sym_size(0)}, options));
   if (writes_gradients(*this, needs)) out.saved = defined_of(empty_gradients(operands_of(*this), needs));

@@ -1,4 +1,4 @@
-// Masked, blended and mixture reconstruction losses: one op.
+// Reconstruction losses of one image, or of two layers, masked, blended or as a mixture: one op.
 #pragma once
 
 #include "autograd.h"
@@ -6,9 +6,12 @@
 namespace fgbg::ops {
 
 struct ReconstructionLoss : OpDefaults {
-  Tensor fg, bg, target;  // [B, C, *spatial]; bg may be absent from a masked loss: fg in both regions
-  Tensor mask;            // [B, 1, *spatial] or [B, C, *spatial]
-  Number fg_scale = {1.0}, bg_scale = {1.0};
+  // [B, C, *spatial]. bg may be absent from a masked loss: fg in both regions. A plain loss has fg and
+  // target.
+  Tensor fg, bg, target;
+  Tensor mask;                                // [B, 1, *spatial] or [B, C, *spatial]
+  Number fg_scale = {1.0}, bg_scale = {1.0};  // a number, one for each channel, or broadcast to fg
+  Tensor weight;                              // broadcast to the elements of the loss, or absent
   Composition composition = Composition::masked;
   bool mask_is_logits = false;
   Likelihood likelihood{};
@@ -18,7 +21,7 @@ struct ReconstructionLoss : OpDefaults {
   bool return_terms = false;
 
   static constexpr const char* kName = "reconstruction_loss";
-  static constexpr size_t kOperands = 6, kOutputs = 2;
+  static constexpr size_t kOperands = 7, kOutputs = 2;
   static constexpr std::array kGradNames = {"grad_loss", "grad_terms"};
   static constexpr const char* kKept = "terms";
 
@@ -27,9 +30,10 @@ struct ReconstructionLoss : OpDefaults {
     v.operand("fg", fg);
     v.optional("bg", bg);
     v.operand("target", target);
-    v.operand("mask", mask);
+    v.optional("mask", mask);
     v.scale("fg_scale", fg_scale);
     v.scale("bg_scale", bg_scale);
+    v.optional("weight", weight);
     v.option("composition", composition);
     v.option("mask_is_logits", mask_is_logits);
     v.option("likelihood", likelihood);
@@ -42,7 +46,7 @@ struct ReconstructionLoss : OpDefaults {
   void check() const;
   const Tensor& like() const { return fg; }
   at::ScalarType dtype() const {
-    return compute_dtype({fg, bg, target, mask, fg_scale.tensor, bg_scale.tensor});
+    return compute_dtype({fg, bg, target, mask, fg_scale.tensor, bg_scale.tensor, weight});
   }
   // The terms are [4, B]: foreground nats, background nats, foreground area, background area.
   bool wants_terms() const { return composition == Composition::masked && (return_terms || normalize_area); }

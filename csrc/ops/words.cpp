@@ -15,7 +15,8 @@ constexpr std::string_view kReductions[] = {"none", "sample", "batchmean", "sum"
 #define FGBG_NAME(L, text) text,
 constexpr std::string_view kLikelihoods[] = {FGBG_FOR_EACH_LIKELIHOOD(FGBG_NAME)};
 #undef FGBG_NAME
-constexpr std::string_view kCompositions[] = {"masked", "blended", "mixture_joint", "mixture_independent"};
+constexpr std::string_view kCompositions[] = {"masked", "blended", "mixture_joint", "mixture_independent",
+                                              "plain"};
 
 template <size_t N>
 std::string joined(const std::string_view (&all)[N]) {

@@ -152,6 +152,27 @@ def one_mask(mask: object, mask_logits: object) -> None:
         raise ValueError(f"mask and mask_logits: {came} given, expected exactly one of them")
 
 
+def sample_dimensions(name: str, value: object, batch_dims: int, others: int) -> None:
+    """A tensor whose first ``batch_dims`` dimensions index samples, and that has ``others`` more at least."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dim() < batch_dims + others:
+        raise ValueError(
+            f"{name} has shape {list(value.shape)}, expected at least {batch_dims + others} dimensions, "
+            f"{batch_dims} of them of samples (batch_dims)"
+        )
+
+
+def same_rank(name: str, value: object, other_name: str, other: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dim() != other.dim():
+        raise ValueError(
+            f"{name} has shape {list(value.shape)}, expected as many dimensions as {other_name} of shape "
+            f"{list(other.shape)}"
+        )
+
+
 def samples(log_p: object, log_q: object, dim: object, bits_per_dim: object) -> None:
     """What ``importance_weighted_bound``, which has no kernel, accepts."""
     for name, value in (("log_p", log_p), ("log_q", log_q)):

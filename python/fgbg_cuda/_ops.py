@@ -121,17 +121,19 @@ def _split_bernoulli_kl(grad_kl, logits, prior_logits, prior_logit, reduction, n
     return (grad_kl,), (logits, prior_logits), forward
 
 
-def _split_reconstruction(grad_loss, grad_terms, fg, bg, target, mask, fg_scale, bg_scale, composition,
-                          mask_is_logits, likelihood, fg_weight, bg_weight, normalize_area, reduction,
-                          return_terms, terms, needs):  # fmt: skip
+def _split_reconstruction(
+    grad_loss, grad_terms, fg, bg, target, mask, fg_scale, bg_scale, weight, composition, mask_is_logits,
+    likelihood, fg_weight, bg_weight, normalize_area, reduction, return_terms, terms, needs,
+):  # fmt: skip
     # `terms` is a function of the other inputs, which forward() computes anew.
-    def forward(fg, bg, target, mask, fg_scale, bg_scale):
+    def forward(fg, bg, target, mask, fg_scale, bg_scale, weight):
         return reference.reconstruction_loss(
-            fg, bg, target, mask, _or(fg_scale, 1.0), _or(bg_scale, 1.0), composition, mask_is_logits,
-            likelihood, _or(fg_weight, 1.0), _or(bg_weight, 1.0), normalize_area, reduction, True,
+            fg, bg, target, mask, _or(fg_scale, 1.0), _or(bg_scale, 1.0), weight, composition,
+            mask_is_logits, likelihood, _or(fg_weight, 1.0), _or(bg_weight, 1.0), normalize_area, reduction,
+            True,
         )  # fmt: skip
 
-    return (grad_loss, grad_terms), (fg, bg, target, mask, fg_scale, bg_scale), forward
+    return (grad_loss, grad_terms), (fg, bg, target, mask, fg_scale, bg_scale, weight), forward
 
 
 def _or(value: Tensor | None, absent: float) -> Tensor | float:

@@ -21,6 +21,7 @@ __all__ = [
     "GaussianKL",
     "MaskedReconstructionLoss",
     "MixtureReconstructionLoss",
+    "ReconstructionLoss",
     "Reparameterize",
     "SampleGaussian",
 ]
@@ -124,6 +125,17 @@ class BernoulliKL(_Op):
 
     def forward(self, logits: Tensor, prior_logits: Tensor | float = 0.0) -> Tensor:
         return self.function(logits, prior_logits, **self.options)
+
+
+class ReconstructionLoss(_Op):
+    """``forward(prediction, target)``: :func:`fgbg_cuda.reconstruction_loss`. The scale and the weight may be
+    given in either place."""
+
+    function = staticmethod(F.reconstruction_loss)
+    tensors = ("prediction", "target")
+
+    def forward(self, prediction: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
+        return self.function(prediction, target, **{**self.options, **tensors})
 
 
 class MaskedReconstructionLoss(_Op):

@@ -231,10 +231,12 @@ SCALED_LIKELIHOODS = ("gaussian", "laplace", "charbonnier")
 # --- reconstruction losses ------------------------------------------------------------------------
 
 
-def _per_channel(scale: Tensor | float, like: Tensor) -> Tensor:
+def _scale_of_elements(scale: Tensor | float, like: Tensor) -> Tensor:
     """A scale for every element of ``like``, [B, C, *spatial]."""
     if not isinstance(scale, Tensor):
         return torch.as_tensor(scale, dtype=like.dtype, device=like.device)
+    if scale.dim() > 1:
+        return scale.to(like.dtype).expand_as(like)
     # Expanded, so that its gradient is a sum of the elements': of an empty batch 0, where the derivative of
     # log(scale), taken once and times 0, would be NaN at 0.
     return scale.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 2)).expand_as(like)
@@ -274,9 +276,10 @@ def reconstruction_loss(
     fg: Tensor,
     bg: Tensor | None,
     target: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     fg_scale: Tensor | float,
     bg_scale: Tensor | float,
+    weight: Tensor | None,
     composition: str,
     mask_is_logits: bool,
     likelihood: str,
@@ -294,34 +297,49 @@ def reconstruction_loss(
     - ``blended``: sum l(m fg + (1 - m) bg)
     - ``mixture_joint``: sum over pixels -log(m e^-sum_c l(fg) + (1 - m) e^-sum_c l(bg))
     - ``mixture_independent``: sum over elements -log(m e^-l(fg) + (1 - m) e^-l(bg))
+    - ``plain``: sum l(fg)
+
+    A weight multiplies each element's part of the sums, those of the areas among them.
 
     The terms are [4, B]: foreground nats, background nats, foreground area, background area.
 
-    Hard means select. What a mask of bool or uint8 leaves out of a sum, and, of the loss, a region whose
-    weight is 0 or which is empty and is normalised by its area, is not part of it: NaN there adds 0, and
-    gets zero gradients. (A float mask multiplies.) For that the operands themselves are replaced there,
-    before the likelihood sees them: the derivative of torch.where is 0 where it does not choose.
+    Hard means select. What a mask of bool or uint8 or a weight of 0 leaves out of a sum, and, of the loss, a
+    region whose weight is 0 or which is empty and is normalised by its area, is not part of it: NaN there
+    adds 0, and gets zero gradients. (A float mask multiplies.) For that the operands themselves are replaced
+    there, before the likelihood sees them: the derivative of torch.where is 0 where it does not choose.
     """
-    dtype = compute_dtype(fg, bg, target, mask, fg_scale, bg_scale)
+    dtype = compute_dtype(fg, bg, target, mask, fg_scale, bg_scale, weight)
     nll = LIKELIHOODS[likelihood]
     fg, target = fg.to(dtype), target.to(dtype)
     bg = fg if bg is None else bg.to(dtype)
-    hard = None if mask.is_floating_point() else mask != 0
-    mask = (mask if hard is None else hard).to(dtype)
-    fg_scale, bg_scale = _per_channel(fg_scale, fg), _per_channel(bg_scale, fg)
+    hard = None if mask is None or mask.is_floating_point() else mask != 0
+    if mask is not None:
+        mask = (mask if hard is None else hard).to(dtype)
+    fg_scale, bg_scale = _scale_of_elements(fg_scale, fg), _scale_of_elements(bg_scale, fg)
     no_terms = fg.new_empty(0)
+    w: Tensor | float = 1.0
+    if weight is not None:
+        dropped = weight == 0
+        w = torch.where(dropped, 0.0, weight.to(dtype))
+        fg, bg, target = (torch.where(dropped, 0.0, x) for x in (fg, bg, target))
+        fg_scale, bg_scale = (torch.where(dropped, 1.0, x) for x in (fg_scale, bg_scale))
+        if mask is not None:
+            mask = torch.where(dropped, 0.0, mask)
+
+    if composition == "plain":
+        return reduce(w * nll(fg, target, fg_scale), reduction), no_terms
 
     if composition.startswith("mixture"):
         fg_nats, bg_nats = nll(fg, target, fg_scale), nll(bg, target, bg_scale)
         if composition == "mixture_joint":
             fg_nats, bg_nats = fg_nats.sum(1, keepdim=True), bg_nats.sum(1, keepdim=True)
         elements = -torch.logaddexp(F.logsigmoid(mask) - fg_nats, F.logsigmoid(-mask) - bg_nats)
-        return reduce(elements, reduction), no_terms
+        return reduce(w * elements, reduction), no_terms
 
     on, off = _on_and_off(mask) if mask_is_logits else (mask, 1 - mask)
     if composition == "blended":
         blend = on * fg + off * bg if hard is None else torch.where(hard, fg, bg)
-        return reduce(nll(blend, target, fg_scale), reduction), no_terms
+        return reduce(w * nll(blend, target, fg_scale), reduction), no_terms
 
     def region(x: Tensor, scale: Tensor, share: Tensor, excluded: Tensor | None) -> Tensor:
         operands = _unless(excluded, x, 0.0), _unless(excluded, target, 0.0), _unless(excluded, scale, 1.0)
@@ -329,19 +347,19 @@ def reconstruction_loss(
 
     # (layer, its scale, its share of each element, where it has none, its weight)
     regions = (
-        (fg, fg_scale, on, None if hard is None else ~hard, fg_weight),
-        (bg, bg_scale, off, hard, bg_weight),
+        (fg, fg_scale, w * on, None if hard is None else ~hard, fg_weight),
+        (bg, bg_scale, w * off, hard, bg_weight),
     )
     channels, shape = fg.shape[1], (-1, *(1,) * (fg.dim() - 1))
     terms, areas, parts = [], [], []
-    for x, scale, share, absent, weight in regions:
+    for x, scale, share, absent, region_weight in regions:
         nats = region(x, scale, share, absent)
-        # In pixels: a mask with channels has 1/C of a pixel in each.
+        # In pixels: a mask or a weight with channels has 1/C of a pixel in each.
         area = share.mean(1).flatten(1).sum(1)
         terms.append(reduce(nats, "sample"))
         areas.append(area)
         # The terms are those before the weights; the loss may leave out more.
-        zero = _is_zero(weight, fg)
+        zero = _is_zero(region_weight, fg)
         empty = area <= 0 if normalize_area else None
         left_out = _any(zero, None if empty is None else empty.reshape(shape))
         if left_out is not None:
@@ -350,7 +368,7 @@ def reconstruction_loss(
             nats = reduce(nats, "sample")
         if normalize_area:
             nats = region_mean(nats, area.reshape(shape) if reduction == "none" else area, channels)
-        parts.append(_unless(zero, weight * nats, 0.0))
+        parts.append(_unless(zero, region_weight * nats, 0.0))
     loss = parts[0] + parts[1]
     if reduction == "mean":
         loss = reduce(loss, "sum") / fg.numel()

@@ -1,7 +1,8 @@
-"""Reconstruction losses of two layers."""
+"""Reconstruction losses: of one image, and of two layers, masked, blended or as a mixture."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ __all__ = [
     "blended_reconstruction_loss",
     "masked_reconstruction_loss",
     "mixture_reconstruction_loss",
+    "reconstruction_loss",
 ]
 
 
@@ -26,6 +28,60 @@ class ReconstructionTerms(NamedTuple):
     fg_nats: Tensor
     bg_nats: Tensor
     fg_area: Tensor
+
+
+def reconstruction_loss(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    likelihood: str = "gaussian",
+    scale: Tensor | float = 1.0,
+    weight: Tensor | None = None,
+    reduction: str = "batchmean",
+    batch_dims: int = 1,
+) -> Tensor:
+    """Reconstruction error of an image, or of anything else: ``sum weight * -log p(target | prediction)``, in
+    nats.
+
+    Args:
+        prediction: [B, *D] with any number of dimensions, [B, C, *spatial] for images; for the Bernoulli
+            likelihoods logits, for Poisson the log of the rate.
+        target: of the same shape.
+        likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
+            ``"charbonnier"`` (``sqrt((x - target)^2 + scale^2)``, a robust L1), ``"bernoulli"`` and
+            ``"continuous_bernoulli"`` (logits), ``"poisson"`` (``exp(x) - target x + log target!``),
+            ``"squared_error"`` and ``"absolute_error"`` (no constants).
+        scale: standard deviation (Gaussian), diversity (Laplace), or where the loss turns from quadratic to
+            linear (Charbonnier): a positive number, or a float tensor, which gets its gradient: of one
+            element, one per channel [C], or a map that broadcasts to ``prediction``, such as the noise of
+            each pixel. (The values of a tensor are not checked.)
+        weight: multiplies the loss of each element: float, bool or uint8, of a shape that broadcasts to
+            ``prediction``, such as [B, 1, *spatial]; a float one gets its gradient. Where it is 0 the
+            element is left out: its operands may be NaN or infinite there, and get zero gradients.
+        reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
+            ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
+            every element, whatever its weight). An ELBO needs ``"batchmean"``: nats per image, on the same
+            footing as the other terms.
+        batch_dims: how many leading dimensions index samples: with 2 a video is [B, T, C, *spatial], and
+            ``"sample"`` gives [B, T].
+
+    Returns:
+        The loss in float32 (float64 if an operand is float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> valid = torch.tensor([[True, True, False]])
+        >>> prediction, target = torch.zeros(1, 3), torch.tensor([[1.0, 2.0, torch.nan]])
+        >>> fgbg_cuda.reconstruction_loss(prediction, target, likelihood="squared_error", weight=valid)
+        tensor(5.)
+    """
+    scale = _checks.scale("scale", scale, likelihood)
+    images = _Images(prediction, None, target, None, None, scale, 1.0, weight)
+    images, shape = _merged(images, "prediction", batch_dims)
+    loss, _ = _reconstruction(images, "plain", likelihood, reduction=reduction)
+    return _split(loss, shape, reduction)
 
 
 def masked_reconstruction_loss(
@@ -40,8 +96,10 @@ def masked_reconstruction_loss(
     bg_scale: Tensor | float = 1.0,
     fg_weight: float = 1.0,
     bg_weight: float = 1.0,
+    weight: Tensor | None = None,
     normalize: str | None = None,
     reduction: str = "batchmean",
+    batch_dims: int = 1,
     return_terms: bool = False,
 ) -> Tensor | tuple[Tensor, ReconstructionTerms]:
     """Reconstruction error of two layers, each in its own region, in nats.
@@ -51,7 +109,7 @@ def masked_reconstruction_loss(
 
     Args:
         fg, bg: reconstructions of the two layers, [B, C, *spatial] with 1 to 3 spatial dimensions;
-            for the Bernoulli likelihoods, logits.
+            for the Bernoulli likelihoods logits, for Poisson the log of the rate.
         target: the image, of the same shape.
             ``bg=None`` means one reconstruction, ``fg``, weighted by region.
         mask: probability of foreground in [0, 1], float, or bool or uint8 (0/1, read as such);
@@ -59,18 +117,26 @@ def masked_reconstruction_loss(
             region is no part of its sum, and may be NaN or infinite. A float mask multiplies.
         mask_logits: the same as float logits. Exactly one of the two is given.
         likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
-            ``"bernoulli"`` and ``"continuous_bernoulli"`` (logits), ``"squared_error"`` and
+            ``"charbonnier"`` (a robust L1 with a scale), ``"bernoulli"`` and ``"continuous_bernoulli"``
+            (logits), ``"poisson"`` (the log of the rate; the target is a count), ``"squared_error"`` and
             ``"absolute_error"`` (no constants).
-        fg_scale, bg_scale: standard deviation (Gaussian) or diversity (Laplace): a positive number, or a
-            float tensor of one element or one per channel, which gets its gradient. (The values of a
+        fg_scale, bg_scale: standard deviation (Gaussian), diversity (Laplace), or where the loss turns from
+            quadratic to linear (Charbonnier): a positive number, or a float tensor, which gets its
+            gradient: of one element, one per channel, or a map that broadcasts to ``fg``. (The values of a
             tensor are not checked.)
         fg_weight, bg_weight: weights of the two regions. A region of weight 0 is left out as well.
+        weight: multiplies the loss of each element, and its part in the areas: float, bool or uint8,
+            [B, 1, *spatial], [B, C, *spatial] or what broadcasts to them; a float one gets its gradient.
+            Where it is 0 the element is left out: its operands may be NaN or infinite there, and get zero
+            gradients.
         normalize: ``"area"`` divides each sample's sum over a region by that region's mask area times
             the channels. An empty region contributes exactly 0, with zero gradient.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
             other terms.
+        batch_dims: how many leading dimensions index samples: with 2 a video is [B, T, C, *spatial], and
+            ``"sample"`` gives [B, T].
         return_terms: also return :class:`ReconstructionTerms`.
 
     Returns:
@@ -96,16 +162,19 @@ def masked_reconstruction_loss(
     bg_weight = _checks.number("bg_weight", bg_weight)
     fg_scale = _checks.scale("fg_scale", fg_scale, likelihood)
     bg_scale = _checks.scale("bg_scale", bg_scale, likelihood)
+    images = _Images(fg, bg, target, mask, mask_logits, fg_scale, bg_scale, weight)
+    images, shape = _merged(images, "fg", batch_dims)
+    options = (likelihood, fg_weight, bg_weight)
     if normalize is not None and reduction == "none":
-        loss, terms = _area_normalized_elements(
-            fg, bg, target, mask, mask_logits, fg_scale, bg_scale, likelihood, fg_weight, bg_weight
-        )
+        loss, terms = _area_normalized_elements(images, *options)
     else:
         loss, terms = _reconstruction(
-            fg, bg, target, mask, mask_logits, fg_scale, bg_scale, "masked", likelihood,
-            fg_weight, bg_weight, normalize is not None, reduction, return_terms,
-        )  # fmt: skip
-    return (loss, ReconstructionTerms(terms[0], terms[1], terms[2])) if return_terms else loss
+            images, "masked", *options, normalize is not None, reduction, return_terms
+        )
+    loss = _split(loss, shape, reduction)
+    if not return_terms:
+        return loss
+    return loss, ReconstructionTerms(*(_split(terms[i], shape, "sample") for i in range(3)))
 
 
 def blended_reconstruction_loss(
@@ -117,7 +186,9 @@ def blended_reconstruction_loss(
     mask_logits: Tensor | None = None,
     likelihood: str = "gaussian",
     scale: Tensor | float = 1.0,
+    weight: Tensor | None = None,
     reduction: str = "batchmean",
+    batch_dims: int = 1,
 ) -> Tensor:
     """Reconstruction error of the composite image, ``-log p(target | m * fg + (1 - m) * bg)``, in nats.
 
@@ -125,20 +196,26 @@ def blended_reconstruction_loss(
 
     Args:
         fg, bg: reconstructions of the two layers, [B, C, *spatial] with 1 to 3 spatial dimensions;
-            for the Bernoulli likelihoods, logits.
+            for the Bernoulli likelihoods logits, for Poisson the log of the rate.
         target: the image, of the same shape.
         mask: probability of foreground in [0, 1], float, or bool or uint8 (0/1, read as such);
             [B, 1, *spatial] or [B, C, *spatial]. A bool or uint8 mask selects: the layer that it leaves out
             of a pixel may be NaN or infinite there. A float mask multiplies.
         mask_logits: the same as float logits. Exactly one of the two is given.
         likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
-            ``"bernoulli"`` and ``"continuous_bernoulli"`` (logits), ``"squared_error"`` and
+            ``"charbonnier"`` (a robust L1 with a scale), ``"bernoulli"`` and ``"continuous_bernoulli"``
+            (logits), ``"poisson"`` (the log of the rate; the target is a count), ``"squared_error"`` and
             ``"absolute_error"`` (no constants).
         scale: as ``fg_scale`` of :func:`masked_reconstruction_loss`, for the composite.
+        weight: multiplies the loss of each element: float, bool or uint8, [B, 1, *spatial],
+            [B, C, *spatial] or what broadcasts to them; a float one gets its gradient. Where it is 0 the
+            element is left out: its operands may be NaN or infinite there, and get zero gradients.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
             other terms.
+        batch_dims: how many leading dimensions index samples: with 2 a video is [B, T, C, *spatial], and
+            ``"sample"`` gives [B, T].
 
     Returns:
         The loss in float32 (float64 if an operand is float64).
@@ -155,9 +232,10 @@ def blended_reconstruction_loss(
     """
     _checks.one_mask(mask, mask_logits)
     scale = _checks.scale("scale", scale, likelihood)
-    return _reconstruction(
-        fg, bg, target, mask, mask_logits, scale, 1.0, "blended", likelihood, reduction=reduction
-    )[0]
+    images = _Images(fg, bg, target, mask, mask_logits, scale, 1.0, weight)
+    images, shape = _merged(images, "fg", batch_dims)
+    loss, _ = _reconstruction(images, "blended", likelihood, reduction=reduction)
+    return _split(loss, shape, reduction)
 
 
 def mixture_reconstruction_loss(
@@ -170,7 +248,9 @@ def mixture_reconstruction_loss(
     fg_scale: Tensor | float = 1.0,
     bg_scale: Tensor | float = 1.0,
     channels: str = "joint",
+    weight: Tensor | None = None,
     reduction: str = "batchmean",
+    batch_dims: int = 1,
 ) -> Tensor:
     """Negative log-likelihood of a two-component mixture per pixel, in nats.
 
@@ -181,23 +261,31 @@ def mixture_reconstruction_loss(
 
     Args:
         fg, bg: reconstructions of the two layers, [B, C, *spatial] with 1 to 3 spatial dimensions;
-            for the Bernoulli likelihoods, logits.
+            for the Bernoulli likelihoods logits, for Poisson the log of the rate.
         target: the image, of the same shape.
         mask_logits: float logits of the foreground, [B, 1, *spatial]; with independent channels also
             [B, C, *spatial].
         likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
-            ``"bernoulli"`` and ``"continuous_bernoulli"`` (logits), ``"squared_error"`` and
+            ``"charbonnier"`` (a robust L1 with a scale), ``"bernoulli"`` and ``"continuous_bernoulli"``
+            (logits), ``"poisson"`` (the log of the rate; the target is a count), ``"squared_error"`` and
             ``"absolute_error"`` (no constants).
-        fg_scale, bg_scale: standard deviation (Gaussian) or diversity (Laplace): a positive number, or a
-            float tensor of one element or one per channel, which gets its gradient. (The values of a
+        fg_scale, bg_scale: standard deviation (Gaussian), diversity (Laplace), or where the loss turns from
+            quadratic to linear (Charbonnier): a positive number, or a float tensor, which gets its
+            gradient: of one element, one per channel, or a map that broadcasts to ``fg``. (The values of a
             tensor are not checked.)
         channels: ``"joint"``: the channels of a pixel belong to the same layer, and p is their product;
             ``"independent"``: each channel is a mixture of its own.
+        weight: multiplies the loss of each pixel (with independent channels, of each element): float, bool
+            or uint8, [B, 1, *spatial] (or [B, C, *spatial]) or what broadcasts to it; a float one gets its
+            gradient. Where it is 0 the element is left out: its operands may be NaN or infinite there, and
+            get zero gradients.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
             other terms.
             With joint channels the elements are pixels, [B, 1, *spatial].
+        batch_dims: how many leading dimensions index samples: with 2 a video is [B, T, C, *spatial], and
+            ``"sample"`` gives [B, T].
 
     Returns:
         The loss in float32 (float64 if an operand is float64).
@@ -216,19 +304,78 @@ def mixture_reconstruction_loss(
     fg_scale = _checks.scale("fg_scale", fg_scale, likelihood)
     bg_scale = _checks.scale("bg_scale", bg_scale, likelihood)
     composition = "mixture_joint" if channels == "joint" else "mixture_independent"
-    return _reconstruction(
-        fg, bg, target, None, mask_logits, fg_scale, bg_scale, composition, likelihood, reduction=reduction
-    )[0]
+    images = _Images(fg, bg, target, None, mask_logits, fg_scale, bg_scale, weight)
+    images, shape = _merged(images, "fg", batch_dims)
+    loss, _ = _reconstruction(images, composition, likelihood, reduction=reduction)
+    return _split(loss, shape, reduction)
+
+
+class _Images(NamedTuple):
+    """The operands of the op, in its order, but for how the mask is given."""
+
+    fg: Tensor
+    bg: Tensor | None
+    target: Tensor
+    mask: Tensor | None
+    mask_logits: Tensor | None
+    fg_scale: Tensor | float
+    bg_scale: Tensor | float
+    weight: Tensor | None
+
+
+def _merged(images: _Images, name: str, batch_dims: int) -> tuple[_Images, torch.Size | None]:
+    """The images as the op takes them, [B, C, *spatial] with at most three spatial dimensions, and the shape
+    that results get back, led by the dimensions of the samples; None where nothing had to change.
+    ``name``: what the first operand is called."""
+    batch_dims = _checks.integer("batch_dims", batch_dims, 1)
+    image = images.fg
+    plain = name == "prediction"
+    if batch_dims == 1 and (
+        not plain or not isinstance(image, Tensor) or 3 <= image.dim() <= _routes.MAX_DIMS
+    ):
+        return images, None
+    _checks.sample_dimensions(name, image, batch_dims, 0 if plain else 2)
+    for other, t in images._asdict().items():
+        if other in ("bg", "target", "mask", "mask_logits") and t is not None:
+            _checks.same_rank(other, t, name, image)
+    channel = batch_dims if image.dim() > batch_dims + 1 else None
+
+    def merged(t: Tensor) -> Tensor:
+        """With the dimensions of samples, and spatial ones beyond the third, merged. What is broadcast
+        along them is expanded first, but not along the channels."""
+        sizes = list(image.shape)
+        t = t[(None,) * (image.dim() - t.dim())]
+        if channel is not None:
+            sizes[channel] = t.shape[channel]
+        t = t.expand(sizes).flatten(0, batch_dims - 1)
+        if t.dim() <= 2:
+            return t.reshape(t.shape[0], 1, -1)
+        return t.flatten(2) if t.dim() > _routes.MAX_DIMS else t
+
+    def merged_scale(scale: Tensor | float) -> Tensor | float:
+        if not isinstance(scale, Tensor) or scale.dim() == 0 or (scale.dim() == 1 and channel is not None):
+            return scale  # one for all, or one per channel
+        return merged(scale)
+
+    wide = {n: t if t is None else merged(t) for n, t in images._asdict().items() if not n.endswith("scale")}
+    scales = {n: merged_scale(getattr(images, n)) for n in ("fg_scale", "bg_scale")}
+    return _Images(**wide, **scales), torch.Size((batch_dims, *image.shape))
+
+
+def _split(result: Tensor, shape: torch.Size | None, reduction: str) -> Tensor:
+    """A result with the dimensions of the samples that :func:`_merged` took from it."""
+    if shape is None or reduction not in ("none", "sample"):
+        return result
+    batch_dims, sizes = shape[0], list(shape[1:])
+    if reduction == "sample":
+        return result.reshape(sizes[:batch_dims])
+    if result.numel() != math.prod(sizes):  # a loss for each pixel
+        sizes[batch_dims] = 1
+    return result.reshape(sizes)
 
 
 def _reconstruction(
-    fg: Tensor,
-    bg: Tensor | None,
-    target: Tensor,
-    mask: Tensor | None,
-    mask_logits: Tensor | None,
-    fg_scale: Tensor | float,
-    bg_scale: Tensor | float,
+    images: _Images,
     composition: str,
     likelihood: str,
     fg_weight: float = 1.0,
@@ -237,65 +384,56 @@ def _reconstruction(
     reduction: str = "batchmean",
     return_terms: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss and, where asked for, the terms; the arguments after the scales are those of the op."""
+    """The loss and, where asked for, the terms; the arguments after the images are those of the op."""
     if not is_compiling():
         out = _routes.eager.reconstruction_loss(
-            fg, bg, target, mask, mask_logits, fg_scale, bg_scale, composition, likelihood,
-            fg_weight, bg_weight, normalize_area, reduction, return_terms,
-        )  # fmt: skip
+            *images, composition, likelihood, fg_weight, bg_weight, normalize_area, reduction, return_terms
+        )
         if out is not None:
             return out if return_terms else (out, None)
-    is_logits = mask is None
+    fg, bg, target, mask, mask_logits, fg_scale, bg_scale, weight = images
+    is_logits = mask is None and composition != "plain"
     operands = (fg, bg, target, mask_logits if is_logits else mask)
     rest = (normalize_area, reduction, return_terms)
     op = _routes.traced_op("reconstruction_loss", fg.device)
     if op is None:
         return reference.reconstruction_loss(
-            *operands, fg_scale, bg_scale, composition, is_logits, likelihood, fg_weight, bg_weight, *rest
-        )
-    dtype = reference.compute_dtype(*operands, fg_scale, bg_scale)
+            *operands, fg_scale, bg_scale, weight, composition, is_logits, likelihood, fg_weight, bg_weight,
+            *rest,
+        )  # fmt: skip
+    dtype = reference.compute_dtype(*operands, fg_scale, bg_scale, weight)
     fg_scale, bg_scale, fg_weight, bg_weight = (
         x if isinstance(x, Tensor) else _routes.as_tensor(x, fg, dtype)
         for x in (fg_scale, bg_scale, fg_weight, bg_weight)
     )
-    return op(*operands, fg_scale, bg_scale, composition, is_logits, likelihood, fg_weight, bg_weight, *rest)[
-        :2
-    ]
+    return op(
+        *operands, fg_scale, bg_scale, weight, composition, is_logits, likelihood, fg_weight, bg_weight, *rest
+    )[:2]
 
 
 def _area_normalized_elements(
-    fg: Tensor,
-    bg: Tensor | None,
-    target: Tensor,
-    mask: Tensor | None,
-    mask_logits: Tensor | None,
-    fg_scale: Tensor | float,
-    bg_scale: Tensor | float,
-    likelihood: str,
-    fg_weight: float,
-    bg_weight: float,
+    images: _Images, likelihood: str, fg_weight: float, bg_weight: float
 ) -> tuple[Tensor, Tensor]:
     """A loss by element that is normalised by area. The areas have to be known before the first element is:
     one pass for them, of nothing but the mask, and one per region. There the other region has weight 0, and
     so is left out; where a region is empty, its operands are."""
-    call = _routes.widened(fg, bg, target, mask, mask_logits, fg_scale, bg_scale)
-    _, terms = _reconstruction(*call, "masked", likelihood, reduction="sample", return_terms=True)
-    fg, bg, target, *masks, fg_scale, bg_scale = call
+    images = _Images(*_routes.widened(*images))
+    _, terms = _reconstruction(images, "masked", likelihood, reduction="sample", return_terms=True)
+    fg = images.fg
     blank = fg.new_zeros(()).expand_as(fg)
-    of_mask = (blank, None, blank, *masks, 1.0, 1.0, "masked", "squared_error")
-    areas = _reconstruction(*of_mask, reduction="sample", return_terms=True)[1][2:]
+    of_mask = images._replace(fg=blank, bg=None, target=blank, fg_scale=1.0, bg_scale=1.0)
+    areas = _reconstruction(of_mask, "masked", "squared_error", reduction="sample", return_terms=True)[1][2:]
     parts = []
     for area, x, scale, weights in (
-        (areas[0], fg, fg_scale, (fg_weight, 0.0)),
-        (areas[1], fg if bg is None else bg, bg_scale, (0.0, bg_weight)),
+        (areas[0], fg, images.fg_scale, (fg_weight, 0.0)),
+        (areas[1], fg if images.bg is None else images.bg, images.bg_scale, (0.0, bg_weight)),
     ):
         area = area.reshape(-1, *(1,) * (fg.dim() - 1))
         empty = area <= 0
-        x, there = (torch.where(empty, 0.0, t) for t in (x, target))
+        x, there = (torch.where(empty, 0.0, t) for t in (x, images.target))
         if isinstance(scale, Tensor):
-            scale = torch.where(empty.all(), 1.0, scale)
-        nats, _ = _reconstruction(
-            x, None, there, *masks, scale, scale, "masked", likelihood, *weights, reduction="none"
-        )
+            scale = torch.where(empty if scale.dim() > 1 else empty.all(), 1.0, scale)
+        region = images._replace(fg=x, bg=None, target=there, fg_scale=scale, bg_scale=scale)
+        nats, _ = _reconstruction(region, "masked", likelihood, *weights, reduction="none")
         parts.append(reference.region_mean(nats, area, fg.shape[1]))
     return parts[0] + parts[1], terms
