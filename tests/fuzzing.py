@@ -273,13 +273,50 @@ def _bernoulli_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
     return operands, options
 
 
-def _scale(draw: Any, tensors: _Tensors, name: str, channels: int, operands: dict, options: dict) -> None:
-    how = draw(st.sampled_from(("default", "number", "0d", "one", "channels")))
+def _broadcast(draw: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape of two dimensions at least, where there are so many, that broadcasts to this one."""
+    shape = tuple(n if draw(st.booleans()) else 1 for n in shape)
+    return shape[draw(st.integers(0, max(0, len(shape) - 2))) :]
+
+
+def _scale(
+    draw: Any, tensors: _Tensors, name: str, shape: tuple[int, ...], channel: int, case: tuple[dict, dict]
+) -> None:
+    operands, options = case
+    how = draw(st.sampled_from(("default", "number", "0d", "one", "channels", "map", "map")))
     if how == "number":
         options[name] = draw(st.sampled_from((0.5, 1, 2.0, 0.01, 100.0)))
     elif how != "default":
-        shape = {"0d": (), "one": (1,), "channels": (channels,)}[how]
-        operands[name] = tensors(shape, "positive", special=_SPECIAL_SCALES)
+        channels = shape[channel] if channel < len(shape) else 1
+        size = {"0d": (), "one": (1,), "channels": (channels,)}.get(how) or _broadcast(draw, shape)
+        size = () if how == "0d" else size
+        operands[name] = tensors(size, "positive", special=_SPECIAL_SCALES)
+
+
+def _weight(draw: Any, tensors: _Tensors, shape: tuple[int, ...], *kinds: str) -> Operand:
+    dtypes = (torch.bool, torch.uint8) if _one_in(draw, 3) else ()
+    return tensors(_broadcast(draw, shape), *kinds, dtypes=dtypes)
+
+
+def _target(tensors: _Tensors, shape: tuple[int, ...], likelihood: str) -> Operand:
+    if likelihood == "poisson":  # counts; of less than nothing the formula has no meaning
+        return tensors(shape, "unit", "binary", "positive", special=(0.0, 1.0, 30.0, 1e4, math.inf, math.nan))
+    return tensors(shape, "unit", "unit", "binary", *_REAL)
+
+
+def _plain_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
+    shape = _shape(draw, 0, 5, image=False)
+    likelihood = draw(st.sampled_from(tuple(reference.LIKELIHOODS)))
+    options: dict[str, Any] = {"likelihood": likelihood}
+    operands = {"prediction": tensors(shape, *_REAL), "target": _target(tensors, shape, likelihood)}
+    if len(shape) > 1:
+        _optional(draw, options, "batch_dims", st.integers(1, min(len(shape), 3)))
+    if likelihood in reference.SCALED_LIKELIHOODS:
+        _scale(draw, tensors, "scale", shape, options.get("batch_dims", 1), (operands, options))
+    if draw(st.booleans()):
+        operands["weight"] = _weight(draw, tensors, shape, "unit", "binary", *_REAL)
+    _optional(draw, options, "reduction", st.sampled_from(REDUCTIONS))
+    return operands, options
 
 
 def _reconstruction_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
@@ -287,16 +324,21 @@ def _reconstruction_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, d
     shape = _shape(draw, 1, 3, image=True)
     likelihood = draw(st.sampled_from(tuple(reference.LIKELIHOODS)))
     options: dict[str, Any] = {"likelihood": likelihood}
+    channel = 1
+    if _one_in(draw, 6):
+        shape = (draw(st.sampled_from((1, 2, 3))), *shape)
+        options["batch_dims"] = channel = 2
     operands = {"fg": tensors(shape, *_REAL)}
     if masked and _one_in(draw, 4):
         options["bg"] = None
     else:
         operands["bg"] = tensors(shape, *_REAL)
-    operands["target"] = tensors(shape, "unit", "unit", "binary", *_REAL)
+    operands["target"] = _target(tensors, shape, likelihood)
     if mixture:
         _optional(draw, options, "channels", st.sampled_from(("joint", "independent")))
     per_channel = options.get("channels", "joint" if mixture else "") != "joint" and draw(st.booleans())
-    mask_shape = shape if per_channel else (shape[0], 1, *shape[2:])
+    one = (*shape[:channel], 1, *shape[channel + 1 :])
+    mask_shape = shape if per_channel else one
     if mixture or draw(st.booleans()):
         operands["mask_logits"] = tensors(mask_shape, *_REAL)
     else:
@@ -306,12 +348,16 @@ def _reconstruction_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, d
         operands["mask"] = tensors(mask_shape, *kinds, dtypes=dtypes)
     if likelihood in reference.SCALED_LIKELIHOODS:
         for name in ("scale",) if op == "blended_reconstruction_loss" else ("fg_scale", "bg_scale"):
-            _scale(draw, tensors, name, shape[1], operands, options)
+            _scale(draw, tensors, name, shape, channel, (operands, options))
     if masked:
         for name in ("fg_weight", "bg_weight"):
             _optional(draw, options, name, st.sampled_from((0.0, 2.0, 0.25, -1, 10.0)))
         _optional(draw, options, "normalize", st.sampled_from(("area", "area", None)))
         _optional(draw, options, "return_terms", st.booleans())
+    if _one_in(draw, 3):
+        joint = mixture and options.get("channels", "joint") == "joint"
+        kinds = ("unit", "binary") if options.get("normalize") else ("unit", "binary", *_REAL)
+        operands["weight"] = _weight(draw, tensors, one if joint else shape, *kinds)
     _optional(draw, options, "reduction", st.sampled_from(REDUCTIONS))
     return operands, options
 
@@ -338,6 +384,7 @@ _CASES = {
     "gaussian_kl": _latent_case,
     "sample_gaussian": _latent_case,
     "bernoulli_kl": _bernoulli_case,
+    "reconstruction_loss": _plain_case,
     "masked_reconstruction_loss": _reconstruction_case,
     "blended_reconstruction_loss": _reconstruction_case,
     "mixture_reconstruction_loss": _reconstruction_case,
@@ -444,7 +491,7 @@ def _moved(
     size = {n: t.abs() for n, t in wide.items() if inputs[n].is_floating_point()}
     if "target" in size:
         # The differences from a target are rounded for fg and bg apart.
-        size |= {n: torch.maximum(size[n], size["target"]) for n in ("fg", "bg") if n in size}
+        size |= {n: torch.maximum(size[n], size["target"]) for n in ("fg", "bg", "prediction") if n in size}
 
     def steps(t: Tensor) -> Iterator[Tensor]:
         for shape in (t.shape, ()) if t.numel() > 1 else ((),):
@@ -510,17 +557,21 @@ def _summed(case: Case, exact: Results, upstream: list[Tensor]) -> dict[str, flo
     operands = list(case.operands.values())
     if case.op in ("philox_normal", "reparameterize", "importance_weighted_bound"):
         return dict.fromkeys(exact.items(), float(case.options.get("num_samples", 1)))
-    shape = operands[0].shape
-    batch, numel = max(shape[0], 1), max(math.prod(shape), 1)
+    shape, batch_dims = operands[0].shape, case.options.get("batch_dims", 1)
+    batch, numel = max(math.prod(shape[:batch_dims]), 1), max(math.prod(shape), 1)
     reduction = case.options.get("reduction", "batchmean")
     factor = {"batchmean": 1 / batch, "mean": 1 / numel}.get(reduction, 1.0)
     count = {"none": 1, "sample": numel / batch}.get(reduction, numel)
     if case.op == "mixture_reconstruction_loss":
-        count *= shape[1]  # joint channels are summed first
+        count *= shape[batch_dims]  # joint channels are summed first
     weight = max(abs(case.options.get(n, 1.0)) for n in ("fg_weight", "bg_weight"))
+    if "weight" in case.operands:
+        weights = make(case, "weight", torch.device("cpu")).detach().double().abs()
+        weights = weights[weights.isfinite()]
+        weight *= max(1.0, weights.max().item()) if weights.numel() else 1.0
     if case.options.get("normalize") == "area":
         area = _smallest_area(case)
-        factor *= max(1.0, 1.0 / (area * max(shape[1], 1))) if area > 0 else 1.0
+        factor *= max(1.0, 1.0 / (area * max(shape[batch_dims], 1))) if area > 0 else 1.0
     sums = {n: max(1.0, weight) * count * factor for n in exact.items()}
     if case.options.get("return_terms"):
         sums |= {f"output {k}": numel / batch for k in (1, 2, 3)}
@@ -537,10 +588,16 @@ def _summed(case: Case, exact: Results, upstream: list[Tensor]) -> dict[str, flo
 def _smallest_area(case: Case) -> float:
     """The smallest positive area of a region, in pixels (0: there is none)."""
     name = "mask" if "mask" in case.operands else "mask_logits"
-    mask = make(case, name, torch.device("cpu")).detach()
-    on = mask.double() if mask.is_floating_point() else mask.ne(0).double()
+    batch_dims = case.options.get("batch_dims", 1)
+
+    def numbers(name: str) -> Tensor:
+        t = make(case, name, torch.device("cpu")).detach()
+        return t.double() if t.is_floating_point() else t.ne(0).double()
+
+    on = numbers(name)
     on, off = (torch.sigmoid(on), torch.sigmoid(-on)) if name == "mask_logits" else (on, 1 - on)
-    areas = torch.cat([m.mean(1).flatten(1).sum(1) for m in (on, off)])
+    weight = numbers("weight") if "weight" in case.operands else torch.ones((), dtype=torch.float64)
+    areas = torch.cat([(weight * m).flatten(0, batch_dims - 1).mean(1).flatten(1).sum(1) for m in (on, off)])
     areas = areas[areas > 0]
     return areas.min().item() if areas.numel() else 0.0
 
@@ -686,7 +743,8 @@ def _undefined(
 
 def _not_finite(inputs: dict[str, Tensor], operand: Tensor) -> Tensor:
     """Of each element of `operand`: whether any operand there is infinite or NaN."""
-    operands = [t.detach().double() for t in inputs.values() if t.dim() == max(operand.dim(), 1)]
+    least = max(operand.dim(), 1) if operand.dim() < 2 else 2
+    operands = [t.detach().double() for t in inputs.values() if t.dim() == least or t.dim() > 1 < least]
     if operand.dim() < 2:
         operands += [t.detach().double().sum() for t in inputs.values()]
     odd = ~torch.stack(torch.broadcast_tensors(*operands)).isfinite().all(0)
@@ -742,7 +800,7 @@ _BAD_IMAGES = {
     "4 spatial dimensions": lambda t: t.reshape(*t.shape[:2], *(1,) * (6 - t.dim()), *t.shape[2:]),
 }
 _NOT_A_NUMBER = (math.nan, math.inf, -math.inf, "1", None, True, 1j, [1.0])
-_BAD_SCALES = (*_NOT_A_NUMBER, 0, -1.0, torch.ones(97), torch.ones(1, 1), torch.ones(1, dtype=torch.int64))
+_BAD_SCALES = (*_NOT_A_NUMBER, 0, -1.0, torch.ones(97), torch.ones(1, dtype=torch.int64))
 _BAD_OPTIONS = {
     "reduction": ("avg", "", None, 3, b"sum"),
     "likelihood": ("normal", None, 0),
@@ -765,6 +823,7 @@ _BAD_OPTIONS = {
     "device": ("nowhere", 1.5),
     "dim": (99, -99, 0.0, None, "0"),
     "bits_per_dim": (0, -1, 1.5, "1"),
+    "batch_dims": (0, -1, 1.5, "1", None, True, 99),
     "mask": (torch.ones(1), None),
     "mask_logits": (torch.ones(1), None),
 }
@@ -775,12 +834,14 @@ def refusals(draw: Any) -> tuple[Case, str, Any]:
     """A valid call, the argument to spoil, and how: a key of the tables of tensors, or the value."""
     case = draw(cases())
     parameters = inspect.signature(getattr(fgbg_cuda, case.op)).parameters
-    if case.op.endswith("reconstruction_loss") and _one_in(draw, 8):
+    if "fg" in case.operands and "batch_dims" not in case.options and _one_in(draw, 8):
         return case, "fg", draw(st.sampled_from(tuple(_BAD_IMAGES)))
     name = draw(st.sampled_from(sorted(parameters)))
     shape = case.operands[name].shape if name in case.operands else ()
     if name not in _BAD_OPTIONS or (name in case.operands and draw(st.booleans())):
-        companions = len(shape) > 0 and len(case.operands) > 1 and not name.endswith("scale")
+        # (What may be broadcast may have any of many shapes.)
+        broadcast = name.endswith("scale") or name == "weight"
+        companions = len(shape) > 0 and len(case.operands) > 1 and not broadcast
         # A mask of [B, 1] may become one of [B, C] by another rank or by one channel more.
         kinds = [*_BAD_TENSORS, *(_BAD_COMPANIONS if companions else ())]
         return case, name, draw(st.sampled_from(kinds))
@@ -794,7 +855,7 @@ def check_refused(case: Case, name: str, how: Any, device: torch.device | str = 
     parameters = inspect.signature(getattr(fgbg_cuda, case.op)).parameters
     tables = _BAD_TENSORS | _BAD_COMPANIONS
     if name == "fg" and how in _BAD_IMAGES:
-        images = [n for n in case.operands if not n.endswith("scale")]
+        images = [n for n in case.operands if not n.endswith("scale") and n != "weight"]
         arguments |= {n: _BAD_IMAGES[how](arguments[n].detach()) for n in images}
     elif name not in _BAD_OPTIONS or (name in case.operands and isinstance(how, str) and how in tables):
         given = arguments.get(name)

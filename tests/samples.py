@@ -182,7 +182,7 @@ def _merged(
             return t
         full = (*size[:batch_dims], 1, *size[batch_dims + 1 :]) if not per_channel else size
         t = t.expand(full).flatten(0, batch_dims - 1)
-        return t.flatten(2) if t.dim() > 2 else t.reshape(t.shape[0], 1, -1)
+        return t.flatten(2) if t.dim() > 2 else t.reshape(t.shape[0], 1, *(t.shape[1:] or (1,)))
 
     if mask is not None:
         mask = mask.flatten(0, batch_dims - 1).flatten(2)

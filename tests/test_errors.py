@@ -15,6 +15,7 @@ BERNOULLI, NOISE = fgbg_cuda.bernoulli_kl, fgbg_cuda.philox_normal
 MASKED = fgbg_cuda.masked_reconstruction_loss
 BLENDED = fgbg_cuda.blended_reconstruction_loss
 MIXTURE = fgbg_cuda.mixture_reconstruction_loss
+PLAIN = fgbg_cuda.reconstruction_loss
 BOUND = fgbg_cuda.importance_weighted_bound
 
 # Latents, and an image of three channels with its masks: what is right about every call below.
@@ -27,6 +28,10 @@ META = "meta"
 
 def _images(**other):
     return {"fg": X, "bg": X, "target": X, **other}
+
+
+def _plain(**other):
+    return {"prediction": X, "target": X, **other}
 
 
 def _mask(**other):
@@ -173,6 +178,9 @@ BAD_CALLS = [
     ("fg_scale", MASKED, _mask(fg_scale=None)),
     ("fg_scale", MASKED, _mask(fg_scale=torch.ones(2))),
     ("fg_scale", MASKED, _mask(fg_scale=torch.ones(1, 3))),
+    ("fg_scale", MASKED, _mask(fg_scale=torch.ones(2, 3, 4, 4))),
+    ("fg_scale", MASKED, _mask(fg_scale=torch.ones(1, 2, 3, 4, 5))),
+    ("fg_scale", MASKED, _mask(fg_scale=torch.ones(4, 5, device=META))),
     ("fg_scale", MASKED, _mask(fg_scale=torch.ones(3, dtype=torch.int64))),
     ("fg_scale", MASKED, _mask(fg_scale=torch.ones(3, device=META))),
     ("fg_scale", MASKED, _mask(fg_scale=0.5, likelihood="bernoulli")),
@@ -184,6 +192,36 @@ BAD_CALLS = [
     ("scale", BLENDED, _mask(scale=True)),
     ("scale", BLENDED, _mask(scale=[1.0, 1.0, 1.0])),
     ("scale", BLENDED, _mask(scale=2.0, likelihood="absolute_error")),
+    ("scale", PLAIN, _plain(scale=-1.0)),
+    ("scale", PLAIN, _plain(scale=torch.ones(5, 4))),
+    ("scale", PLAIN, _plain(scale=torch.ones(3), likelihood="poisson")),
+    # weights
+    ("weight", PLAIN, _plain(weight=1.0)),
+    ("weight", PLAIN, _plain(weight=M.long())),
+    ("weight", PLAIN, _plain(weight=M.to(META))),
+    ("weight", PLAIN, _plain(weight=X[:, :2])),
+    ("weight", PLAIN, _plain(weight=X[None])),
+    ("weight", MASKED, _mask(weight="ones")),
+    ("weight", MASKED, _mask(weight=M[..., :2])),
+    ("weight", BLENDED, _mask(weight=M.to(torch.complex64))),
+    ("weight", MIXTURE, _logits(weight=X)),
+    # one image, and dimensions of samples
+    ("prediction", PLAIN, _plain(prediction=None)),
+    ("prediction", PLAIN, _plain(prediction=X.byte())),
+    ("prediction", PLAIN, _plain(prediction=torch.zeros(2, 0, 3))),
+    ("prediction", PLAIN, _plain(prediction=torch.tensor(1.0), target=torch.tensor(1.0))),
+    ("target", PLAIN, _plain(target=X[0])),
+    ("target", PLAIN, _plain(target=X[..., :2])),
+    ("target", PLAIN, {"prediction": Z, "target": Z[0]}),
+    ("target", PLAIN, {"prediction": Z, "target": Z[:, :1]}),
+    ("target", PLAIN, {"prediction": Z, "target": None}),
+    ("batch_dims", PLAIN, _plain(batch_dims=0)),
+    ("batch_dims", PLAIN, _plain(batch_dims=1.0)),
+    ("batch_dims", PLAIN, _plain(batch_dims=5)),
+    ("batch_dims", MASKED, _mask(batch_dims=3)),
+    ("batch_dims", BLENDED, _mask(batch_dims=True)),
+    ("batch_dims", MIXTURE, _logits(batch_dims="2")),
+    ("mask", MASKED, _mask(batch_dims=2, mask=M[0])),
     # importance_weighted_bound
     ("log_p", BOUND, {"log_p": None, "log_q": Z}),
     ("log_q", BOUND, {"log_p": Z, "log_q": Z[:1]}),
@@ -226,7 +264,7 @@ def test_there_are_many_bad_calls():
 
 
 @pytest.mark.parametrize(
-    "function", [DRAW, KL, BOTH, BERNOULLI, MASKED, BLENDED, MIXTURE], ids=lambda f: f.__name__
+    "function", [DRAW, KL, BOTH, BERNOULLI, PLAIN, MASKED, BLENDED, MIXTURE], ids=lambda f: f.__name__
 )
 def test_every_argument_has_a_bad_call(function):
     """A new argument comes with its own."""

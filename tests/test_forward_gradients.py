@@ -31,9 +31,13 @@ def _gradients(loss, inputs, **options):
 
 
 def _writes_gradients(sample):
-    """Not where a floor comes after the op, nor where a scale's gradient sums what arrives at samples."""
-    scales = any(name.endswith("scale") for name in sample.tensors)
-    return "free_bits" not in sample.options and not (scales and sample.options.get("reduction") == "sample")
+    """Not where a floor comes after the op, nor where a gradient sums what arrives at samples."""
+    rank = max(len(make.shape) for make in sample.tensors.values())
+    sums = any(
+        name.endswith("scale") or (name == "weight" and (len(make.shape) < rank or make.shape[0] == 1))
+        for name, make in sample.tensors.items()
+    )
+    return "free_bits" not in sample.options and not (sums and sample.options.get("reduction") == "sample")
 
 
 def _recomputed(loss, inputs, **options):

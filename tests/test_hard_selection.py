@@ -61,7 +61,7 @@ def _by_specification(composition, operands, options):
     mask = o["mask_logits" if is_logits else "mask"]
     loss, terms = reference.reconstruction_loss(
         o["fg"], o["bg"], o["target"], mask, o.get("fg_scale", 1.0), o.get("bg_scale", 1.0),
-        composition, is_logits, **options,
+        None, composition, is_logits, **options,
     )  # fmt: skip
     return (loss, terms[:3]) if wants_terms else (loss,)
 

@@ -122,12 +122,18 @@ def test_strided_upstream_gradient(sample, device):
             assert_same_of_any_kernel(a, e)
 
 
+def _rank(sample):
+    return max(len(m.shape) for m in sample.tensors.values())
+
+
 def _resized(sample, shape_of):
     """The sample's inputs with shapes replaced: repeated or cut to shape_of(old shape)."""
     made = {}
+    rank = _rank(sample)
     for name, t in sample.inputs(grad=False).items():
-        if t.dim() > 1 or (t.dim() == 1 and name in ("mu", "logvar")):
-            for d, n in enumerate(shape_of(t.shape)):
+        if t.dim() > 1 or t.dim() == rank:
+            before = rank - t.dim()  # dimensions that the tensor is broadcast along
+            for d, n in enumerate(shape_of((1,) * before + t.shape)[before:]):
                 index = torch.arange(n) % max(1, t.shape[d])
                 t = t.index_select(d, index)
         made[name] = t
@@ -161,7 +167,7 @@ def test_sizes_around_vector_widths(sample, device, size):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__.strip("_"))
-@each([s for s in SAMPLES if max(len(m.shape) for m in s.tensors.values()) == 4][::2])
+@each([s for s in SAMPLES if _rank(s) == 4][::2])
 def test_layouts_across_blocks(sample, device, layout):
     """Images and latents of more than one block and segment, cut in the middle of a row."""
     made = _resized(sample, lambda s: (*s[:2], 61, 71))
@@ -174,11 +180,13 @@ def test_layouts_across_blocks(sample, device, layout):
 def test_no_elements(sample, device, dim):
     """An empty batch, an empty image: no crash, empty gradients, and the specification's value (0, or
     NaN for a mean over nothing)."""
-    rank = max(len(m.shape) for m in sample.tensors.values())
-    inputs = {
-        n: t.detach().narrow(dim, 0, 0).requires_grad_(t.requires_grad) if t.dim() == rank else t
-        for n, t in sample.inputs(device, grad=True).items()
-    }
+    rank = _rank(sample)
+
+    def cut(t):
+        has_it = t.dim() == rank or (dim == -1 and t.dim() > 1)
+        return t.detach().narrow(dim, 0, 0).requires_grad_(t.requires_grad) if has_it else t
+
+    inputs = {n: cut(t) for n, t in sample.inputs(device, grad=True).items()}
     actual, expected = sample(inputs), sample.expected(inputs)
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
@@ -191,7 +199,7 @@ def test_no_elements(sample, device, dim):
 
 @each()
 def test_one_element(sample, device):
-    rank = max(len(m.shape) for m in sample.tensors.values())
+    rank = _rank(sample)
     inputs = {}
     for name, t in sample.inputs(device, grad=True).items():
         t1 = t.detach()
@@ -207,6 +215,8 @@ def test_dense_results_keep_the_layout_of_their_inputs(device):
     """z, an unreduced loss and gradients of channels_last inputs are channels_last: no copies."""
     for sample in SAMPLES:
         if sample.options.get("num_samples") or sample.options.get("channels") == "joint":
+            continue
+        if sample.options.get("batch_dims"):  # whose four dimensions are not those of an image
             continue
         made = sample.inputs(device, grad=True)
         inputs = {n: _channels_last(t.detach()).requires_grad_(t.requires_grad) for n, t in made.items()}

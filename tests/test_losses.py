@@ -274,7 +274,7 @@ def test_scales_of_an_empty_batch_get_zeros(likelihood, device):
         reduction="sum",
     )  # fmt: skip
     specified = reference.reconstruction_loss(
-        empty, empty, empty, empty, *scales, "masked", False, likelihood, reduction="sum"
+        empty, empty, empty, empty, *scales, None, "masked", False, likelihood, reduction="sum"
     )[0]
     for value in (loss, specified):
         for gradient in torch.autograd.grad(value, scales):

@@ -15,6 +15,7 @@ MODULES = {
     "gaussian_kl": nn.GaussianKL,
     "sample_gaussian": nn.SampleGaussian,
     "bernoulli_kl": nn.BernoulliKL,
+    "reconstruction_loss": nn.ReconstructionLoss,
     "masked_reconstruction_loss": nn.MaskedReconstructionLoss,
     "blended_reconstruction_loss": nn.BlendedReconstructionLoss,
     "mixture_reconstruction_loss": nn.MixtureReconstructionLoss,

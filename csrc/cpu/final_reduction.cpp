@@ -8,7 +8,9 @@ template <class T>
 void reduce(const FinalReduction& args) {
   T* terms = static_cast<T*>(args.out_terms);
   const math::RegionWeights<double> weights = region_weights<double>(args);
-  double total = 0.0;
+  // By blocks of samples, so that many samples do not make a long chain of roundings.
+  constexpr int64_t kSamples = 64;
+  double total = 0.0, block = 0.0;
   for (int64_t b = 0; b < args.batch; ++b) {
     double sums[kTerms] = {};
     for (int t = 0; t < args.terms; ++t) {
@@ -19,7 +21,10 @@ void reduce(const FinalReduction& args) {
     const double value = math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, weights);
     if (args.loss && args.reduction == Reduction::sample)
       write(static_cast<T>(value), args.loss, args.dtype, b);
-    total += value;
+    block += value;
+    if (b % kSamples < kSamples - 1 && b + 1 < args.batch) continue;
+    total += block;
+    block = 0.0;
   }
   if (args.loss && args.reduction != Reduction::sample)
     write(static_cast<T>(total * args.factor), args.loss, args.dtype, 0);

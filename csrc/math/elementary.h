@@ -196,7 +196,9 @@ FGBG_FN float sqrt_normal(float x) {
   return ::sqrtf(x);
 #endif
 }
-FGBG_FN double sqrt_normal(double x) { return ::sqrt(x); }
+
+FGBG_FN float sqrt(float x) { return ::sqrtf(x); }
+FGBG_FN double sqrt(double x) { return ::sqrt(x); }
 
 FGBG_FN float abs(float x) { return ::fabsf(x); }
 FGBG_FN double abs(double x) { return ::fabs(x); }

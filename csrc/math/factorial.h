@@ -21,7 +21,8 @@ FGBG_FN float log_factorial(float n) {
   const float r = 1.0f / w, rr = r * r;
   // B_2k / (2k (2k - 1)) w^(1 - 2k)
   const float series = r * fma(rr, fma(rr, 7.93650794e-4f, -2.77777778e-3f), 0.0833333333f);
-  const float stirling = fma(w - 0.5f, log(w), 0.918938533f - w) + series;
+  // (w - 1/2) log w - w + log(2 pi) / 2, without the difference of two infinities
+  const float stirling = fma(w - 0.5f, log(w) - 1.0f, 0.418938533f) + series;
   const float value = stirling - log(small ? product : 1.0f);
   return (n == 0.0f) | (n == 1.0f) ? 0.0f : value;
 }

@@ -55,7 +55,7 @@ struct Laplace : Scaled {
 };
 
 // sqrt((x - target)^2 + scale^2), a robust L1 (Charbonnier et al., "Two deterministic half-quadratic
-// regularization algorithms for computed imaging", 1994), as scale sqrt(r^2 + 1), r = (x - target) / scale.
+// regularization algorithms for computed imaging", 1994).
 struct Charbonnier : Scaled {
   template <class T>
   static FGBG_FN Scale<T> prepare(T scale) {
@@ -63,8 +63,8 @@ struct Charbonnier : Scaled {
   }
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T> s) {
-    const T r = (x - target) * s.inverse, root = sqrt_normal(fma(r, r, T(1))), slope = r / root;
-    return {s.constant * root, slope, -slope, T(1) / root};
+    const T diff = x - target, root = sqrt(fma(diff, diff, s.constant * s.constant)), slope = diff / root;
+    return {root, slope, -slope, s.constant / root};
   }
 };
 
@@ -134,7 +134,7 @@ struct Poisson : Unscaled {
   template <class T>
   static FGBG_FN Nll<T> eval(T x, T target, Scale<T>) {
     const T rate = exp(x);
-    return {fma(-target, x, rate) + log_factorial(target), rate - target, digamma_of_next(target) - x, T(0)};
+    return {rate - target * x + log_factorial(target), rate - target, digamma_of_next(target) - x, T(0)};
   }
 };
 

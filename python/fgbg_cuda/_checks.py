@@ -154,8 +154,7 @@ def one_mask(mask: object, mask_logits: object) -> None:
 
 def sample_dimensions(name: str, value: object, batch_dims: int, others: int) -> None:
     """A tensor whose first ``batch_dims`` dimensions index samples, and that has ``others`` more at least."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    strided(name, value)
     if value.dim() < batch_dims + others:
         raise ValueError(
             f"{name} has shape {list(value.shape)}, expected at least {batch_dims + others} dimensions, "
@@ -163,26 +162,36 @@ def sample_dimensions(name: str, value: object, batch_dims: int, others: int) ->
         )
 
 
-def same_rank(name: str, value: object, other_name: str, other: Tensor) -> None:
+def companion(
+    name: str, value: object, other_name: str, other: Tensor, batch_dims: int, same_rank: bool
+) -> None:
+    """A tensor whose dimensions of samples are those of another tensor or broadcast to them. (What the other
+    dimensions may be, C++ says when those have become one.)"""
+    strided(name, value)
+    rank = other.dim()
+    padded = (1,) * (rank - value.dim()) + value.shape
+    fits = value.dim() == rank if same_rank else value.dim() <= rank
+    if not fits or any(n not in (1, m) for n, m in zip(padded, other.shape[:batch_dims], strict=False)):
+        raise ValueError(
+            f"{name} has shape {list(value.shape)}, expected one to go with {other_name} of shape "
+            f"{list(other.shape)} and its batch_dims={batch_dims} dimensions of samples"
+        )
+
+
+def strided(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.dim() != other.dim():
-        raise ValueError(
-            f"{name} has shape {list(value.shape)}, expected as many dimensions as {other_name} of shape "
-            f"{list(other.shape)}"
-        )
+    if value.is_nested or value.layout is not torch.strided:
+        came = "nested" if value.is_nested else f"of layout {value.layout}"
+        raise ValueError(f"{name} is {came}, expected a tensor of layout torch.strided")
 
 
 def samples(log_p: object, log_q: object, dim: object, bits_per_dim: object) -> None:
     """What ``importance_weighted_bound``, which has no kernel, accepts."""
     for name, value in (("log_p", log_p), ("log_q", log_q)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        strided(name, value)
         if value.dtype not in FLOATS:
             raise TypeError(f"{name} has dtype {value.dtype}, expected one of {_names(FLOATS)}")
-        if value.is_nested or value.layout is not torch.strided:
-            came = "nested" if value.is_nested else f"of layout {value.layout}"
-            raise ValueError(f"{name} is {came}, expected a tensor of layout torch.strided")
     if log_q.shape != log_p.shape or log_q.device != log_p.device:
         raise ValueError(
             f"log_q has shape {list(log_q.shape)} on {log_q.device}, expected those of log_p, "

@@ -320,7 +320,7 @@ def reconstruction_loss(
     w: Tensor | float = 1.0
     if weight is not None:
         dropped = weight == 0
-        w = torch.where(dropped, 0.0, weight.to(dtype))
+        w = torch.where(dropped, 0.0, (weight if weight.is_floating_point() else ~dropped).to(dtype))
         fg, bg, target = (torch.where(dropped, 0.0, x) for x in (fg, bg, target))
         fg_scale, bg_scale = (torch.where(dropped, 1.0, x) for x in (fg_scale, bg_scale))
         if mask is not None:

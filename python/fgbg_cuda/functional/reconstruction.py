@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -55,9 +54,9 @@ def reconstruction_loss(
             linear (Charbonnier): a positive number, or a float tensor, which gets its gradient: of one
             element, one per channel [C], or a map that broadcasts to ``prediction``, such as the noise of
             each pixel. (The values of a tensor are not checked.)
-        weight: multiplies the loss of each element: float, bool or uint8, of a shape that broadcasts to
-            ``prediction``, such as [B, 1, *spatial]; a float one gets its gradient. Where it is 0 the
-            element is left out: its operands may be NaN or infinite there, and get zero gradients.
+        weight: multiplies the loss of each element: float, or bool or uint8 (0/1), of a shape that
+            broadcasts to ``prediction``, such as [B, 1, *spatial]; a float one gets its gradient. Where it
+            is 0 the element is left out: its operands may be NaN or infinite there, and get zero gradients.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element, whatever its weight). An ELBO needs ``"batchmean"``: nats per image, on the same
@@ -336,29 +335,37 @@ def _merged(images: _Images, name: str, batch_dims: int) -> tuple[_Images, torch
         return images, None
     _checks.sample_dimensions(name, image, batch_dims, 0 if plain else 2)
     for other, t in images._asdict().items():
-        if other in ("bg", "target", "mask", "mask_logits") and t is not None:
-            _checks.same_rank(other, t, name, image)
-    channel = batch_dims if image.dim() > batch_dims + 1 else None
+        if t is not None and (isinstance(t, Tensor) or not other.endswith("scale")):
+            same = other in ("bg", "target", "mask", "mask_logits")
+            _checks.companion(other, t, name, image, batch_dims, same)
+    rank, has_channels = image.dim(), image.dim() > batch_dims + 1
 
-    def merged(t: Tensor) -> Tensor:
-        """With the dimensions of samples, and spatial ones beyond the third, merged. What is broadcast
-        along them is expanded first, but not along the channels."""
-        sizes = list(image.shape)
-        t = t[(None,) * (image.dim() - t.dim())]
-        if channel is not None:
-            sizes[channel] = t.shape[channel]
-        t = t.expand(sizes).flatten(0, batch_dims - 1)
-        if t.dim() <= 2:
-            return t.reshape(t.shape[0], 1, -1)
-        return t.flatten(2) if t.dim() > _routes.MAX_DIMS else t
+    def merged(t: Tensor, first: int, last: int) -> Tensor:
+        """With these dimensions merged: as one that is broadcast, or expanded."""
+        sizes = image.shape[first : last + 1]
+        if all(n == 1 for n in t.shape[first : last + 1]):
+            return t.reshape(*t.shape[:first], 1, *t.shape[last + 1 :])
+        if t.shape[first : last + 1] != sizes:
+            (t,) = _routes.widened(t)  # so that a sum over what is expanded is rounded once
+            t = t.expand(*t.shape[:first], *sizes, *t.shape[last + 1 :])
+        return t.flatten(first, last)
 
-    def merged_scale(scale: Tensor | float) -> Tensor | float:
-        if not isinstance(scale, Tensor) or scale.dim() == 0 or (scale.dim() == 1 and channel is not None):
+    def as_image(t: Tensor) -> Tensor:
+        t = t[(None,) * (rank - t.dim())]
+        if rank - batch_dims > _routes.MAX_DIMS - 1:  # the spatial dimensions
+            t = merged(t, batch_dims + 1, rank - 1)
+        t = merged(t, 0, batch_dims - 1)
+        return t if has_channels else t[:, None] if t.dim() == 2 else t[:, None, None]
+
+    def scale_of_images(scale: Tensor | float) -> Tensor | float:
+        if not isinstance(scale, Tensor) or scale.dim() == 0 or (scale.dim() == 1 and has_channels):
             return scale  # one for all, or one per channel
-        return merged(scale)
+        return as_image(scale)
 
-    wide = {n: t if t is None else merged(t) for n, t in images._asdict().items() if not n.endswith("scale")}
-    scales = {n: merged_scale(getattr(images, n)) for n in ("fg_scale", "bg_scale")}
+    wide = {
+        n: t if t is None else as_image(t) for n, t in images._asdict().items() if not n.endswith("scale")
+    }
+    scales = {n: scale_of_images(getattr(images, n)) for n in ("fg_scale", "bg_scale")}
     return _Images(**wide, **scales), torch.Size((batch_dims, *image.shape))
 
 
@@ -369,8 +376,8 @@ def _split(result: Tensor, shape: torch.Size | None, reduction: str) -> Tensor:
     batch_dims, sizes = shape[0], list(shape[1:])
     if reduction == "sample":
         return result.reshape(sizes[:batch_dims])
-    if result.numel() != math.prod(sizes):  # a loss for each pixel
-        sizes[batch_dims] = 1
+    if len(sizes) > batch_dims + 1:
+        sizes[batch_dims] = result.shape[1]  # of a joint mixture one loss for each pixel
     return result.reshape(sizes)
 
 
