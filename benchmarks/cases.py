@@ -141,6 +141,30 @@ def image_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) 
     return Case(op, size, dtype, device, inputs, ours, plain, perfect, backward=not forward)
 
 
+def plain_gaussian(x: Tensor, target: Tensor) -> Tensor:
+    """As decoders of a fixed noise have it."""
+    nll = 0.5 * ((target - x) / SCALE) ** 2 + math.log(SCALE) + 0.5 * math.log(2 * math.pi)
+    return nll.sum() / x.shape[0]
+
+
+def plain_squared_error(x: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(x, target, reduction="sum") / x.shape[0]
+
+
+def one_image_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """``reconstruction LIKELIHOOD``: no layers, with a gradient for the prediction."""
+    likelihood = op.removeprefix("reconstruction ")
+    x, target = (torch.rand(size, dtype=dtype, device=device) for _ in range(2))
+    x.requires_grad_()
+    options = _scales(likelihood, "scale")
+
+    def ours(x: Tensor, target: Tensor) -> Tensor:
+        return fgbg_cuda.reconstruction_loss(x, target, likelihood=likelihood, **options)
+
+    plain = {"gaussian": plain_gaussian, "squared_error": plain_squared_error}[likelihood]
+    return Case(op, size, dtype, device, (x, target), ours, plain, 3 * _bytes(x))
+
+
 def mask_kl_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
     """KL of a mask's Bernoulli posterior to a prior of one probability."""
     logits = torch.randn(size, dtype=dtype, device=device, requires_grad=True)
@@ -210,6 +234,8 @@ IMAGE_SIZES = ((64, 1, 28, 28), (64, 1, 64, 64), (64, 3, 64, 64), (16, 3, 256, 2
 MASK_SIZES = ((64, 1, 28, 28), (64, 1, 64, 64), (64, 1, 256, 256))
 LATENT_SIZES = ((64, 16), (128, 32), (512, 128), (2048, 512), (4096, 1024))
 IMAGE_OPS = (
+    "reconstruction squared_error",
+    "reconstruction gaussian",
     "masked squared_error",
     "masked gaussian",
     "masked laplace",
@@ -223,6 +249,8 @@ LATENT_OPS = ("gaussian_kl", "reparameterize", "sample_gaussian", "philox_normal
 FORWARD_OP, FORWARD_SIZE = "masked squared_error, forward", (102, 3, 256, 256)  # 255 MiB of inputs in float32
 
 _MAKERS = {
+    "reconstruction squared_error": one_image_case,
+    "reconstruction gaussian": one_image_case,
     "bernoulli_kl": mask_kl_case,
     "gaussian_kl": latent_case,
     "reparameterize": latent_case,
