@@ -108,14 +108,15 @@ variable_list run_latents(Op op, int64_t batch_dims = 1) {
   if (op.like().dim() <= kDims) return run(op);
   op.check();
   const Tensor like = op.like();
+  const at::ScalarType dtype = op.dtype();
   const at::IntArrayRef sizes = like.sizes(), batch = sizes.slice(0, static_cast<size_t>(batch_dims));
   const int64_t samples = c10::multiply_integers(batch), row = like.numel() / std::max<int64_t>(samples, 1);
   ops::for_tensors(op, [&](Tensor& t) {
     if (!t.defined()) return;
     if (t.numel() == 1 && like.numel() != 1)
       t = t.reshape({});  // a number, or the seed
-    else if (t.dim() > 0)
-      t = t.expand_as(like).reshape({samples, row});
+    else if (t.dim() > 0)  // where it is broadcast, gradients add up in the type of the computation
+      t = (t.sizes() == sizes ? t : t.to(dtype).expand_as(like)).reshape({samples, row});
   });
   if constexpr (requires { op.batch_dims; }) op.batch_dims = 1;
   variable_list out = run(op);
@@ -266,7 +267,9 @@ py::object categorical_kl(handle logits, handle prior_logits, int64_t dim, handl
   std::vector<int64_t> whole(sizes.begin(), sizes.end());
   whole.erase(whole.begin() + op.dim);
   op.logits = like.reshape(four);
-  if (op.prior_logits.defined()) op.prior_logits = op.prior_logits.expand_as(like).reshape(four);
+  if (op.prior_logits.defined() && op.prior_logits.sizes() != sizes)
+    op.prior_logits = op.prior_logits.to(op.dtype()).expand_as(like);
+  if (op.prior_logits.defined()) op.prior_logits = op.prior_logits.reshape(four);
   op.dim = 2;
   op.batch_dims = 1;
   variable_list out = run(op);

@@ -332,7 +332,7 @@ _BROADCASTS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((2, 3, 3), (1, 3, 1)),
     ((2, 3, 1, 2), ()),
     ((2, 2, 1, 3, 1), (2, 1, 1, 3, 1)),
-    ((2, 2, 1, 2, 1, 2), (1, 2, 1, 2)),
+    ((2, 2, 1, 2, 1, 2), (2, 1, 2)),
 )
 _PARAMETERIZATIONS = ("std", "log_std", "logvar")
 
@@ -375,7 +375,7 @@ def _parameterized_samples() -> Iterable[Sample]:
 def _log_prob_samples() -> Iterable[Sample]:
     for i, parameterization in enumerate(_PARAMETERIZATIONS):
         word = {"parameterization": parameterization}
-        shapes = ((5,), (5,)), *_BROADCASTS, ((3, 4), (3, 4)), ((2, 3, 1, 2), (2, 3, 1, 2))
+        shapes = (*_BROADCASTS, ((3, 4), (3, 4)), ((5,), (5,)), ((2, 3, 1, 2), (2, 3, 1, 2)))
         for k, (shape, small) in enumerate(shapes):
             options: dict[str, Any] = {**word, "reduction": _REDUCTIONS[(i + k) % 5]}
             tensors = {"z": Make("real", shape)}

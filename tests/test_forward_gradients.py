@@ -22,7 +22,8 @@ def _loss(outputs):
     loss = outputs[0]
     if loss.dim() == 0:
         return loss
-    return (loss * (torch.arange(len(loss), device=loss.device) % 2 + 1)).sum()
+    weights = torch.arange(loss.numel(), device=loss.device).view(loss.shape) % 2 + 1
+    return (loss * weights).sum()
 
 
 def _gradients(loss, inputs, **options):
@@ -31,9 +32,15 @@ def _gradients(loss, inputs, **options):
 
 
 def _writes_gradients(sample):
-    """Not where a floor comes after the op, nor where a scale's gradient sums what arrives at samples."""
+    """Not where a floor comes after the op, nor where the gradient of a scale or of what is broadcast sums what
+    arrives at samples. (Kernels index five dimensions; of more, what is broadcast is expanded before.)"""
     scales = any(name.endswith("scale") for name in sample.tensors)
-    return "free_bits" not in sample.options and not (scales and sample.options.get("reduction") == "sample")
+    shapes = [make.shape for make in sample.tensors.values()]
+    latents = "target" not in sample.tensors
+    shared = latents and any(len(s) < len(shapes[0]) or s[0] != shapes[0][0] for s in shapes)
+    broadcast = latents and any(s != shapes[0] for s in shapes)
+    by_sample = (scales or shared) and sample.options.get("reduction") == "sample"
+    return "free_bits" not in sample.options and not by_sample and not (broadcast and len(shapes[0]) > 5)
 
 
 def _recomputed(loss, inputs, **options):

@@ -94,7 +94,7 @@ class Groups {
 
   // The largest logit, and the difference from the prior's there.
   void find_largest(int64_t n) {
-    for (int64_t g = 0; g < n; ++g) largest_[g] = -std::numeric_limits<T>::infinity(), shift_[g] = T(0);
+    for (int64_t g = 0; g < n; ++g) largest_[g] = -math::kInf<T>, shift_[g] = T(0);
     for (int64_t k = 0; k < outcomes(); ++k) {
       const T *a = row(a_, k), *b = row(b_, k);
       FGBG_SIMD
@@ -150,7 +150,7 @@ class Groups {
     for (int64_t g = 0; g < n; ++g) {
       if (far_[g] == T(0)) continue;
       auto prior = [&](int64_t k) { return kPrior ? row(b_, k)[g] : T(0); };
-      T largest = -std::numeric_limits<T>::infinity(), total = T(0);
+      T largest = -math::kInf<T>, total = T(0);
       for (int64_t k = 0; k < outcomes(); ++k) largest = prior(k) > largest ? prior(k) : largest;
       for (int64_t k = 0; k < outcomes(); ++k) total += math::outcome_weight(prior(k), largest);
       math::OutcomeSums<T> sums;

@@ -31,13 +31,12 @@ struct Outcomes {
 // kPrior: whether there is one that is not uniform; kGradients: whether they are wanted, times `upstream`.
 template <class T, bool kPrior, bool kGradients>
 __device__ __forceinline__ T categorical(const CategoricalArgs& args, int64_t b, int64_t e, T upstream) {
-  constexpr T kLeast = -std::numeric_limits<T>::infinity();
   const Outcomes<T> logits(args.logits, args.logits_step, args.shape, b, e);
   const Outcomes<T> priors(args.prior, args.prior_step, args.shape, b, e);
   const int64_t outcomes = args.outcomes;
   auto prior = [&](int64_t k) { return kPrior ? priors.get(k) : T(0); };
 
-  T largest = kLeast, shift = T(0);
+  T largest = -math::kInf<T>, shift = T(0);
   for (int64_t k = 0; k < outcomes; ++k) {
     const T a = logits.get(k);
     if (a > largest) {
@@ -62,7 +61,7 @@ __device__ __forceinline__ T categorical(const CategoricalArgs& args, int64_t b,
     kl += math::outcome_growth(p_of(a), x);
     far |= math::is_far(x);
   }
-  T largest_prior = kLeast, total_prior = T(0);
+  T largest_prior = -math::kInf<T>, total_prior = T(0);
   auto q_of = [&](T b) { return math::outcome_weight(b, largest_prior) / total_prior; };
   if (!far) {
     kl = math::log1p(kl);

@@ -17,8 +17,6 @@
 // c - log(sum e^a_k / sum e^b_k). An outcome that the prior alone excludes, b_k = -inf, makes the KL inf.
 #pragma once
 
-#include <limits>
-
 #include "elementary.h"
 
 namespace fgbg::math {
@@ -55,18 +53,17 @@ FGBG_FN bool is_far(T x) {
 }
 template <class T>
 FGBG_FN void add_outcome(T logit, T prior, T p, T x, T q, OutcomeSums<T>& to) {
-  constexpr T kExcluded = -std::numeric_limits<T>::infinity();
   const bool far = is_far(x);
   to.growth += far ? T(0) : outcome_growth(p, x);
   to.excess += far && p != T(0) ? p * (T(1) + x) : T(0);
   to.near_q += far ? T(0) : q;
   to.far_q += far ? q : T(0);
-  to.forbidden |= prior == kExcluded && logit > kExcluded;
+  to.forbidden |= prior == -kInf<T> && logit > -kInf<T>;
 }
 // `mean`: c; `log_ratio`: log(sum e^a_k / sum e^b_k).
 template <class T>
 FGBG_FN T categorical_kl(const OutcomeSums<T>& s, T mean, T log_ratio) {
-  if (s.forbidden) return std::numeric_limits<T>::infinity();
+  if (s.forbidden) return kInf<T>;
   if (s.excess > T(0.1)) return mean - log_ratio;
   return log1p(s.growth - s.excess) - (s.far_q < T(0.5) ? log1p(-s.far_q) : log(s.near_q));
 }

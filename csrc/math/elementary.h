@@ -15,6 +15,11 @@
 namespace fgbg::math {
 inline namespace FGBG_ISA {
 
+template <class T>
+constexpr T kInf = std::numeric_limits<T>::infinity();
+template <class T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
 template <class To, class From>
 FGBG_FN To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -147,13 +152,12 @@ FGBG_FN float log(float x) {
 #if defined(FGBG_CUDA_MATH)
   return ::logf(x);
 #else
-  constexpr float kInf = std::numeric_limits<float>::infinity();
   const bool tiny = x < 1.17549435e-38f;
   const float large = log_normal(tiny ? x * 8388608.0f : x);
   float y = tiny ? large - 15.9423847f : large;  // 23 ln 2
-  y = x == 0.0f ? -kInf : y;
-  y = x < 0.0f ? std::numeric_limits<float>::quiet_NaN() : y;
-  return x < kInf ? y : x;  // +inf and NaN come back as they are; negatives are below inf
+  y = x == 0.0f ? -kInf<float> : y;
+  y = x < 0.0f ? kNaN<float> : y;
+  return x < kInf<float> ? y : x;  // +inf and NaN come back as they are; negatives are below inf
 #endif
 }
 FGBG_FN double log(double x) { return ::log(x); }
@@ -256,7 +260,6 @@ FGBG_FN double x_minus_log1p(double x, double one_plus) {
   return near ? -log1p_minus_x(near ? x : 0.0) : x - log(one_plus);
 }
 FGBG_FN float x_minus_log1p(float x, float one_plus) {
-  constexpr float kInf = std::numeric_limits<float>::infinity();
   const bool tiny = one_plus < 1.17549435e-38f;
   const uint32_t bits = bits_as<uint32_t>(tiny ? one_plus * 8388608.0f : one_plus);
   // 1 + x = 2^n (1 + f), as in log_normal; f is x itself where n is 0.
@@ -265,10 +268,10 @@ FGBG_FN float x_minus_log1p(float x, float one_plus) {
   const float n = static_cast<float>(tiny ? e - 23 : e);
   const float rest = f * f * log_normal_polynomial(f);
   float y = fma(n, -0.693359375f, x - f) + fma(n, 2.12194440e-4f, -rest);
-  y = one_plus == 0.0f ? kInf : y;
+  y = one_plus == 0.0f ? kInf<float> : y;
   // NaN beyond, as log is, or inf - inf.
-  const bool inside = (one_plus >= 0.0f)&(one_plus < kInf);  // &: a branch would not be vectorised
-  return inside ? y : std::numeric_limits<float>::quiet_NaN();
+  const bool inside = (one_plus >= 0.0f)&(one_plus < kInf<float>);  // &: a branch would not be vectorised
+  return inside ? y : kNaN<float>;
 }
 
 // log(1 + x) for x > -1.

@@ -1,15 +1,10 @@
 // Masks, their logits, and the discrete KL between them.
 #pragma once
 
-#include <limits>
-
 #include "elementary.h"
 
 namespace fgbg::math {
 inline namespace FGBG_ISA {
-
-template <class T>
-constexpr T kInf = std::numeric_limits<T>::infinity();
 
 // log(1 + e^x), from an exponential that cannot overflow.
 template <class T>

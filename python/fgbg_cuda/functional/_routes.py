@@ -100,7 +100,15 @@ def as_matrices(like: Tensor, batch_dims: int, *operands: Tensor | None) -> tupl
     if like.dim() <= MAX_DIMS:
         return operands
     shape = (math.prod(like.shape[:batch_dims]), math.prod(like.shape[batch_dims:]))
-    return tuple(t if t is None or t.dim() == 0 else t.expand_as(like).reshape(shape) for t in operands)
+    dtype = reference.compute_dtype(*operands)
+    return tuple(
+        t if t is None or t.dim() == 0 else expanded(t, like, dtype).reshape(shape) for t in operands
+    )
+
+
+def expanded(t: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where it is broadcast, in the dtype of the computation, in which its gradients then add up."""
+    return t if t.shape == like.shape else t.to(dtype).expand_as(like)
 
 
 def traced_batch_dims(like: Tensor, batch_dims: int) -> int:

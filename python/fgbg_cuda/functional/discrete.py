@@ -120,7 +120,7 @@ def categorical_kl(
     four = [math.prod(part) for part in parts]
     groups = (*sizes[:dim], *sizes[dim + 1 :])
     if prior is not None:
-        prior = prior.expand_as(logits).reshape(four)
+        prior = _routes.expanded(prior, logits, reference.compute_dtype(logits, prior)).reshape(four)
     kl, _ = op(logits.reshape(four), prior, 2, reduction, 1)
     if reduction == "none":
         return kl.view(groups)

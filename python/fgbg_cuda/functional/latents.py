@@ -193,7 +193,7 @@ def _floored_kl(
         """With the batch last, the "samples" of the reduction are the latent dimensions."""
         if not isinstance(x, Tensor) or x.dim() == 0:
             return x
-        x = x.expand_as(mu).flatten(0, batch_dims - 1)
+        x = _routes.expanded(x, mu, x.dtype).flatten(0, batch_dims - 1)
         return (x.flatten(1) if x.dim() > 1 else x[:, None]).t()
 
     operands = map(by_dimension, (mu, spread, prior_mu, prior_spread))
