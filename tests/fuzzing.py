@@ -262,9 +262,15 @@ def _smaller(draw: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _broadcast(
-    draw: Any, tensors: _Tensors, name: str, shape: tuple[int, ...], numbers: tuple, kinds: tuple, operands: dict,
+    draw: Any,
+    tensors: _Tensors,
+    name: str,
+    shape: tuple[int, ...],
+    numbers: tuple,
+    kinds: tuple,
+    operands: dict,
     options: dict,
-) -> None:  # fmt: skip
+) -> None:
     """A tensor, a number, or nothing."""
     how = draw(st.sampled_from(("tensor", "tensor", "number", "default")))
     if how == "tensor":

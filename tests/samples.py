@@ -157,15 +157,17 @@ def _gaussian_kl(
 
 
 def _sample_gaussian(
-    mu, logvar, prior_mu=None, prior_logvar=None, *, seed, parameterization="logvar", offset=0, num_samples=None,
-    **kl,
+    mu, logvar, prior_mu=None, prior_logvar=None, *, seed, parameterization="logvar", offset=0,
+    num_samples=None, **kl,
 ):  # fmt: skip
     draw = {"offset": offset, "num_samples": num_samples}
     z = _reparameterize(mu, logvar, seed=seed, parameterization=parameterization, **draw)
     return z, _gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, **kl)
 
 
-def _gaussian_log_prob(z, mu=0.0, logvar=None, *, parameterization="logvar", reduction="batchmean", batch_dims=1):
+def _gaussian_log_prob(
+    z, mu=0.0, logvar=None, *, parameterization="logvar", reduction="batchmean", batch_dims=1
+):
     return reference.gaussian_log_prob(z, mu, logvar, parameterization, reduction, batch_dims)
 
 
@@ -369,7 +371,9 @@ def _parameterized_samples() -> Iterable[Sample]:
             yield Sample("gaussian_kl", tensors, options, f"{list(shape)}_{list(small)}")
             if (i + k) % 2:
                 draw = {"num_samples": 2} if k % 3 else {}
-                yield Sample("sample_gaussian", tensors, {"seed": k, **draw, **options}, f"{list(shape)}_{list(small)}")
+                yield Sample(
+                    "sample_gaussian", tensors, {"seed": k, **draw, **options}, f"{list(shape)}_{list(small)}"
+                )
 
 
 def _log_prob_samples() -> Iterable[Sample]:

@@ -32,8 +32,8 @@ def _gradients(loss, inputs, **options):
 
 
 def _writes_gradients(sample):
-    """Not where a floor comes after the op, nor where the gradient of a scale or of what is broadcast sums what
-    arrives at samples. (Kernels index five dimensions; of more, what is broadcast is expanded before.)"""
+    """Not where a floor comes after the op, nor where the gradient of a scale or of what is broadcast sums
+    what arrives at samples. (Kernels index five dimensions; of more, broadcasting comes before the op.)"""
     scales = any(name.endswith("scale") for name in sample.tensors)
     shapes = [make.shape for make in sample.tensors.values()]
     latents = "target" not in sample.tensors

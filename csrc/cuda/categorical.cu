@@ -89,7 +89,7 @@ __device__ __forceinline__ T categorical(const CategoricalArgs& args, int64_t b,
 }
 
 template <class T, bool kPrior, bool kGradients>
-__global__ void __launch_bounds__(kThreads) categorical_kernel(const __grid_constant__ CategoricalArgs args) {
+__global__ void __launch_bounds__(kThreads, 2) categorical_kernel(const __grid_constant__ CategoricalArgs args) {
   T sum[1] = {};
   for_items<Format<T, 1, Any>>(args, args.shape.row, [&](const Item& item) {
 #pragma unroll 1

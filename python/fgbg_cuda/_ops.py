@@ -104,18 +104,20 @@ def _split_gaussian_kl(grad_kl, mu, spread, prior_mu, prior_spread, parameteriza
     def forward(mu, spread, prior_mu, prior_spread):
         prior_mu = _or(prior_mu, 0.0)
         return (
-            reference.gaussian_kl(mu, spread, prior_mu, prior_spread, parameterization, reduction, batch_dims),
+            reference.gaussian_kl(
+                mu, spread, prior_mu, prior_spread, parameterization, reduction, batch_dims
+            ),
         )
 
     return (grad_kl,), (mu, spread, prior_mu, prior_spread), forward
 
 
-def _split_sample_gaussian(grad_z, grad_kl, mu, spread, prior_mu, prior_spread, parameterization, seed, offset,
-                           num_samples, reduction, batch_dims, dz_dspread, needs):  # fmt: skip
+def _split_sample_gaussian(grad_z, grad_kl, mu, spread, prior_mu, prior_spread, parameterization, seed,
+                           offset, num_samples, reduction, batch_dims, dz_dspread, needs):  # fmt: skip
     def forward(mu, spread, prior_mu, prior_spread):
         return reference.sample_gaussian(
-            mu, spread, _or(prior_mu, 0.0), prior_spread, parameterization, seed, offset, num_samples, reduction,
-            batch_dims,
+            mu, spread, _or(prior_mu, 0.0), prior_spread, parameterization, seed, offset, num_samples,
+            reduction, batch_dims,
         )  # fmt: skip
 
     return (grad_z, grad_kl), (mu, spread, prior_mu, prior_spread), forward

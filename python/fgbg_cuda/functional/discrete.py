@@ -81,9 +81,9 @@ def categorical_kl(
         prior_logits: prior: a tensor that broadcasts to the shape of the posterior, or a number, whichever,
             for the uniform distribution.
         dim: dimension of the outcomes, none of those that index samples.
-        reduction: ``"none"`` (a KL for each group of outcomes: the shape
-            of the logits without ``dim``), ``"sample"`` (summed per sample, [B]), ``"batchmean"`` (mean over the
-            samples of these sums), ``"sum"``, or ``"mean"`` (over every group). An ELBO needs
+        reduction: ``"none"`` (a KL for each group of outcomes: the shape of the logits without ``dim``),
+            ``"sample"`` (summed per sample, [B]), ``"batchmean"`` (mean over the samples of these
+            sums), ``"sum"``, or ``"mean"`` (over every group). An ELBO needs
             ``"batchmean"``: nats per image, on the same footing as the other terms.
         batch_dims: how many leading dimensions index samples. With 2, logits [S, B, *D] give [S, B] for
             ``"sample"``.

@@ -63,7 +63,9 @@ def reparameterize(
     return _draw(mu, logvar, parameterization, num_samples, seed, offset)
 
 
-def _draw(mu: Tensor, spread: Tensor, parameterization: str, num_samples: Any, seed: Any, offset: Any) -> Tensor:
+def _draw(
+    mu: Tensor, spread: Tensor, parameterization: str, num_samples: Any, seed: Any, offset: Any
+) -> Tensor:
     if not is_compiling():
         z = _routes.eager.reparameterize(mu, spread, parameterization, num_samples, seed, offset)
         if z is not None:
@@ -168,9 +170,11 @@ def _kl(
             return kl
     op = _routes.traced_op("gaussian_kl", mu.device)
     if op is None:
-        return reference.gaussian_kl(mu, spread, 0.0 if prior_mu is None else prior_mu, prior_spread, *options)
-    kl, _ = op(*_routes.traced(mu, batch_dims, mu, spread, prior_mu, prior_spread), parameterization, reduction,
-               _routes.traced_batch_dims(mu, batch_dims))  # fmt: skip
+        return reference.gaussian_kl(
+            mu, spread, 0.0 if prior_mu is None else prior_mu, prior_spread, *options
+        )
+    operands = _routes.traced(mu, batch_dims, mu, spread, prior_mu, prior_spread)
+    kl, _ = op(*operands, parameterization, reduction, _routes.traced_batch_dims(mu, batch_dims))
     return _routes.unflattened(kl, mu, reduction, batch_dims)
 
 
@@ -348,6 +352,6 @@ def gaussian_log_prob(
     op = _routes.traced_op("gaussian_log_prob", z.device)
     if op is None:
         return reference.gaussian_log_prob(z, mu, spread, *options)
-    log_prob, _ = op(*_routes.traced(z, batch_dims, z, mu, spread), parameterization, reduction,
-                     _routes.traced_batch_dims(z, batch_dims))  # fmt: skip
+    operands = _routes.traced(z, batch_dims, z, mu, spread)
+    log_prob, _ = op(*operands, parameterization, reduction, _routes.traced_batch_dims(z, batch_dims))
     return _routes.unflattened(log_prob, z, reduction, batch_dims)
