@@ -215,6 +215,61 @@ def latent_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str)
     return Case(op, size, dtype, device, (mu, logvar), ours, plain, perfect, upstream, noise)
 
 
+def plain_std_kl(mu: Tensor, std: Tensor) -> Tensor:
+    return 0.5 * (std**2 + mu**2 - 1 - 2 * torch.log(std)).sum() / mu.shape[0]
+
+
+def plain_std_sample_and_kl(mu: Tensor, std: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return mu + std * (torch.randn_like(mu) if eps is None else eps), plain_std_kl(mu, std)
+
+
+def std_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """``gaussian_kl std`` or ``sample_gaussian std``: the scale is a standard deviation, as from softplus."""
+    mu, dz = (torch.randn(size, dtype=dtype, device=device) for _ in range(2))
+    std = (0.1 + torch.rand(size, device=device)).to(dtype)
+    mu.requires_grad_()
+    std.requires_grad_()
+    draws = op == "sample_gaussian std"
+    function = fgbg_cuda.sample_gaussian if draws else fgbg_cuda.gaussian_kl
+
+    def ours(mu: Tensor, std: Tensor) -> Any:
+        return function(mu, std, parameterization="std")
+
+    plain = plain_std_sample_and_kl if draws else plain_std_kl
+    perfect = (8 if draws else 4) * _bytes(mu)
+    upstream = (dz, None) if draws else (None,)
+    return Case(op, size, dtype, device, (mu, std), ours, plain, perfect, upstream, draws)
+
+
+def log_prob_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """The likelihood of a decoder that predicts its noise: a mean and a logvar for every pixel."""
+    x, mu, logvar = (torch.randn(size, dtype=dtype, device=device) for _ in range(3))
+    mu.requires_grad_()
+    logvar.requires_grad_()
+
+    def ours(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+        return fgbg_cuda.gaussian_log_prob(x, mu, logvar)
+
+    def plain(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+        return -0.5 * (math.log(2 * math.pi) + logvar + (x - mu) ** 2 / logvar.exp()).sum() / x.shape[0]
+
+    return Case(op, size, dtype, device, (x, mu, logvar), ours, plain, 5 * _bytes(x))
+
+
+def categorical_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """Groups of outcomes along the last dimension against the uniform distribution, as of a discrete VAE."""
+    logits = torch.randn(size, dtype=dtype, device=device, requires_grad=True)
+
+    def ours(logits: Tensor) -> Tensor:
+        return fgbg_cuda.categorical_kl(logits, dim=-1)
+
+    def plain(logits: Tensor) -> Tensor:
+        log_p = F.log_softmax(logits, -1)
+        return (log_p.exp() * (log_p + math.log(logits.shape[-1]))).sum() / logits.shape[0]
+
+    return Case(op, size, dtype, device, (logits,), ours, plain, 2 * _bytes(logits))
+
+
 def noise_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
     """``philox_normal`` against ``torch.randn``: no gradient, every number written once."""
 
@@ -256,7 +311,18 @@ _MAKERS = {
     "reparameterize": latent_case,
     "sample_gaussian": latent_case,
     "philox_normal": noise_case,
+    "gaussian_kl std": std_case,
+    "sample_gaussian std": std_case,
+    "gaussian_log_prob": log_prob_case,
+    "categorical_kl": categorical_case,
 }
+# One size of each: what these share with others is measured there.
+OTHER_LATENTS = (
+    ("gaussian_kl std", (512, 256)),
+    ("sample_gaussian std", (512, 256)),
+    ("gaussian_log_prob", (64, 3, 64, 64)),
+    ("categorical_kl", (512, 64, 16)),
+)
 
 
 @dataclass(frozen=True)
@@ -287,6 +353,7 @@ def all_plans(dtypes: list[torch.dtype], device: str) -> list[Plan]:
     plans = [Plan(FORWARD_OP, FORWARD_SIZE, dtypes[0], device)]
     for dtype in dtypes:
         plans += _plans(dtype, device, slice(0, None, 2))
+        plans += [Plan(op, size, dtype, device) for op, size in OTHER_LATENTS]
     return plans + _plans(dtypes[0], device, slice(1, None, 2))
 
 
@@ -297,4 +364,5 @@ def quick_plans(dtypes: list[torch.dtype], device: str) -> list[Plan]:
         plans += [Plan(op, (4, 3, 8, 8), dtype, device) for op in (*IMAGE_OPS, FORWARD_OP)]
         plans.append(Plan("bernoulli_kl", (4, 1, 8, 8), dtype, device))
         plans += [Plan(op, (8, 4), dtype, device) for op in LATENT_OPS]
+        plans += [Plan(op, (8, 4, 4), dtype, device) for op, _ in OTHER_LATENTS]
     return plans

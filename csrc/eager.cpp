@@ -15,7 +15,9 @@
 #include <limits>
 
 #include "ops/bernoulli.h"
+#include "ops/categorical.h"
 #include "ops/gaussian.h"
+#include "ops/log_prob.h"
 #include "ops/philox.h"
 #include "ops/reconstruction.h"
 
@@ -53,10 +55,10 @@ Word word(const char* name, handle value) {
   return ops::parse<Word>(name, {data, static_cast<size_t>(size)});
 }
 
-// A float, or a tensor.
-ops::Number number(handle value) {
-  if (is_tensor(value)) return {1.0, 1.0, THPVariable_Unpack(value.ptr())};
-  return {1.0, value.cast<double>()};
+// A float, or a tensor; None stands for `absent`.
+ops::Number number(handle value, double absent = 1.0) {
+  if (is_tensor(value)) return {absent, absent, THPVariable_Unpack(value.ptr())};
+  return {absent, value.is_none() ? absent : value.cast<double>()};
 }
 
 // Drawn here and not in the op: the op stays pure, so that a compiler that merges equal calls cannot merge
@@ -100,18 +102,30 @@ variable_list run(const Op& op) {
   return ops::call(op);
 }
 
-// Kernels index up to kDims dimensions: of latents of more, all but the batch become one.
+// Kernels index up to kDims dimensions: latents of more become a matrix, whose rows are the samples.
 template <class Op>
-variable_list run_latents(Op op) {
+variable_list run_latents(Op op, int64_t batch_dims = 1) {
   if (op.like().dim() <= kDims) return run(op);
   op.check();
-  const auto sizes = op.like().sizes().vec();
-  ops::for_tensors(op, [](Tensor& t) {
-    if (t.defined() && t.dim() > kDims) t = t.flatten(1);
+  const Tensor like = op.like();
+  const at::ScalarType dtype = op.dtype();
+  const at::IntArrayRef sizes = like.sizes(), batch = sizes.slice(0, static_cast<size_t>(batch_dims));
+  const int64_t samples = c10::multiply_integers(batch), row = like.numel() / std::max<int64_t>(samples, 1);
+  ops::for_tensors(op, [&](Tensor& t) {
+    if (!t.defined()) return;
+    if (t.numel() == 1 && like.numel() != 1)
+      t = t.reshape({});  // a number, or the seed
+    else if (t.dim() > 0)  // where it is broadcast, gradients add up in the type of the computation
+      t = (t.sizes() == sizes ? t : t.to(dtype).expand_as(like)).reshape({samples, row});
   });
+  if constexpr (requires { op.batch_dims; }) op.batch_dims = 1;
   variable_list out = run(op);
-  for (Tensor& t : out)
-    if (t.dim() > 1) t = t.unflatten(-1, at::IntArrayRef(sizes).slice(1));
+  for (Tensor& t : out) {
+    std::vector<int64_t> whole(t.sizes().begin(), t.sizes().end() - std::min<int64_t>(t.dim(), 2));
+    if (t.dim() == 1) whole.assign(batch.begin(), batch.end());
+    if (t.dim() > 1) whole.insert(whole.end(), sizes.begin(), sizes.end());
+    t = t.view(whole);
+  }
   return out;
 }
 
@@ -159,63 +173,111 @@ void set_draw(Op& op, handle num_samples, handle seed, int64_t offset) {
 }
 
 template <class Op>
-void set_prior(Op& op, handle prior_mu, handle prior_logvar) {
-  op.prior_mu = optional_tensor("prior_mu", prior_mu);
-  op.prior_logvar = optional_tensor("prior_logvar", prior_logvar);
-}
-
-template <class Op>
-Op latents(handle mu, handle logvar) {
+Op latents(handle mu, handle logvar, handle parameterization) {
   Op op;
   op.mu = tensor("mu", mu);
-  op.logvar = tensor("logvar", logvar);
+  op.spread = tensor("logvar", logvar);
+  op.parameterization = word<Parameterization>("parameterization", parameterization);
   return op;
 }
 
-py::object reparameterize(handle mu, handle logvar, handle num_samples, handle seed, int64_t offset) {
-  auto op = latents<ops::Reparameterize>(mu, logvar);
-  set_draw(op, num_samples, seed, offset);
-  const auto out = run_latents(std::move(op));
-  return out.empty() ? py::object(py::none()) : wrap(out[0]);
+template <class Op>
+void set_kl(Op& op, handle prior_mu, handle prior_logvar, handle reduction, int64_t batch_dims) {
+  op.prior_mu = number(prior_mu, 0.0);
+  op.prior_spread = number(prior_logvar, 0.0);
+  op.reduction = word<Reduction>("reduction", reduction);
+  op.batch_dims = batch_dims;
 }
 
-py::object gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle reduction) {
-  auto op = latents<ops::GaussianKl>(mu, logvar);
-  set_prior(op, prior_mu, prior_logvar);
-  op.reduction = word<Reduction>("reduction", reduction);
-  const auto out = run_latents(std::move(op));
-  return out.empty() ? py::object(py::none()) : wrap(out[0]);
+py::object one(const variable_list& results) { return results.empty() ? py::none() : wrap(results[0]); }
+
+py::object reparameterize(handle mu, handle logvar, handle parameterization, handle num_samples, handle seed,
+                          int64_t offset) {
+  auto op = latents<ops::Reparameterize>(mu, logvar, parameterization);
+  set_draw(op, num_samples, seed, offset);
+  return one(run_latents(std::move(op)));
+}
+
+py::object gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle parameterization,
+                       handle reduction, int64_t batch_dims) {
+  auto op = latents<ops::GaussianKl>(mu, logvar, parameterization);
+  set_kl(op, prior_mu, prior_logvar, reduction, batch_dims);
+  return one(run_latents(std::move(op), batch_dims));
 }
 
 // For what is composed of several calls: says what is wrong before the first.
-void check_gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle reduction) {
-  auto op = latents<ops::GaussianKl>(mu, logvar);
-  set_prior(op, prior_mu, prior_logvar);
-  op.reduction = word<Reduction>("reduction", reduction);
+void check_gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle parameterization,
+                       handle reduction, int64_t batch_dims) {
+  auto op = latents<ops::GaussianKl>(mu, logvar, parameterization);
+  set_kl(op, prior_mu, prior_logvar, reduction, batch_dims);
   op.check();
 }
 
-py::object sample_gaussian(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle num_samples,
-                           handle seed, int64_t offset, handle reduction) {
-  auto op = latents<ops::SampleGaussian>(mu, logvar);
-  set_prior(op, prior_mu, prior_logvar);
+py::object sample_gaussian(handle mu, handle logvar, handle prior_mu, handle prior_logvar,
+                           handle parameterization, handle num_samples, handle seed, int64_t offset,
+                           handle reduction, int64_t batch_dims) {
+  auto op = latents<ops::SampleGaussian>(mu, logvar, parameterization);
+  set_kl(op, prior_mu, prior_logvar, reduction, batch_dims);
   set_draw(op, num_samples, seed, offset);
-  op.reduction = word<Reduction>("reduction", reduction);
-  const auto out = run_latents(std::move(op));
+  const auto out = run_latents(std::move(op), batch_dims);
   if (out.empty()) return py::none();
   return py::make_tuple(wrap(out[0]), wrap(out[1]));
 }
 
-py::object bernoulli_kl(handle logits, handle prior_logits, handle reduction) {
+py::object gaussian_log_prob(handle z, handle mu, handle logvar, handle parameterization, handle reduction,
+                             int64_t batch_dims) {
+  ops::GaussianLogProb op;
+  op.z = tensor("z", z);
+  op.mu = number(mu, 0.0);
+  op.spread = number(logvar, 0.0);
+  op.parameterization = word<Parameterization>("parameterization", parameterization);
+  op.reduction = word<Reduction>("reduction", reduction);
+  op.batch_dims = batch_dims;
+  return one(run_latents(std::move(op), batch_dims));
+}
+
+py::object bernoulli_kl(handle logits, handle prior_logits, handle reduction, int64_t batch_dims) {
   ops::BernoulliKl op;
   op.logits = tensor("logits", logits);
-  if (is_tensor(prior_logits))
-    op.prior_logits = THPVariable_Unpack(prior_logits.ptr());
-  else
-    op.prior_logit.value = prior_logits.cast<double>();
+  op.prior_logits = number(prior_logits, 0.0);
   op.reduction = word<Reduction>("reduction", reduction);
-  const auto out = run_latents(std::move(op));
-  return out.empty() ? py::object(py::none()) : wrap(out[0]);
+  op.batch_dims = batch_dims;
+  return one(run_latents(std::move(op), batch_dims));
+}
+
+// A negative `dim` counts from the end. prior_logits: a tensor, or None.
+py::object categorical_kl(handle logits, handle prior_logits, int64_t dim, handle reduction,
+                          int64_t batch_dims) {
+  ops::CategoricalKl op;
+  op.logits = tensor("logits", logits);
+  op.prior_logits = optional_tensor("prior_logits", prior_logits);
+  op.dim = dim < 0 ? dim + op.logits.dim() : dim;
+  op.reduction = word<Reduction>("reduction", reduction);
+  op.batch_dims = batch_dims;
+  const Tensor like = op.logits;
+  if (like.dim() <= kDims) return one(run(op));
+  // [samples, *before, outcomes, *after], with each part as one dimension.
+  op.check();
+  const at::IntArrayRef sizes = like.sizes();
+  const auto product = [&](int64_t begin, int64_t end) {
+    return c10::multiply_integers(sizes.slice(static_cast<size_t>(begin), static_cast<size_t>(end - begin)));
+  };
+  const std::array<int64_t, 4> four = {product(0, batch_dims), product(batch_dims, op.dim), sizes[op.dim],
+                                       product(op.dim + 1, like.dim())};
+  std::vector<int64_t> whole(sizes.begin(), sizes.end());
+  whole.erase(whole.begin() + op.dim);
+  op.logits = like.reshape(four);
+  if (op.prior_logits.defined() && op.prior_logits.sizes() != sizes)
+    op.prior_logits = op.prior_logits.to(op.dtype()).expand_as(like);
+  if (op.prior_logits.defined()) op.prior_logits = op.prior_logits.reshape(four);
+  op.dim = 2;
+  op.batch_dims = 1;
+  variable_list out = run(op);
+  if (!out.empty() && out[0].dim() > 0) {
+    if (out[0].dim() == 1) whole.resize(static_cast<size_t>(batch_dims));
+    out[0] = out[0].view(whole);
+  }
+  return one(out);
 }
 
 // The loss, or (loss, terms) where those are asked for.
@@ -268,7 +330,9 @@ void bind_eager(py::module_& m) {
   m.def("gaussian_kl", gaussian_kl);
   m.def("check_gaussian_kl", check_gaussian_kl);
   m.def("sample_gaussian", sample_gaussian);
+  m.def("gaussian_log_prob", gaussian_log_prob);
   m.def("bernoulli_kl", bernoulli_kl);
+  m.def("categorical_kl", categorical_kl);
   m.def("reconstruction_loss", reconstruction_loss);
 }
 

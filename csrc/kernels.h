@@ -23,14 +23,17 @@ enum class Reduction : int32_t { none, sample, batchmean, sum, mean };
 enum class Composition : int32_t { masked, blended, mixture_joint, mixture_independent, plain };
 enum class MaskKind : int32_t { probability, logits };
 enum class Likelihood : int32_t;  // by position in FGBG_FOR_EACH_LIKELIHOOD
+enum class Parameterization : int32_t { logvar, log_std, std };
 
 // Logical sizes [B, C, S0, S1, S2]; missing dimensions are 1.
 constexpr int kDims = 5;
 struct Shape {
   int64_t size[kDims];
   int64_t plane;  // S0 * S1 * S2
-  int64_t row;    // C * plane: elements of one sample
+  int64_t row;    // elements of one sample
   int64_t numel;
+  int64_t samples;  // the product of the leading sizes
+  int leading;      // how many of the sizes these are
 };
 
 // One operand, indexed by the logical coordinates of a Shape whatever its memory layout.
@@ -50,6 +53,12 @@ struct ScaleView {
   DType dtype = DType::f32;
   int64_t stride = 0;
   double value = 1.0;
+};
+
+// An operand that is broadcast: a tensor, or one number.
+struct BroadcastView {
+  View view;
+  ScaleView number;  // where view is absent
 };
 
 // The upstream gradient of a reduced loss, per element of sample b: grad[b * stride] * factor, where factor
@@ -127,34 +136,64 @@ struct Sums {
   uint32_t* blocks_done = nullptr;  // 0 before and after every launch
 };
 
-// z = mu + exp(logvar / 2) eps and KL(N(mu, exp logvar) || prior); either may be absent.
+// z = mu + std eps and KL(N(mu, std^2) || prior); either may be absent. `spread`: the logvar, log_std or std.
 struct GaussianArgs : Sums {
   Shape shape;          // of mu
   int64_t samples = 1;  // z is [samples, *shape], dense when samples > 1
   Noise noise;
-  View mu, logvar, prior_mu, prior_logvar;  // priors absent: N(0, 1)
+  Parameterization parameterization;
+  View mu, spread;
+  bool standard = false;  // the prior is N(0, 1)
+  BroadcastView prior_mu, prior_spread;
   // forward
   View z;
   View kl;                    // reduction none
   double* partial = nullptr;  // otherwise: [B, segments]
   // CPU, single draw: if present, written by forward and read by backward, which then need not recompute eps.
-  View dz_dlogvar;
+  View dz_dspread;
   // backward
   View grad_z;
   View grad_kl_elements;  // reduction none
   Upstream grad_kl;
-  View grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar;
+  View grad_mu, grad_spread, grad_prior_mu, grad_prior_spread;
+};
+
+// log N(z; mu, std^2).
+struct LogProbArgs : Sums {
+  Shape shape;  // of z
+  Parameterization parameterization;
+  View z;
+  BroadcastView mu, spread;
+  View log_prob;
+  double* partial = nullptr;
+  View grad_elements;
+  Upstream grad;
+  View grad_z, grad_mu, grad_spread;
 };
 
 struct BernoulliArgs : Sums {
   Shape shape;
-  View logits, prior;
-  double prior_logit = 0.0;  // where prior is absent
+  View logits;
+  BroadcastView prior;
   View kl;
   double* partial = nullptr;
   View grad_kl_elements;
   Upstream grad_kl;
   View grad_logits, grad_prior;
+};
+
+// KL of K outcomes, from logits. An outcome of a View is `..._step` elements after the one before.
+struct CategoricalArgs : Sums {
+  Shape shape;  // of the logits without the dimension of the outcomes
+  int64_t outcomes;
+  View logits, prior;  // prior absent: uniform
+  int64_t logits_step = 0, prior_step = 0;
+  View kl;
+  double* partial = nullptr;
+  View grad_kl_elements;
+  Upstream grad_kl;
+  View grad_logits, grad_prior;
+  int64_t grad_logits_step = 0, grad_prior_step = 0;
 };
 
 struct ReconstructionArgs : Sums {

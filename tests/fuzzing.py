@@ -241,23 +241,77 @@ def _draws(draw: Any, tensors: _Tensors, operands: dict, options: dict) -> None:
     _optional(draw, options, "num_samples", st.sampled_from((1, 2, 3)))
 
 
-def _kl(draw: Any, options: dict) -> None:
+def _reduction(draw: Any, options: dict, most_batch_dims: int) -> None:
     _optional(draw, options, "reduction", st.sampled_from(REDUCTIONS))
+    if most_batch_dims > 1 and _one_in(draw, 3):
+        options["batch_dims"] = draw(st.integers(1, most_batch_dims))
+
+
+def _kl(draw: Any, options: dict, most_batch_dims: int) -> None:
+    _reduction(draw, options, most_batch_dims)
     if options.get("reduction") not in ("none", "sample"):
         _optional(draw, options, "free_bits", st.sampled_from((0.0, 0.01, 0.5, 2.0)))
 
 
+def _smaller(draw: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """One that broadcasts to it; often itself."""
+    if draw(st.booleans()):
+        return shape
+    kept = shape[draw(st.integers(0, len(shape))) :]
+    return tuple(1 if draw(st.booleans()) else n for n in kept)
+
+
+def _broadcast(
+    draw: Any,
+    tensors: _Tensors,
+    name: str,
+    shape: tuple[int, ...],
+    numbers: tuple,
+    kinds: tuple,
+    operands: dict,
+    options: dict,
+) -> None:
+    """A tensor, a number, or nothing."""
+    how = draw(st.sampled_from(("tensor", "tensor", "number", "default")))
+    if how == "tensor":
+        operands[name] = tensors(_smaller(draw, shape), *kinds)
+    elif how == "number":
+        options[name] = draw(st.sampled_from(numbers))
+
+
+def _parameterization(draw: Any, options: dict) -> tuple:
+    """Drawn; returned are the kinds that a spread may be of, and numbers."""
+    _optional(draw, options, "parameterization", st.sampled_from(("std", "log_std", "logvar")))
+    if options.get("parameterization") == "std":
+        return ("positive", "positive", "positive", "unit", "zero", "real"), (0.5, 1, 3.0, 0.01)
+    return _REAL, (0.0, 0, -1.5, 0.25, 30.0)
+
+
+_NUMBERS_OF_MEANS = (0.0, 0, -1.5, 0.25, 100.0)
+
+
 def _latent_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
     shape = _shape(draw, 0, 5, image=False)
-    operands = {"mu": tensors(shape, *_REAL), "logvar": tensors(shape, *_REAL)}
     options: dict[str, Any] = {}
+    spreads, numbers = _parameterization(draw, options)
+    operands = {"mu": tensors(shape, *_REAL), "logvar": tensors(shape, *spreads)}
     if op != "reparameterize":
-        for name in ("prior_mu", "prior_logvar"):
-            if draw(st.booleans()):
-                operands[name] = tensors(shape, *_REAL)
-        _kl(draw, options)
+        _broadcast(draw, tensors, "prior_mu", shape, _NUMBERS_OF_MEANS, _REAL, operands, options)
+        _broadcast(draw, tensors, "prior_logvar", shape, numbers, spreads, operands, options)
+        _kl(draw, options, len(shape))
     if op != "gaussian_kl":
         _draws(draw, tensors, operands, options)
+    return operands, options
+
+
+def _log_prob_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
+    shape = _shape(draw, 0, 5, image=False)
+    options: dict[str, Any] = {}
+    spreads, numbers = _parameterization(draw, options)
+    operands = {"z": tensors(shape, *_REAL)}
+    _broadcast(draw, tensors, "mu", shape, _NUMBERS_OF_MEANS, _REAL, operands, options)
+    _broadcast(draw, tensors, "logvar", shape, numbers, spreads, operands, options)
+    _reduction(draw, options, len(shape))
     return operands, options
 
 
@@ -265,11 +319,20 @@ def _bernoulli_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
     shape = _shape(draw, 0, 5, image=False)
     operands = {"logits": tensors(shape, *_REAL)}
     options: dict[str, Any] = {}
-    if draw(st.booleans()):
-        operands["prior_logits"] = tensors(shape, *_REAL)
-    else:
-        _optional(draw, options, "prior_logits", st.sampled_from((0.0, 0, -1.5, 30.0, 1e4)))
-    _optional(draw, options, "reduction", st.sampled_from(REDUCTIONS))
+    _broadcast(draw, tensors, "prior_logits", shape, (0.0, 0, -1.5, 30.0, 1e4), _REAL, operands, options)
+    _reduction(draw, options, len(shape))
+    return operands, options
+
+
+def _categorical_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
+    shape = tuple(max(n, 1) for n in _shape(draw, 1, 5, image=False))
+    operands = {"logits": tensors(shape, *_REAL)}
+    options: dict[str, Any] = {}
+    _broadcast(draw, tensors, "prior_logits", shape, (0.0, 3), _REAL, operands, options)
+    dim = draw(st.integers(1, len(shape) - 1))
+    if dim != 1 or draw(st.booleans()):
+        options["dim"] = dim - len(shape) if draw(st.booleans()) else dim
+    _reduction(draw, options, dim)
     return operands, options
 
 
@@ -383,8 +446,10 @@ _CASES = {
     "reparameterize": _latent_case,
     "gaussian_kl": _latent_case,
     "sample_gaussian": _latent_case,
+    "gaussian_log_prob": _log_prob_case,
     "bernoulli_kl": _bernoulli_case,
     "reconstruction_loss": _plain_case,
+    "categorical_kl": _categorical_case,
     "masked_reconstruction_loss": _reconstruction_case,
     "blended_reconstruction_loss": _reconstruction_case,
     "mixture_reconstruction_loss": _reconstruction_case,
@@ -478,7 +543,10 @@ def _specified(
 # order 1 in the formulas, once for each element that is summed. On top come the rounding to a half type
 # where one is stored, and the specification's own error in float64.
 
-_NUMBERS = ("fg_scale", "bg_scale", "scale", "fg_weight", "bg_weight", "prior_logits", "free_bits")
+_NUMBERS = (
+    "fg_scale", "bg_scale", "scale", "fg_weight", "bg_weight", "prior_logits", "free_bits", "prior_mu",
+    "prior_logvar", "mu", "logvar",
+)  # fmt: skip
 
 
 def _moved(
@@ -737,23 +805,31 @@ def _undefined(
         undefined |= a.isnan() & odd
     if case.op == "bernoulli_kl" and "prior_logits" in inputs:
         # Both infinite: the KL is NaN, inf - inf, and so are the kernel's derivatives.
-        undefined |= a.isnan() & inputs["logits"].isinf() & inputs["prior_logits"].isinf()
+        both = inputs["logits"].detach().isinf() & inputs["prior_logits"].detach().isinf()
+        undefined |= a.isnan() & _any_to(both, a.shape)
     return undefined
+
+
+def _any_to(condition: Tensor, shape: torch.Size) -> Tensor:
+    """Of each element of an operand: whether it holds anywhere that the operand is broadcast to."""
+    while condition.dim() > len(shape):
+        condition = condition.any(0)
+    for d, n in enumerate(shape):
+        if condition.shape[d] != n:
+            condition = condition.any(d, keepdim=True)
+    return condition
 
 
 def _not_finite(inputs: dict[str, Tensor], operand: Tensor) -> Tensor:
     """Of each element of `operand`: whether any operand there is infinite or NaN."""
-    least = max(operand.dim(), 1) if operand.dim() < 2 else 2
-    operands = [t.detach().double() for t in inputs.values() if t.dim() == least or t.dim() > 1 < least]
-    if operand.dim() < 2:
-        operands += [t.detach().double().sum() for t in inputs.values()]
+    operands = [t.detach().double() for t in inputs.values()]
+    if "target" in inputs:  # of images: scales of channels have other shapes
+        least = max(operand.dim(), 1) if operand.dim() < 2 else 2
+        operands = [t for t in operands if t.dim() == least or t.dim() > 1 < least]
+        if operand.dim() < 2:
+            operands += [t.detach().double().sum() for t in inputs.values()]
     odd = ~torch.stack(torch.broadcast_tensors(*operands)).isfinite().all(0)
-    while odd.dim() > operand.dim():
-        odd = odd.any(0)
-    for d in range(odd.dim()):
-        if odd.shape[d] != operand.shape[d]:
-            odd = odd.any(d, keepdim=True)
-    return odd
+    return _any_to(odd, operand.shape)
 
 
 def _report(case: Case, name: str, a: Tensor, e: Tensor, bound: Tensor, narrow: Any, wrong: Tensor) -> str:

@@ -135,31 +135,49 @@ def _seed(seed: Tensor | int, like: Tensor) -> Tensor:
     return seed if isinstance(seed, Tensor) else torch.tensor([seed], device=like.device)
 
 
-def _reparameterize(mu, logvar, *, seed, offset=0, num_samples=None):
-    return reference.reparameterize(mu, logvar, _seed(seed, mu), offset, num_samples)
+def _reparameterize(mu, logvar, *, seed, parameterization="logvar", offset=0, num_samples=None):
+    return reference.reparameterize(mu, logvar, parameterization, _seed(seed, mu), offset, num_samples)
 
 
-def _gaussian_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, reduction="batchmean", free_bits=0.0):
+def _gaussian_kl(
+    mu, logvar, prior_mu=None, prior_logvar=None, *, parameterization="logvar", reduction="batchmean",
+    free_bits=0.0, batch_dims=1,
+):  # fmt: skip
+    prior_mu = 0.0 if prior_mu is None else prior_mu
+    operands = (mu, logvar, prior_mu, prior_logvar, parameterization)
     if free_bits == 0.0:
-        return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
-    kl = reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, "none")
+        return reference.gaussian_kl(*operands, reduction, batch_dims)
+    kl = reference.gaussian_kl(*operands, "none").flatten(0, batch_dims - 1)
     per_dimension = torch.clamp(kl.mean(0), min=free_bits)
     return {
         "batchmean": per_dimension.sum(),
-        "sum": per_dimension.sum() * mu.shape[0],
+        "sum": per_dimension.sum() * len(kl),
         "mean": per_dimension.mean(),
     }[reduction]
 
 
-def _sample_gaussian(mu, logvar, prior_mu=None, prior_logvar=None, *, seed, offset=0, num_samples=None, **kl):
-    z = _reparameterize(mu, logvar, seed=seed, offset=offset, num_samples=num_samples)
-    return z, _gaussian_kl(mu, logvar, prior_mu, prior_logvar, **kl)
+def _sample_gaussian(
+    mu, logvar, prior_mu=None, prior_logvar=None, *, seed, parameterization="logvar", offset=0,
+    num_samples=None, **kl,
+):  # fmt: skip
+    draw = {"offset": offset, "num_samples": num_samples}
+    z = _reparameterize(mu, logvar, seed=seed, parameterization=parameterization, **draw)
+    return z, _gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, **kl)
 
 
-def _bernoulli_kl(logits, prior_logits=0.0, *, reduction="batchmean"):
-    if isinstance(prior_logits, Tensor):
-        return reference.bernoulli_kl(logits, prior_logits, 0.0, reduction)
-    return reference.bernoulli_kl(logits, None, prior_logits, reduction)
+def _gaussian_log_prob(
+    z, mu=0.0, logvar=None, *, parameterization="logvar", reduction="batchmean", batch_dims=1
+):
+    return reference.gaussian_log_prob(z, mu, logvar, parameterization, reduction, batch_dims)
+
+
+def _bernoulli_kl(logits, prior_logits=0.0, *, reduction="batchmean", batch_dims=1):
+    return reference.bernoulli_kl(logits, prior_logits, reduction, batch_dims)
+
+
+def _categorical_kl(logits, prior_logits=0.0, *, dim=1, reduction="batchmean", batch_dims=1):
+    prior = prior_logits if isinstance(prior_logits, Tensor) else None
+    return reference.categorical_kl(logits, prior, dim, reduction, batch_dims)
 
 
 def _reconstruction(prediction, target, *, likelihood="gaussian", scale=1.0, weight=None, **options):
@@ -231,8 +249,10 @@ _SPECIFICATION: dict[str, Callable] = {
     "reparameterize": _reparameterize,
     "gaussian_kl": _gaussian_kl,
     "sample_gaussian": _sample_gaussian,
+    "gaussian_log_prob": _gaussian_log_prob,
     "bernoulli_kl": _bernoulli_kl,
     "reconstruction_loss": _reconstruction,
+    "categorical_kl": _categorical_kl,
     "masked_reconstruction_loss": _masked,
     "blended_reconstruction_loss": _blended,
     "mixture_reconstruction_loss": _mixture,
@@ -304,6 +324,110 @@ def _bernoulli_kl_samples() -> Iterable[Sample]:
         yield Sample("bernoulli_kl", both, {"reduction": reduction}, f"prior_{rank}")
         prior = {"prior_logits": -1.5} if i % 2 else {}
         yield Sample("bernoulli_kl", logits, {**prior, "reduction": reduction}, rank)
+
+
+# Priors and what else is broadcast: how many of the dimensions it has, and which of these are 1.
+_BROADCASTS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    ((3, 4), (4,)),
+    ((3, 4), (3, 1)),
+    ((2, 3, 4), (3, 4)),
+    ((2, 3, 3), (1, 3, 1)),
+    ((2, 3, 1, 2), ()),
+    ((2, 2, 1, 3, 1), (2, 1, 1, 3, 1)),
+    ((2, 2, 1, 2, 1, 2), (2, 1, 2)),
+)
+_PARAMETERIZATIONS = ("std", "log_std", "logvar")
+
+
+def _spread(parameterization: str, shape: tuple[int, ...]) -> Make:
+    return Make("positive" if parameterization == "std" else "real", shape)
+
+
+def _parameterized_samples() -> Iterable[Sample]:
+    """Every parameterization of the three functions, with priors that broadcast, numbers among them."""
+    for i, parameterization in enumerate(_PARAMETERIZATIONS):
+        word = {"parameterization": parameterization}
+        draws = ({}, {"num_samples": 2}, {"offset": 3})[i]
+        tensors = {"mu": Make("real", (3, 4)), "logvar": _spread(parameterization, (3, 4))}
+        yield Sample("reparameterize", tensors, {"seed": i, **word, **draws}, "parameterized")
+        yield Sample("gaussian_kl", tensors, {**word, "reduction": _REDUCTIONS[i]}, "standard")
+        yield Sample("sample_gaussian", tensors, {**word, "seed": 9}, "standard")
+        for k, (shape, small) in enumerate(_BROADCASTS):
+            reduction = _REDUCTIONS[(2 * i + k) % 5]
+            options: dict[str, Any] = {**word, "reduction": reduction}
+            tensors = {"mu": Make("real", shape), "logvar": _spread(parameterization, shape)}
+            if k % 3 != 1:
+                tensors["prior_mu"] = Make("real", small)
+            else:
+                options["prior_mu"] = 0.25
+            if k % 3 != 2:
+                tensors["prior_logvar"] = _spread(parameterization, shape if k == 3 else small)
+            else:
+                options["prior_logvar"] = 0.5
+            if len(shape) > 2 and k % 2 == 0:
+                options["batch_dims"] = 2
+            if (i + k) % 4 == 3 and reduction not in ("none", "sample"):
+                options["free_bits"] = 0.75
+            yield Sample("gaussian_kl", tensors, options, f"{list(shape)}_{list(small)}")
+            if (i + k) % 2:
+                draw = {"num_samples": 2} if k % 3 else {}
+                yield Sample(
+                    "sample_gaussian", tensors, {"seed": k, **draw, **options}, f"{list(shape)}_{list(small)}"
+                )
+
+
+def _log_prob_samples() -> Iterable[Sample]:
+    for i, parameterization in enumerate(_PARAMETERIZATIONS):
+        word = {"parameterization": parameterization}
+        shapes = (*_BROADCASTS, ((3, 4), (3, 4)), ((5,), (5,)), ((2, 3, 1, 2), (2, 3, 1, 2)))
+        for k, (shape, small) in enumerate(shapes):
+            options: dict[str, Any] = {**word, "reduction": _REDUCTIONS[(i + k) % 5]}
+            tensors = {"z": Make("real", shape)}
+            if k % 4 != 3:
+                tensors["mu"] = Make("real", small)
+            elif i != 1:
+                options["mu"] = -0.5
+            if k % 4 != 1:
+                tensors["logvar"] = _spread(parameterization, small if k % 2 else shape)
+            elif i != 2:
+                options["logvar"] = 0.75
+            if len(shape) > 2 and k % 2 == 1:
+                options["batch_dims"] = 2
+            yield Sample("gaussian_log_prob", tensors, options, f"{list(shape)}_{list(small)}")
+
+
+def _broadcast_bernoulli_samples() -> Iterable[Sample]:
+    for k, (shape, small) in enumerate(_BROADCASTS):
+        options: dict[str, Any] = {"reduction": _REDUCTIONS[(k + 1) % 5]}
+        if len(shape) > 2 and k % 2 == 0:
+            options["batch_dims"] = 2
+        tensors = {"logits": Make("logits", shape), "prior_logits": Make("logits", small)}
+        yield Sample("bernoulli_kl", tensors, options, f"{list(shape)}_{list(small)}")
+
+
+# Logits, prior (None: uniform), the dimension of the outcomes and how many index samples.
+_OUTCOMES: tuple[tuple[tuple[int, ...], tuple[int, ...] | None, int, int], ...] = (
+    ((3, 4), None, 1, 1),
+    ((3, 4), (3, 4), -1, 1),
+    ((3, 4), (4,), 1, 1),
+    ((2, 3, 4), (3, 1), 1, 1),
+    ((2, 3, 4), None, 2, 2),
+    ((2, 5, 2, 2), (2, 5, 2, 2), 1, 1),
+    ((2, 2, 3, 2), (1, 3, 1), 2, 1),
+    ((2, 1, 3, 2, 2), (2, 1, 3, 2, 2), -3, 2),
+    ((2, 1, 2, 2, 3, 2), (1, 1, 3, 1), 4, 2),
+    ((2, 1, 2, 2, 3, 2), None, 2, 1),
+)
+
+
+def _categorical_samples() -> Iterable[Sample]:
+    for i, (shape, prior, dim, batch_dims) in enumerate(_OUTCOMES):
+        for reduction in (_REDUCTIONS[i % 5], _REDUCTIONS[(i + 2) % 5]):
+            tensors = {"logits": Make("logits", shape)}
+            if prior is not None:
+                tensors["prior_logits"] = Make("logits", prior)
+            options = {"dim": dim, "batch_dims": batch_dims, "reduction": reduction}
+            yield Sample("categorical_kl", tensors, options, f"{list(shape)}_{prior and list(prior)}")
 
 
 # --- the table: reconstructions -------------------------------------------------------------------
@@ -476,7 +600,11 @@ SAMPLES: list[Sample] = [
     *_reparameterize_samples(),
     *_gaussian_kl_samples(),
     *_sample_gaussian_samples(),
+    *_parameterized_samples(),
+    *_log_prob_samples(),
     *_bernoulli_kl_samples(),
+    *_broadcast_bernoulli_samples(),
+    *_categorical_samples(),
     *_reconstruction_samples(),
     *_region_samples(),
     *_plain_samples(),

@@ -216,6 +216,21 @@ NUMBERS = [
     (fgbg_cuda.mixture_reconstruction_loss, _images, "bg_scale", {"reduction": "sample"}),
     (fgbg_cuda.bernoulli_kl, lambda device: _latents(device, "logits"), "prior_logits", {}),
     (fgbg_cuda.gaussian_kl, lambda device: _latents(device, "mu", "logvar"), "free_bits", {}),
+    (fgbg_cuda.gaussian_kl, lambda device: _latents(device, "mu", "logvar"), "prior_mu", {}),
+    (fgbg_cuda.gaussian_kl, lambda device: _latents(device, "mu", "logvar", "prior_mu"), "prior_logvar", {}),
+    (
+        fgbg_cuda.sample_gaussian,
+        lambda device: _latents(device, "mu", "logvar"),
+        "prior_logvar",
+        {"seed": 1, "parameterization": "std"},
+    ),
+    (
+        fgbg_cuda.gaussian_log_prob,
+        lambda device: _latents(device, "z", "mu"),
+        "logvar",
+        {"parameterization": "std"},
+    ),
+    (fgbg_cuda.gaussian_log_prob, lambda device: _latents(device, "z"), "mu", {"reduction": "sample"}),
     (fgbg_cuda.sample_gaussian, lambda device: _latents(device, "mu", "logvar"), "free_bits", {"seed": 1}),
 ]
 
@@ -243,6 +258,28 @@ def test_a_number_that_changes(function, tensors, name, options, backend, device
         for n, gradient in found.items():
             assert_close(gradient, expected[n], note=n)
     assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.5, 0.25, 0.0, 0.1), (0.5, 0.25, 0.0, 0.0, 0.75)])
+@pytest.mark.parametrize("function", [fgbg_cuda.gaussian_kl, fgbg_cuda.sample_gaussian])
+def test_a_schedule_of_free_bits_that_is_zero_at_times(function, values, device):
+    """A graph for the first value and one for all others; at 0 the value is the KL."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = _compile(lambda inputs, value: _kl(function, inputs, free_bits=value), counter)
+    inputs = _latents(device, "mu", "logvar")
+    for value in values:
+        found, expected = compiled(inputs, value), _kl(function, inputs, free_bits=value)
+        assert_close(found, expected)
+        found, expected = gradients([found], inputs), gradients([expected], inputs)
+        for name, gradient in found.items():
+            assert_close(gradient, expected[name], note=name)
+    assert counter.frame_count <= 2
+
+
+def _kl(function, inputs, **options):
+    if function is fgbg_cuda.sample_gaussian:
+        return function(**inputs, seed=1, **options)[1]
+    return function(**inputs, **options)
 
 
 def _leaves(results):

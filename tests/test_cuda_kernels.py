@@ -290,7 +290,7 @@ def test_noise_of_a_full_grid(kernels):
 def test_every_kernel_runs(kernels):
     """Each instantiation that the sources make: what these tests run is what a GPU would."""
     ran = set()
-    options = ("likelihood", "channels", "reduction")
+    options = ("likelihood", "channels", "reduction", "parameterization", "dim")
     likelihoods = {(s.op, *map(s.options.get, options)): s for s in SAMPLES}
     for sample in likelihoods.values():
         for dtype, size in (

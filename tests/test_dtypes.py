@@ -60,6 +60,7 @@ EXTREMES = {
     "prior_logvar": (8.0, -8.0, 0.0),
     "mu": (200.0, -200.0, 0.5),
     "prior_mu": (-200.0, 100.0, 0.25),
+    "z": (200.0, -100.0, 0.5),
     "logits": (30.0, -30.0, 25.0),
     "prior_logits": (-30.0, 30.0, -25.0),
     "mask_logits": (30.0, -30.0, 12.0),
@@ -69,13 +70,18 @@ EXTREMES = {
 }
 
 
+# Whose squares and reciprocals overflow float16 or underflow.
+STD_EXTREMES = {"logvar": (400.0, 2.0**-12, 1.0), "prior_logvar": (2.0**-8, 300.0, 1.0)}
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @each([s for s in SAMPLES if s.smooth])
 def test_saturated_half(sample, device, dtype):
     """Finite, and what float32 gives; where float32 overflows the half type, its infinity."""
     inputs = sample.inputs(device, dtype, grad=True)
     with torch.no_grad():
-        for name, values in EXTREMES.items():
+        of_std = STD_EXTREMES if sample.options.get("parameterization") == "std" else {}
+        for name, values in {**EXTREMES, **of_std}.items():
             if name in inputs and inputs[name].is_floating_point():
                 for k, value in enumerate(values):
                     inputs[name].flatten()[k::3] = value

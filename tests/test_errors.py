@@ -12,6 +12,7 @@ import fgbg_cuda
 
 KL, DRAW, BOTH = fgbg_cuda.gaussian_kl, fgbg_cuda.reparameterize, fgbg_cuda.sample_gaussian
 BERNOULLI, NOISE = fgbg_cuda.bernoulli_kl, fgbg_cuda.philox_normal
+LOG_PROB, CATEGORICAL = fgbg_cuda.gaussian_log_prob, fgbg_cuda.categorical_kl
 MASKED = fgbg_cuda.masked_reconstruction_loss
 BLENDED = fgbg_cuda.blended_reconstruction_loss
 MIXTURE = fgbg_cuda.mixture_reconstruction_loss
@@ -61,11 +62,52 @@ BAD_CALLS = [
     ("logvar", KL, {"mu": Z, "logvar": Z.int()}),
     ("logvar", BOTH, {"mu": Z, "logvar": Z.to(META)}),
     ("logvar", BOTH, {"mu": Z, "logvar": Z[None]}),
-    ("prior_mu", KL, {"mu": Z, "logvar": Z, "prior_mu": Z[:1]}),
-    ("prior_mu", KL, {"mu": Z, "logvar": Z, "prior_mu": 0.0}),
+    ("prior_mu", KL, {"mu": Z, "logvar": Z, "prior_mu": Z.T}),
+    ("prior_mu", KL, {"mu": Z, "logvar": Z, "prior_mu": Z[None]}),
+    ("prior_mu", KL, {"mu": Z, "logvar": Z, "prior_mu": "0"}),
+    ("prior_mu", BOTH, {"mu": Z, "logvar": Z, "prior_mu": math.nan}),
     ("prior_mu", BOTH, {"mu": Z, "logvar": Z, "prior_mu": Z.to(META)}),
     ("prior_logvar", KL, {"mu": Z, "logvar": Z, "prior_logvar": Z.T}),
     ("prior_logvar", BOTH, {"mu": Z, "logvar": Z, "prior_logvar": Z.long()}),
+    ("prior_logvar", KL, {"mu": Z, "logvar": Z, "prior_logvar": math.inf}),
+    ("prior_logvar", KL, {"mu": Z, "logvar": Z, "prior_logvar": 0.0, "parameterization": "std"}),
+    ("prior_logvar", BOTH, {"mu": Z, "logvar": Z, "prior_logvar": -1, "parameterization": "std"}),
+    ("parameterization", DRAW, {"mu": Z, "logvar": Z, "parameterization": "sigma"}),
+    ("parameterization", KL, {"mu": Z, "logvar": Z, "parameterization": None}),
+    ("parameterization", BOTH, {"mu": Z, "logvar": Z, "parameterization": "logstd"}),
+    ("parameterization", LOG_PROB, {"z": Z, "parameterization": 1}),
+    ("batch_dims", KL, {"mu": Z, "logvar": Z, "batch_dims": 0}),
+    ("batch_dims", KL, {"mu": Z, "logvar": Z, "batch_dims": 3}),
+    ("batch_dims", BOTH, {"mu": Z, "logvar": Z, "batch_dims": 1.0}),
+    ("batch_dims", BERNOULLI, {"logits": Z, "batch_dims": -1}),
+    ("batch_dims", LOG_PROB, {"z": Z, "batch_dims": True}),
+    ("batch_dims", CATEGORICAL, {"logits": Z, "batch_dims": 2}),
+    # log-densities
+    ("z", LOG_PROB, {"z": None}),
+    ("z", LOG_PROB, {"z": Z.long()}),
+    ("z", LOG_PROB, {"z": torch.tensor(1.0)}),
+    ("mu", LOG_PROB, {"z": Z, "mu": None}),
+    ("mu", LOG_PROB, {"z": Z, "mu": Z[:, :2]}),
+    ("mu", LOG_PROB, {"z": Z[0], "mu": Z}),
+    ("logvar", LOG_PROB, {"z": Z, "logvar": "1"}),
+    ("logvar", LOG_PROB, {"z": Z, "logvar": Z.to(META)}),
+    ("logvar", LOG_PROB, {"z": Z, "logvar": 0, "parameterization": "std"}),
+    ("reduction", LOG_PROB, {"z": Z, "reduction": "avg"}),
+    # categorical_kl
+    ("logits", CATEGORICAL, {"logits": None}),
+    ("logits", CATEGORICAL, {"logits": Z.long()}),
+    ("logits", CATEGORICAL, {"logits": Z[0]}),
+    ("logits", CATEGORICAL, {"logits": Z[:, :0]}),
+    ("prior_logits", CATEGORICAL, {"logits": Z, "prior_logits": Z[:, :2]}),
+    ("prior_logits", CATEGORICAL, {"logits": Z, "prior_logits": Z.bool()}),
+    ("prior_logits", CATEGORICAL, {"logits": Z, "prior_logits": None}),
+    ("prior_logits", CATEGORICAL, {"logits": Z, "prior_logits": math.inf}),
+    ("dim", CATEGORICAL, {"logits": Z, "dim": 2}),
+    ("dim", CATEGORICAL, {"logits": Z, "dim": -3}),
+    ("dim", CATEGORICAL, {"logits": Z, "dim": 0}),
+    ("dim", CATEGORICAL, {"logits": X, "dim": 1, "batch_dims": 2}),
+    ("dim", CATEGORICAL, {"logits": Z, "dim": "1"}),
+    ("reduction", CATEGORICAL, {"logits": Z, "reduction": None}),
     # seeds, offsets, draws
     ("seed", DRAW, {"mu": Z, "logvar": Z, "seed": 1.0}),
     ("seed", DRAW, {"mu": Z, "logvar": Z, "seed": "1"}),
@@ -115,7 +157,7 @@ BAD_CALLS = [
     ("logits", BERNOULLI, {"logits": None}),
     ("logits", BERNOULLI, {"logits": Z.long()}),
     ("logits", BERNOULLI, {"logits": torch.tensor(1.0)}),
-    ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": Z[:1]}),
+    ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": Z.T}),
     ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": None}),
     ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": math.nan}),
     ("prior_logits", BERNOULLI, {"logits": Z, "prior_logits": "0"}),
@@ -264,7 +306,9 @@ def test_there_are_many_bad_calls():
 
 
 @pytest.mark.parametrize(
-    "function", [DRAW, KL, BOTH, BERNOULLI, PLAIN, MASKED, BLENDED, MIXTURE], ids=lambda f: f.__name__
+    "function",
+    [DRAW, KL, BOTH, BERNOULLI, LOG_PROB, CATEGORICAL, PLAIN, MASKED, BLENDED, MIXTURE],
+    ids=lambda f: f.__name__,
 )
 def test_every_argument_has_a_bad_call(function):
     """A new argument comes with its own."""
@@ -280,17 +324,21 @@ def test_the_ops_check_for_themselves(device):
     z, seed = Z.to(device), torch.tensor([1], device=device)
     ops = torch.ops.fgbg
     bad = [
-        lambda: ops.gaussian_kl(z, z[:1], None, None, "sum"),
-        lambda: ops.gaussian_kl(z, z, z[:, :1], None, "sum"),
-        lambda: ops.gaussian_kl(z, z, None, None, "total"),
-        lambda: ops.gaussian_kl(z.long(), z, None, None, "sum"),
-        lambda: ops.reparameterize(z, z, torch.tensor([1, 2], device=device), 0, None),
-        lambda: ops.reparameterize(z, z, seed.int(), 0, None),
-        lambda: ops.bernoulli_kl(z, z[:1], None, "sum"),
-        lambda: ops.bernoulli_kl(z, None, z, "sum"),
-        lambda: ops.bernoulli_kl(z, None, z[0, 0].clone().requires_grad_(), "sum"),
-        lambda: ops.bernoulli_kl(z, None, z[0, 0].int(), "sum"),
-        lambda: ops.gaussian_kl(z[(None,) * 4], z[(None,) * 4], None, None, "sum"),
+        lambda: ops.gaussian_kl(z, z[:1], None, None, "logvar", "sum", 1),
+        lambda: ops.gaussian_kl(z, z, z[:, :2], None, "logvar", "sum", 1),
+        lambda: ops.gaussian_kl(z, z, None, None, "logvar", "total", 1),
+        lambda: ops.gaussian_kl(z, z, None, None, "sigma", "sum", 1),
+        lambda: ops.gaussian_kl(z, z, None, None, "logvar", "sum", 3),
+        lambda: ops.gaussian_kl(z.long(), z, None, None, "logvar", "sum", 1),
+        lambda: ops.reparameterize(z, z, "logvar", torch.tensor([1, 2], device=device), 0, None),
+        lambda: ops.reparameterize(z, z, "logvar", seed.int(), 0, None),
+        lambda: ops.gaussian_log_prob(z[0], z, None, "logvar", "sum", 1),
+        lambda: ops.bernoulli_kl(z, z[:, :2], "sum", 1),
+        lambda: ops.bernoulli_kl(z, z[0, 0].int(), "sum", 1),
+        lambda: ops.categorical_kl(z, None, 0, "sum", 1),
+        lambda: ops.categorical_kl(z, None, 2, "sum", 1),
+        lambda: ops.categorical_kl(z, z[None], 1, "sum", 1),
+        lambda: ops.gaussian_kl(z[(None,) * 4], z[(None,) * 4], None, None, "logvar", "sum", 1),
     ]
     for call in bad:
         with pytest.raises((ValueError, TypeError, RuntimeError)):

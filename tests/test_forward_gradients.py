@@ -22,7 +22,8 @@ def _loss(outputs):
     loss = outputs[0]
     if loss.dim() == 0:
         return loss
-    return (loss * (torch.arange(len(loss), device=loss.device) % 2 + 1)).sum()
+    weights = torch.arange(loss.numel(), device=loss.device).view(loss.shape) % 2 + 1
+    return (loss * weights).sum()
 
 
 def _gradients(loss, inputs, **options):
@@ -31,13 +32,15 @@ def _gradients(loss, inputs, **options):
 
 
 def _writes_gradients(sample):
-    """Not where a floor comes after the op, nor where a gradient sums what arrives at samples."""
-    rank = max(len(make.shape) for make in sample.tensors.values())
-    sums = any(
-        name.endswith("scale") or (name == "weight" and (len(make.shape) < rank or make.shape[0] == 1))
-        for name, make in sample.tensors.items()
-    )
-    return "free_bits" not in sample.options and not (sums and sample.options.get("reduction") == "sample")
+    """Not where a floor comes after the op, nor where the gradient of a scale or of what is broadcast sums
+    what arrives at samples. (Kernels index five dimensions; of more, broadcasting comes before the op.)"""
+    shapes = [make.shape for name, make in sample.tensors.items() if not name.endswith("scale")]
+    scales = len(shapes) < len(sample.tensors)
+    latents = "target" not in sample.tensors
+    shared = any(len(s) < len(shapes[0]) or s[0] != shapes[0][0] for s in shapes)
+    broadcast = latents and any(s != shapes[0] for s in shapes)
+    by_sample = (scales or shared) and sample.options.get("reduction") == "sample"
+    return "free_bits" not in sample.options and not by_sample and not (broadcast and len(shapes[0]) > 5)
 
 
 def _recomputed(loss, inputs, **options):

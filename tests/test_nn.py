@@ -14,14 +14,18 @@ MODULES = {
     "reparameterize": nn.Reparameterize,
     "gaussian_kl": nn.GaussianKL,
     "sample_gaussian": nn.SampleGaussian,
+    "gaussian_log_prob": nn.GaussianLogProb,
     "bernoulli_kl": nn.BernoulliKL,
+    "categorical_kl": nn.CategoricalKL,
     "reconstruction_loss": nn.ReconstructionLoss,
     "masked_reconstruction_loss": nn.MaskedReconstructionLoss,
     "blended_reconstruction_loss": nn.BlendedReconstructionLoss,
     "mixture_reconstruction_loss": nn.MixtureReconstructionLoss,
 }
 # What changes from call to call goes to forward.
-CALL_OPTIONS = ("seed", "offset", "generator", "bg", "prior_logits")
+CALL_OPTIONS = (
+    "seed", "offset", "generator", "bg", "prior_logits", "prior_mu", "prior_logvar", "mu", "logvar",
+)  # fmt: skip
 
 
 def _module(sample):

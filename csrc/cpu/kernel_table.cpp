@@ -13,6 +13,7 @@ const Kernels& FGBG_TABLE(FGBG_ISA)() {
     Kernels t{};
     t.name = FGBG_STRINGIFY(FGBG_ISA);
     add_latents(t);
+    add_categorical(t);
     add_reconstruction(t);
     add_scaling(t);
     add_broadcast(t);

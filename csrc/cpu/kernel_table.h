@@ -7,6 +7,7 @@ namespace fgbg::cpu {
 inline namespace FGBG_ISA {
 
 void add_latents(Kernels&);
+void add_categorical(Kernels&);
 void add_reconstruction(Kernels&);
 void add_scaling(Kernels&);
 void add_broadcast(Kernels&);

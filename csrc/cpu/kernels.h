@@ -18,6 +18,8 @@ struct Kernels {
   Kernel<NormalArgs> normal;
   Kernel<GaussianArgs> gaussian_forward, gaussian_backward;
   Kernel<BernoulliArgs> bernoulli_forward, bernoulli_backward;
+  Kernel<LogProbArgs> log_prob_forward, log_prob_backward;
+  Kernel<CategoricalArgs> categorical_forward, categorical_backward;
   Kernel<ReconstructionArgs> reconstruction_forward, reconstruction_backward;
   Kernel<ScalingArgs> scale;
   Kernel<BroadcastArgs> broadcast_sum;

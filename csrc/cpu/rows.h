@@ -39,14 +39,43 @@ class UpstreamBlocks {
   alignas(64) T buffer_[kBlock<T>];
 };
 
+// The blocks of an operand that is broadcast. A number fills one block, once; and so do the rows of an operand
+// that all samples share, where a block is of whole rows.
+template <class T>
+class BroadcastInput {
+ public:
+  BroadcastInput(const BroadcastView& from, const Shape& shape) : from_(from) {
+    if (is_number()) std::fill(std::begin(buffer_), std::end(buffer_), scale_at<T>(from.number, 0));
+    shared_ = !is_number() && shape.row > 0 && shape.row <= kBlock<T> && shape.numel > 0;
+    for (int d = 0; d < shape.leading; ++d) shared_ &= shape.size[d] == 1 || from.view.stride[d] == 0;
+    if (shared_) {
+      std::fill(std::begin(buffer_), std::end(buffer_), T(0));
+      const int64_t n = min(kBlock<T> / shape.row * shape.row, shape.numel);
+      const T* rows = in_.load(from.view, {shape, 0, n});
+      std::copy(rows, rows + n, buffer_);
+    }
+  }
+  bool is_number() const { return !from_.view; }
+  // Whether every block is the same.
+  bool constant() const { return is_number() || shared_; }
+  const T* load(const Span& span) { return constant() ? buffer_ : in_.load(from_.view, span); }
+
+ private:
+  const BroadcastView& from_;
+  bool shared_;
+  Input<T> in_;
+  alignas(64) T buffer_[kBlock<T>];
+};
+
 // How latents are iterated, along the logical index. A task is a segment of one long row, or several short
 // rows; a block within it is part of one row, or several whole rows.
 struct Rows {
-  explicit Rows(const Shape& s)
+  // `cost`: of one element, by which tasks of several rows get fewer.
+  explicit Rows(const Shape& s, int64_t cost = 1)
       : row(s.row),
-        rows(s.row > 0 ? s.numel / s.row : 0),
+        rows(s.row > 0 ? s.samples : 0),
         segments(segments_of(s.row, kSegment)),
-        rows_per_task(s.row > 0 && s.row < kSegment ? kSegment / s.row : 1) {}
+        rows_per_task(s.row > 0 && s.row * cost < kSegment ? kSegment / (s.row * cost) : 1) {}
   int64_t tasks() const {
     return segments <= 1 ? segments_of(rows, rows_per_task) * segments : rows * segments;
   }

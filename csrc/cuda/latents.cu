@@ -1,6 +1,7 @@
-// Latent ops on CUDA: noise, reparameterised samples, and the Gaussian and Bernoulli KL.
+// Latent ops on CUDA: noise, reparameterised samples, the Gaussian and Bernoulli KL, and the Gaussian
+// log-density.
 //
-// One pass over memory: forward reads mu and logvar (and priors) once and writes z, the KL being summed in
+// One pass over memory: forward reads mu and spread (and priors) once and writes z, the KL being summed in
 // registers; backward reads them again with the gradients, recomputes eps from the seed, and also sums
 // the KL if partial sums are wanted.
 #include "../math/gaussian.h"
@@ -24,7 +25,12 @@ struct Group {
 
   __device__ int64_t index() const { return b * shape.row + e; }
   __device__ int64_t offset(const View& v) const {
-    int64_t offset = b * v.stride[0];
+    int64_t offset = 0, sample = b;
+    for (int d = shape.leading - 1; d >= 1; --d) {  // usually none
+      offset += (sample % shape.size[d]) * v.stride[d];
+      sample /= shape.size[d];
+    }
+    offset += sample * v.stride[0];
     if (V > 1 || v.run >= shape.row) return offset + e;
     int64_t rest = e;
 #pragma unroll
@@ -103,22 +109,33 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
   }
 }
 
-// The KL of an element, and the priors that it takes.
-template <class T>
-__device__ __forceinline__ math::GaussianKl<T> kl_of(const GaussianArgs& args, T mu, T logvar, T prior_mu,
-                                                     T prior_logvar) {
-  if (!args.prior_mu && !args.prior_logvar) return math::gaussian_kl(mu, logvar);
-  return math::gaussian_kl(mu, logvar, prior_mu, prior_logvar);
-}
 template <class F, class T, int V>
-__device__ __forceinline__ void unpack_if(const View& v, const Raw<F>& raw, T (&out)[V]) {
-  if (v) return unpack<F>(v, raw, out);
+__device__ __forceinline__ void unpack(const BroadcastView& from, const Raw<F>& raw, T (&out)[V]) {
+  if (from.view) return unpack<F>(from.view, raw, out);
+  const T number = scale_at<T>(from.number, 0);
 #pragma unroll
-  for (int j = 0; j < V; ++j) out[j] = T(0);
+  for (int j = 0; j < V; ++j) out[j] = number;
+}
+
+// The KL of each element.
+template <class S, class F, class T, int V>
+__device__ __forceinline__ void kl_of(const GaussianArgs& args, const Raw<F>& raw_prior_mu,
+                                      const Raw<F>& raw_prior_spread, const T (&mu)[V], const T (&spread)[V],
+                                      math::GaussianKl<T> (&kl)[V]) {
+  if (args.standard) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) kl[j] = S::standard_kl(mu[j], spread[j]);
+    return;
+  }
+  T prior_mu[V], prior_spread[V];
+  unpack<F>(args.prior_mu, raw_prior_mu, prior_mu);
+  unpack<F>(args.prior_spread, raw_prior_spread, prior_spread);
+#pragma unroll
+  for (int j = 0; j < V; ++j) kl[j] = S::kl(mu[j], spread[j], prior_mu[j], S::prepare(prior_spread[j]));
 }
 
 // kDraws: whether z is wanted.
-template <class F, bool kDraws>
+template <class F, bool kDraws, class S>
 __global__ void __launch_bounds__(kThreads, kBlocks<F>)
     gaussian_forward_kernel(const __grid_constant__ GaussianArgs args) {
   using T = typename F::T;
@@ -127,15 +144,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
   const uint64_t seed = kDraws ? seed_of(args.noise) : 0;
   T sum[1] = {};
   for_groups<F>(args, sum, [&](const Group<F>& g) {
-    const Raw<F> raw_mu = g.fetch(args.mu), raw_logvar = g.fetch(args.logvar);
-    const Raw<F> raw_prior_mu = g.fetch_if(args.prior_mu), raw_prior_logvar = g.fetch_if(args.prior_logvar);
-    T mu[V], logvar[V];
+    const Raw<F> raw_mu = g.fetch(args.mu), raw_spread = g.fetch(args.spread);
+    const Raw<F> raw_prior_mu = g.fetch_if(args.prior_mu.view);
+    const Raw<F> raw_prior_spread = g.fetch_if(args.prior_spread.view);
+    T mu[V], spread[V];
     unpack<F>(args.mu, raw_mu, mu);
-    unpack<F>(args.logvar, raw_logvar, logvar);
+    unpack<F>(args.spread, raw_spread, spread);
     if constexpr (kDraws) {
       T deviation[V];
 #pragma unroll
-      for (int j = 0; j < V; ++j) deviation[j] = math::std_from_logvar(logvar[j]);
+      for (int j = 0; j < V; ++j) deviation[j] = S::std(spread[j]);
 #pragma unroll 1
       for (int64_t s = 0; s < args.samples; ++s) {
         float eps[V];
@@ -147,30 +165,30 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
       }
     }
     if (!wants_kl) return;
-    T prior_mu[V], prior_logvar[V], kl[V];
-    unpack_if(args.prior_mu, raw_prior_mu, prior_mu);
-    unpack_if(args.prior_logvar, raw_prior_logvar, prior_logvar);
+    math::GaussianKl<T> to[V];
+    kl_of<S>(args, raw_prior_mu, raw_prior_spread, mu, spread, to);
+    T kl[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      kl[j] = kl_of(args, mu[j], logvar[j], prior_mu[j], prior_logvar[j]).value;
+      kl[j] = to[j].value;
       sum[0] += kl[j];
     }
     g.store(args.kl, kl);
   });
 }
 
-// The upstream gradient of each element of a KL: of its own, if it has one, or that of its row.
-template <class F, class Args, class T, int V>
-__device__ __forceinline__ void unpack_upstream(const Args& args, const Group<F>& g, const Raw<F>& raw,
-                                                T (&u)[V]) {
-  if (args.grad_kl_elements) return unpack<F>(args.grad_kl_elements, raw, u);
-  const T value = upstream<T>(args.grad_kl, g.b);
+// The upstream gradient of each element: of its own, if it has one, or that of its row.
+template <class F, class T, int V>
+__device__ __forceinline__ void unpack_upstream(const View& elements, const Upstream& reduced,
+                                                const Group<F>& g, const Raw<F>& raw, T (&u)[V]) {
+  if (elements) return unpack<F>(elements, raw, u);
+  const T value = upstream<T>(reduced, g.b);
 #pragma unroll
   for (int j = 0; j < V; ++j) u[j] = value;
 }
 
-// d/d(mu, logvar, prior_mu, prior_logvar) of upstream_z . z + upstream_kl . kl. kDraws: whether there is a z.
-template <class F, bool kDraws>
+// d/d(mu, spread, prior_mu, prior_spread) of upstream_z . z + upstream_kl . kl. kDraws: whether there is a z.
+template <class F, bool kDraws, class S>
 __global__ void __launch_bounds__(kThreads, kBlocks<F>)
     gaussian_backward_kernel(const __grid_constant__ GaussianArgs args) {
   using T = typename F::T;
@@ -179,17 +197,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
   const uint64_t seed = kDraws ? seed_of(args.noise) : 0;
   T sum[1] = {};
   for_groups<F>(args, sum, [&](const Group<F>& g) {
-    T logvar[V], d_mu[V] = {}, d_logvar[V] = {}, d_prior_mu[V] = {}, d_prior_logvar[V] = {};
-    const Raw<F> raw_logvar = g.fetch(args.logvar);
+    T spread[V], d_mu[V] = {}, d_spread[V] = {}, d_prior_mu[V] = {}, d_prior_spread[V] = {};
+    const Raw<F> raw_spread = g.fetch(args.spread);
     const Raw<F> raw_mu = g.fetch_if(args.mu), raw_elements = g.fetch_if(args.grad_kl_elements);
-    const Raw<F> raw_prior_mu = g.fetch_if(args.prior_mu), raw_prior_logvar = g.fetch_if(args.prior_logvar);
+    const Raw<F> raw_prior_mu = g.fetch_if(args.prior_mu.view);
+    const Raw<F> raw_prior_spread = g.fetch_if(args.prior_spread.view);
     Raw<F> raw_grad;
     if constexpr (kDraws) raw_grad = g.fetch(args.grad_z);
-    unpack<F>(args.logvar, raw_logvar, logvar);
+    unpack<F>(args.spread, raw_spread, spread);
     if constexpr (kDraws) {
       T deviation[V];
 #pragma unroll
-      for (int j = 0; j < V; ++j) deviation[j] = math::std_from_logvar(logvar[j]);
+      for (int j = 0; j < V; ++j) deviation[j] = S::std(spread[j]);
 #pragma unroll 1
       for (int64_t s = 0; s < args.samples; ++s) {
         if (s > 0) raw_grad = g.fetch(args.grad_z, s);
@@ -200,38 +219,68 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           d_mu[j] += grad[j];
-          d_logvar[j] += grad[j] * math::dz_dlogvar(deviation[j], static_cast<T>(eps[j]));
+          d_spread[j] += grad[j] * S::dz_dspread(deviation[j], static_cast<T>(eps[j]));
         }
       }
     }
     if (has_kl) {
-      T mu[V], prior_mu[V], prior_logvar[V], u[V];
+      T mu[V], u[V];
       unpack<F>(args.mu, raw_mu, mu);
-      unpack_if(args.prior_mu, raw_prior_mu, prior_mu);
-      unpack_if(args.prior_logvar, raw_prior_logvar, prior_logvar);
-      unpack_upstream(args, g, raw_elements, u);
+      unpack_upstream(args.grad_kl_elements, args.grad_kl, g, raw_elements, u);
+      math::GaussianKl<T> kl[V];
+      kl_of<S>(args, raw_prior_mu, raw_prior_spread, mu, spread, kl);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        const auto kl = kl_of(args, mu[j], logvar[j], prior_mu[j], prior_logvar[j]);
-        sum[0] += kl.value;
-        d_mu[j] += u[j] * kl.d_mu;
-        d_logvar[j] += u[j] * kl.d_logvar;
-        d_prior_mu[j] = -u[j] * kl.d_mu;
-        d_prior_logvar[j] = u[j] * kl.d_prior_logvar;
+        sum[0] += kl[j].value;
+        d_mu[j] += u[j] * kl[j].d_mu;
+        d_spread[j] += u[j] * kl[j].d_spread;
+        d_prior_mu[j] = -u[j] * kl[j].d_mu;
+        d_prior_spread[j] = u[j] * kl[j].d_prior_spread;
       }
     }
     g.store(args.grad_mu, d_mu);
-    g.store(args.grad_logvar, d_logvar);
+    g.store(args.grad_spread, d_spread);
     g.store(args.grad_prior_mu, d_prior_mu);
-    g.store(args.grad_prior_logvar, d_prior_logvar);
+    g.store(args.grad_prior_spread, d_prior_spread);
   });
 }
 
-template <class F, class T, int V>
-__device__ __forceinline__ void unpack_prior(const BernoulliArgs& args, const Raw<F>& raw, T (&prior)[V]) {
-  if (args.prior) return unpack<F>(args.prior, raw, prior);
+// kGradients: d/d(z, mu, spread) as well.
+template <class F, bool kGradients, class S>
+__global__ void __launch_bounds__(kThreads, kBlocks<F>)
+    log_prob_kernel(const __grid_constant__ LogProbArgs args) {
+  using T = typename F::T;
+  constexpr int V = F::V;
+  T sum[1] = {};
+  for_groups<F>(args, sum, [&](const Group<F>& g) {
+    const Raw<F> raw_z = g.fetch(args.z), raw_mu = g.fetch_if(args.mu.view);
+    const Raw<F> raw_spread = g.fetch_if(args.spread.view);
+    Raw<F> raw_elements;
+    if constexpr (kGradients) raw_elements = g.fetch_if(args.grad_elements);
+    T z[V], mu[V], spread[V], log_prob[V], u[V], d_z[V], d_mu[V], d_spread[V];
+    unpack<F>(args.z, raw_z, z);
+    unpack<F>(args.mu, raw_mu, mu);
+    unpack<F>(args.spread, raw_spread, spread);
+    if constexpr (kGradients) unpack_upstream(args.grad_elements, args.grad, g, raw_elements, u);
 #pragma unroll
-  for (int j = 0; j < V; ++j) prior[j] = static_cast<T>(args.prior_logit);
+    for (int j = 0; j < V; ++j) {
+      const auto to = S::log_density(z[j], mu[j], S::prepare_density(spread[j]));
+      log_prob[j] = to.value;
+      sum[0] += to.value;
+      if constexpr (kGradients) {
+        d_mu[j] = u[j] * to.d_mu;
+        d_z[j] = -d_mu[j];
+        d_spread[j] = u[j] * to.d_spread;
+      }
+    }
+    if constexpr (kGradients) {
+      g.store(args.grad_z, d_z);
+      g.store(args.grad_mu, d_mu);
+      g.store(args.grad_spread, d_spread);
+    } else {
+      g.store(args.log_prob, log_prob);
+    }
+  });
 }
 
 template <class F>
@@ -241,13 +290,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
   constexpr int V = F::V;
   T sum[1] = {};
   for_groups<F>(args, sum, [&](const Group<F>& g) {
-    const Raw<F> raw_logits = g.fetch(args.logits), raw_prior = g.fetch_if(args.prior);
+    const Raw<F> raw_logits = g.fetch(args.logits), raw_prior = g.fetch_if(args.prior.view);
     T logits[V], prior[V], kl[V];
     unpack<F>(args.logits, raw_logits, logits);
-    unpack_prior(args, raw_prior, prior);
+    unpack<F>(args.prior, raw_prior, prior);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      kl[j] = math::bernoulli_kl(logits[j], prior[j]).value;
+      kl[j] = math::bernoulli_kl(logits[j], math::bernoulli_prior(prior[j])).value;
       sum[0] += kl[j];
     }
     g.store(args.kl, kl);
@@ -261,15 +310,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
   constexpr int V = F::V;
   T sum[1] = {};
   for_groups<F>(args, sum, [&](const Group<F>& g) {
-    const Raw<F> raw_logits = g.fetch(args.logits), raw_prior = g.fetch_if(args.prior);
+    const Raw<F> raw_logits = g.fetch(args.logits), raw_prior = g.fetch_if(args.prior.view);
     const Raw<F> raw_elements = g.fetch_if(args.grad_kl_elements);
     T logits[V], prior[V], u[V], d_logits[V], d_prior[V];
     unpack<F>(args.logits, raw_logits, logits);
-    unpack_prior(args, raw_prior, prior);
-    unpack_upstream(args, g, raw_elements, u);
+    unpack<F>(args.prior, raw_prior, prior);
+    unpack_upstream(args.grad_kl_elements, args.grad_kl, g, raw_elements, u);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const auto kl = math::bernoulli_kl(logits[j], prior[j]);
+      const auto kl = math::bernoulli_kl(logits[j], math::bernoulli_prior(prior[j]));
       sum[0] += kl.value;
       d_logits[j] = u[j] * kl.d_logit;
       d_prior[j] = u[j] * kl.d_prior;
@@ -286,14 +335,21 @@ FormatOf format_of(const Shape& shape, bool f64, std::initializer_list<View> vie
 FormatOf format_of(const GaussianArgs& a, bool f64) {
   const FormatOf format =
       format_of(a.shape, f64,
-                {a.mu, a.logvar, a.prior_mu, a.prior_logvar, a.z, a.kl, a.grad_z, a.grad_kl_elements,
-                 a.grad_mu, a.grad_logvar, a.grad_prior_mu, a.grad_prior_logvar});
+                {a.mu, a.spread, a.prior_mu.view, a.prior_spread.view, a.z, a.kl, a.grad_z, a.grad_kl_elements,
+                 a.grad_mu, a.grad_spread, a.grad_prior_mu, a.grad_prior_spread});
   // Four numbers come from one block of the stream.
   return a.noise.offset % 4 != 0 && format != FormatOf::float64 ? FormatOf::general : format;
 }
 
+FormatOf format_of(const LogProbArgs& a, bool f64) {
+  return format_of(a.shape, f64,
+                   {a.z, a.mu.view, a.spread.view, a.log_prob, a.grad_elements, a.grad_z, a.grad_mu,
+                    a.grad_spread});
+}
+
 FormatOf format_of(const BernoulliArgs& a, bool f64) {
-  return format_of(a.shape, f64, {a.logits, a.prior, a.kl, a.grad_kl_elements, a.grad_logits, a.grad_prior});
+  return format_of(a.shape, f64,
+                   {a.logits, a.prior.view, a.kl, a.grad_kl_elements, a.grad_logits, a.grad_prior});
 }
 
 // A kernel in every format.
@@ -306,12 +362,14 @@ FormatOf format_of(const BernoulliArgs& a, bool f64) {
     }                                     \
   };
 FGBG_KERNELS(Normal, NormalArgs, normal_kernel<F>)
-FGBG_KERNELS(GaussianForward, GaussianArgs, gaussian_forward_kernel<F, false>)
-FGBG_KERNELS(GaussianForwardDraws, GaussianArgs, gaussian_forward_kernel<F, true>)
-FGBG_KERNELS(GaussianBackward, GaussianArgs, gaussian_backward_kernel<F, false>)
-FGBG_KERNELS(GaussianBackwardDraws, GaussianArgs, gaussian_backward_kernel<F, true>)
 FGBG_KERNELS(BernoulliForward, BernoulliArgs, bernoulli_forward_kernel<F>)
 FGBG_KERNELS(BernoulliBackward, BernoulliArgs, bernoulli_backward_kernel<F>)
+template <bool kDraws, class S>
+FGBG_KERNELS(GaussianForward, GaussianArgs, gaussian_forward_kernel<F, kDraws, S>)
+template <bool kDraws, class S>
+FGBG_KERNELS(GaussianBackward, GaussianArgs, gaussian_backward_kernel<F, kDraws, S>)
+template <bool kGradients, class S>
+FGBG_KERNELS(LogProb, LogProbArgs, log_prob_kernel<F, kGradients, S>)
 #undef FGBG_KERNELS
 
 template <class Kernels, class Args>
@@ -319,8 +377,18 @@ void run_rows(Args args, bool f64, Stream stream) {
   const Cut cut = cut_of(args.shape, args.shape.row);
   args.segment = cut.segment;
   args.team = cut.team;
-  launch(kernel_for<Kernels>(format_of(args, f64)), args.shape.size[0] * row_segments(args.shape), cut.team,
+  launch(kernel_for<Kernels>(format_of(args, f64)), args.shape.samples * row_segments(args.shape), cut.team,
          args, args.blocks_done, 0, stream);
+}
+
+// Kernels of whichever parameterization the arguments say. kFlag: their second parameter.
+template <template <bool, class> class Kernels, bool kFlag, class Args>
+void run_parameterized(const Args& args, bool f64, Stream stream) {
+  switch (args.parameterization) {
+    case Parameterization::logvar: return run_rows<Kernels<kFlag, math::LogVar>>(args, f64, stream);
+    case Parameterization::log_std: return run_rows<Kernels<kFlag, math::LogStd>>(args, f64, stream);
+    case Parameterization::std: return run_rows<Kernels<kFlag, math::Std>>(args, f64, stream);
+  }
 }
 
 }  // namespace
@@ -335,12 +403,21 @@ void normal(const NormalArgs& args, bool f64, Stream stream) {
 }
 
 void gaussian_forward(const GaussianArgs& args, bool f64, Stream stream) {
-  args.z ? run_rows<GaussianForwardDraws>(args, f64, stream) : run_rows<GaussianForward>(args, f64, stream);
+  args.z ? run_parameterized<GaussianForward, true>(args, f64, stream)
+         : run_parameterized<GaussianForward, false>(args, f64, stream);
 }
 
 void gaussian_backward(const GaussianArgs& args, bool f64, Stream stream) {
-  args.grad_z ? run_rows<GaussianBackwardDraws>(args, f64, stream)
-              : run_rows<GaussianBackward>(args, f64, stream);
+  args.grad_z ? run_parameterized<GaussianBackward, true>(args, f64, stream)
+              : run_parameterized<GaussianBackward, false>(args, f64, stream);
+}
+
+void log_prob_forward(const LogProbArgs& args, bool f64, Stream stream) {
+  run_parameterized<LogProb, false>(args, f64, stream);
+}
+
+void log_prob_backward(const LogProbArgs& args, bool f64, Stream stream) {
+  run_parameterized<LogProb, true>(args, f64, stream);
 }
 
 void bernoulli_forward(const BernoulliArgs& args, bool f64, Stream stream) {

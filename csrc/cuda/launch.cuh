@@ -31,7 +31,7 @@ struct Cut {
 };
 inline Cut cut_of(const Shape& shape, int64_t extent) {
   Cut cut = extent < kBlockSegment ? Cut{kWarp, kWarpSegment} : Cut{kThreads, kBlockSegment};
-  while (cut.segment < extent && shape.size[0] * segments_of(extent, cut.segment) > kMaxSums)
+  while (cut.segment < extent && shape.samples * segments_of(extent, cut.segment) > kMaxSums)
     cut.segment *= 2;
   return cut;
 }

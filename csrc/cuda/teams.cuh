@@ -26,7 +26,7 @@ template <class F, class Args, class Body>
 __device__ __forceinline__ void for_items(const Args& args, int64_t extent, Body body) {
   const int team = args.team, of_block = kThreads / team;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & (team - 1);
-  const int64_t segments = segments_of(extent, args.segment), items = args.shape.size[0] * segments;
+  const int64_t segments = segments_of(extent, args.segment), items = args.shape.samples * segments;
   const int64_t teams = static_cast<int64_t>(gridDim.x) * of_block;
   int64_t number = static_cast<int64_t>(blockIdx.x) * of_block + thread / team;
   for (; number < items; number += teams) {

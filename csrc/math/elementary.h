@@ -15,6 +15,11 @@
 namespace fgbg::math {
 inline namespace FGBG_ISA {
 
+template <class T>
+constexpr T kInf = std::numeric_limits<T>::infinity();
+template <class T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
 template <class To, class From>
 FGBG_FN To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -118,13 +123,8 @@ FGBG_FN float expm1(float x) {
 }
 FGBG_FN double expm1(double x) { return ::expm1(x); }
 
-// log(x) for positive x that is finite and not subnormal.
-FGBG_FN float log_normal(float x) {
-  const int32_t bits = bits_as<int32_t>(x);
-  // Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
-  const int32_t e = (bits - 0x3f3504f3) >> 23;
-  const float f = bits_as<float>(bits - (e << 23)) - 1.0f;
-  const float n = static_cast<float>(e);
+// (log(1 + f) - f) / f^2 on the reduced interval.
+FGBG_FN float log_normal_polynomial(float f) {
   // log_normal: f from sqrt(1/2) - 1 to sqrt(2) - 1, least absolute error of log(1 + f) / f.
   float p = -0.0782338455f;
   p = fma(p, f, 0.130048349f);
@@ -135,20 +135,29 @@ FGBG_FN float log_normal(float x) {
   p = fma(p, f, -0.250015229f);
   p = fma(p, f, 0.333333075f);
   p = fma(p, f, -0.499999881f);
-  return fma(n, 0.693359375f, fma(n, -2.12194440e-4f, fma(f * f, p, f)));
+  return p;
+}
+
+// log(x) for positive x that is finite and not subnormal.
+FGBG_FN float log_normal(float x) {
+  const int32_t bits = bits_as<int32_t>(x);
+  // Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
+  const int32_t e = (bits - 0x3f3504f3) >> 23;
+  const float f = bits_as<float>(bits - (e << 23)) - 1.0f;
+  const float n = static_cast<float>(e);
+  return fma(n, 0.693359375f, fma(n, -2.12194440e-4f, fma(f * f, log_normal_polynomial(f), f)));
 }
 
 FGBG_FN float log(float x) {
 #if defined(FGBG_CUDA_MATH)
   return ::logf(x);
 #else
-  constexpr float kInf = std::numeric_limits<float>::infinity();
   const bool tiny = x < 1.17549435e-38f;
   const float large = log_normal(tiny ? x * 8388608.0f : x);
   float y = tiny ? large - 15.9423847f : large;  // 23 ln 2
-  y = x == 0.0f ? -kInf : y;
-  y = x < 0.0f ? std::numeric_limits<float>::quiet_NaN() : y;
-  return x < kInf ? y : x;  // +inf and NaN come back as they are; negatives are below inf
+  y = x == 0.0f ? -kInf<float> : y;
+  y = x < 0.0f ? kNaN<float> : y;
+  return x < kInf<float> ? y : x;  // +inf and NaN come back as they are; negatives are below inf
 #endif
 }
 FGBG_FN double log(double x) { return ::log(x); }
@@ -244,6 +253,35 @@ FGBG_FN T log1p_minus_x(T y) {
   T series = T(0);
   for (int k = kTerms; k >= 0; --k) series = fma(series, ss, T(1) / T(2 * k + 3));
   return s * (T(2) * ss * series - y);
+}
+
+// x - log(1 + x) >= 0 with full relative accuracy, from x and 1 + x, each rounded by itself: near -1 and for
+// large x the latter has the digits, near 0 the former. inf where 1 + x is 0.
+FGBG_FN double x_minus_log1p(double x, double one_plus) {
+  const bool near = abs(x) < 0.4;
+  return near ? -log1p_minus_x(near ? x : 0.0) : x - log(one_plus);
+}
+FGBG_FN float x_minus_log1p(float x, float one_plus) {
+  const bool tiny = one_plus < 1.17549435e-38f;
+  const uint32_t bits = bits_as<uint32_t>(tiny ? one_plus * 8388608.0f : one_plus);
+  // 1 + x = 2^n (1 + f), as in log_normal; f is x itself where n is 0.
+  const int32_t e = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
+  const float f = e == 0 ? x : bits_as<float>(bits - (static_cast<uint32_t>(e) << 23)) - 1.0f;
+  const float n = static_cast<float>(tiny ? e - 23 : e);
+  const float rest = f * f * log_normal_polynomial(f);
+  float y = fma(n, -0.693359375f, x - f) + fma(n, 2.12194440e-4f, -rest);
+  y = one_plus == 0.0f ? kInf<float> : y;
+  // NaN beyond, as log is, or inf - inf.
+  const bool inside = (one_plus >= 0.0f)&(one_plus < kInf<float>);  // &: a branch would not be vectorised
+  return inside ? y : kNaN<float>;
+}
+
+// log(1 + x) for x > -1.
+template <class T>
+FGBG_FN T log1p(T x) {
+  const bool near = abs(x) < T(0.4);
+  const T small = near ? x : T(0);
+  return near ? small + log1p_minus_x(small) : log(T(1) + x);
 }
 
 struct SinCos {

@@ -1,15 +1,10 @@
 // Masks, their logits, and the discrete KL between them.
 #pragma once
 
-#include <limits>
-
 #include "elementary.h"
 
 namespace fgbg::math {
 inline namespace FGBG_ISA {
-
-template <class T>
-constexpr T kInf = std::numeric_limits<T>::infinity();
 
 // log(1 + e^x), from an exponential that cannot overflow.
 template <class T>
@@ -46,6 +41,18 @@ FGBG_FN T sigmoid_difference(T a, T b, T d) {
   return d > T(0) ? -ma.on * mb.off * shrink : mb.on * ma.off * shrink;
 }
 
+// What the KL needs of a prior, computed once where it is the same for all elements.
+template <class T>
+struct BernoulliPrior {
+  T logit;
+  Mask<T> mask;
+  T log_z;  // log(1 + e^-|logit|)
+};
+template <class T>
+FGBG_FN BernoulliPrior<T> bernoulli_prior(T logit) {
+  return {logit, mask_from_logit(logit), log1p_unit(exp_minus_abs(logit))};
+}
+
 template <class T>
 struct BernoulliKl {
   T value;    // KL(Bernoulli(sigmoid a) || Bernoulli(sigmoid b)) in nats
@@ -62,29 +69,31 @@ struct BernoulliKl {
 // Infinite logits are masks of exactly 0 or 1: KL(+-inf || b) = softplus(-+b), 0 where b is the same
 // infinity, and inf where it is the other. The KL of any finite logit against an infinite one is inf.
 template <class T>
-FGBG_FN BernoulliKl<T> bernoulli_kl(T logit, T prior_logit) {
+FGBG_FN BernoulliKl<T> bernoulli_kl(T logit, BernoulliPrior<T> of) {
   constexpr T kCertain = T(-800);  // e^-800 is 0 in either type: in place of -inf, for m a = 0
-  const T sign = logit > T(0) ? T(-1) : T(1);
-  const T b = sign * prior_logit, signed_logit = sign * logit;
+  const bool flip = logit > T(0);
+  const T sign = flip ? T(-1) : T(1);
+  const T b = sign * of.logit, signed_logit = sign * logit;
+  const T prior_on = flip ? of.mask.off : of.mask.on, prior_off = flip ? of.mask.on : of.mask.off;
   const T a = kCertain > signed_logit ? kCertain : signed_logit;
   const T d = a - b;
-  const Mask<T> m = mask_from_logit(a), prior = mask_from_logit(b);
+  const Mask<T> m = mask_from_logit(a);
   const bool close = abs(d) < T(0.5);
   T near = T(0), near_difference = T(0), far = T(0), far_difference = T(0);  // of sigmoid(b) - sigmoid(a)
   FGBG_WHEN(close) {
     const T more = expm1_minus_x(-d), growth = more - d;  // e^-d - 1 + d and e^-d - 1
     near = m.on * more + log1p_minus_x(m.on * growth);
-    near_difference = m.on * prior.off * growth;
+    near_difference = m.on * prior_off * growth;
   }
   FGBG_WHEN(!close) {
-    const T logs = log1p_unit(exp_minus_abs(b)) - log1p_unit(exp_minus_abs(a));
+    const T logs = of.log_z - log1p_unit(exp_minus_abs(a));
     // m d + b, written so that an infinite b gives no inf - inf.
     const T value = (b > T(0) ? m.on * a + m.off * b : m.on * d) + logs;
     // Against an infinite prior: m may not meet inf where it has underflowed to 0. That is b = -inf alone,
     // since m <= 1/2.
     const T limit = signed_logit == b ? T(0) : abs(d);
     far = b == -kInf<T> ? limit : value;
-    far_difference = prior.on - m.on;
+    far_difference = prior_on - m.on;
   }
   const bool flat = (abs(b) == kInf<T>)&(m.slope == T(0));  // &: a branch would not be vectorised
   return {close ? near : far, flat ? T(0) : m.slope * (sign * d),

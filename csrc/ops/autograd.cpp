@@ -24,9 +24,10 @@ namespace {
 
 template <class T>
 bool all_ones_of(const Tensor& grad) {
-  const T* values = grad.const_data_ptr<T>();
-  const int64_t stride = grad.dim() == 0 ? 0 : grad.stride(0);
-  for (int64_t b = 0; b < grad.numel(); ++b)
+  const Tensor flat = grad.dim() > 1 ? grad.reshape(-1) : grad;
+  const T* values = flat.const_data_ptr<T>();
+  const int64_t stride = flat.dim() == 0 ? 0 : flat.stride(0);
+  for (int64_t b = 0; b < flat.numel(); ++b)
     if (values[b * stride] != T(1)) return false;
   return true;
 }
@@ -42,7 +43,7 @@ bool known_to_be_ones(const Tensor& grad) {
 // each sample.
 Tensor scaled(const Tensor& gradient, const Tensor& grad) {
   Tensor factor = grad;
-  while (grad.dim() == 1 && factor.dim() < gradient.dim()) factor = factor.unsqueeze(-1);
+  while (grad.dim() > 0 && factor.dim() < gradient.dim()) factor = factor.unsqueeze(-1);
   if (gradient.scalar_type() == grad.scalar_type()) return gradient * factor;
   return (gradient.to(grad.scalar_type()) * factor).to(gradient.scalar_type());
 }

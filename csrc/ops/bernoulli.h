@@ -6,9 +6,10 @@
 namespace fgbg::ops {
 
 struct BernoulliKl : OpDefaults {
-  Tensor logits, prior_logits;  // [B, *D], at most kDims dimensions
-  Number prior_logit = {0.0};   // where prior_logits is absent
+  Tensor logits;  // [*batch, *D], at most kDims dimensions
+  Number prior_logits = {0.0};
   Reduction reduction = Reduction::batchmean;
+  int64_t batch_dims = 1;
 
   static constexpr const char* kName = "bernoulli_kl";
   static constexpr size_t kOperands = 2, kOutputs = 1;
@@ -17,13 +18,13 @@ struct BernoulliKl : OpDefaults {
   template <class V>
   void fields(V&& v) {
     v.operand("logits", logits);
-    v.optional("prior_logits", prior_logits);
-    v.number("prior_logit", prior_logit);
+    v.scale("prior_logits", prior_logits);
     v.option("reduction", reduction);
+    v.option("batch_dims", batch_dims);
   }
   void check() const;
   const Tensor& like() const { return logits; }
-  at::ScalarType dtype() const { return compute_dtype({logits, prior_logits}); }
+  at::ScalarType dtype() const { return compute_dtype({logits, prior_logits.tensor}); }
 
   Forward forward(Needs needs) const;
   Forward allocate(Needs needs) const;

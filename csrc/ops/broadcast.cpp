@@ -31,9 +31,12 @@ void BroadcastGradients::sum() const {
   }
 }
 
-bool shared_by_samples(const Tensor& operand, const Tensor& like) {
-  return operand.defined() && like.sym_size(0) != 1 &&
-         (operand.dim() < like.dim() || operand.sym_size(0) == 1);
+bool shared_by_samples(const Tensor& operand, const Tensor& like, int64_t batch_dims) {
+  if (!operand.defined()) return false;
+  if (operand.dim() < like.dim()) return true;
+  for (int64_t d = 0; d < batch_dims; ++d)
+    if (operand.sym_size(d) != like.sym_size(d)) return true;
+  return false;
 }
 
 }  // namespace fgbg::ops

@@ -21,7 +21,8 @@ class BroadcastGradients {
   variable_list full_;
 };
 
-// Whether an operand is broadcast along the first dimension of `like`, whose gradient then sums over samples.
-bool shared_by_samples(const Tensor& operand, const Tensor& like);
+// Whether an operand is broadcast along one of the leading dimensions of `like`, which index samples: its
+// gradient then sums over samples.
+bool shared_by_samples(const Tensor& operand, const Tensor& like, int64_t batch_dims = 1);
 
 }  // namespace fgbg::ops

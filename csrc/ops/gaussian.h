@@ -6,16 +6,20 @@
 namespace fgbg::ops {
 
 struct Gaussian : OpDefaults {
-  Tensor mu, logvar, prior_mu, prior_logvar;  // [B, *D], at most kDims dimensions
+  Tensor mu, spread;  // [*batch, *D], at most kDims dimensions
+  // What no argument stands for is the spread of N(0, 1), which as a standard deviation is 1.
+  Number prior_mu = {0.0}, prior_spread = {0.0};
+  Parameterization parameterization = Parameterization::logvar;
   Tensor seed;
   c10::SymInt offset = 0;
   std::optional<c10::SymInt> num_samples;
   Reduction reduction = Reduction::batchmean;
+  int64_t batch_dims = 1;
 
   const Tensor& like() const { return mu; }
-  at::ScalarType dtype() const { return compute_dtype({mu, logvar, prior_mu, prior_logvar}); }
+  at::ScalarType dtype() const { return compute_dtype({mu, spread, prior_mu.tensor, prior_spread.tensor}); }
   // kKeepSlope for one draw on the CPU, where noise costs more to make again than to keep, and exactly, in
-  // logvar's own type.
+  // the spread's own type.
   Needs keep_slope(Needs needs) const;
 
   void check_latents() const;
@@ -25,7 +29,7 @@ struct Gaussian : OpDefaults {
   Forward results(bool draws, bool sums, Needs needs) const;
   Forward run(bool draws, bool sums, Needs needs) const;
   // The gradients that are needed, one for each of the four operands.
-  variable_list gradients(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& dz_dlogvar, Needs needs,
+  variable_list gradients(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& dz_dspread, Needs needs,
                           bool overwrite) const;
 };
 
@@ -33,12 +37,13 @@ struct Reparameterize : Gaussian {
   static constexpr const char* kName = "reparameterize";
   static constexpr size_t kOperands = 2, kOutputs = 1;
   static constexpr std::array kGradNames = {"grad_z"};
-  static constexpr const char* kKept = "dz_dlogvar";
+  static constexpr const char* kKept = "dz_dspread";
 
   template <class V>
   void fields(V&& v) {
     v.operand("mu", mu);
-    v.operand("logvar", logvar);
+    v.operand("logvar", spread);
+    v.option("parameterization", parameterization);
     v.constant("seed", seed);
     v.option("offset", offset);
     v.option("num_samples", num_samples);
@@ -69,10 +74,12 @@ struct GaussianKl : Gaussian {
   template <class V>
   void fields(V&& v) {
     v.operand("mu", mu);
-    v.operand("logvar", logvar);
-    v.optional("prior_mu", prior_mu);
-    v.optional("prior_logvar", prior_logvar);
+    v.operand("logvar", spread);
+    v.scale("prior_mu", prior_mu);
+    v.scale("prior_logvar", prior_spread);
+    v.option("parameterization", parameterization);
     v.option("reduction", reduction);
+    v.option("batch_dims", batch_dims);
   }
   void check() const { check_latents(); }
 
@@ -91,18 +98,20 @@ struct SampleGaussian : Gaussian {
   static constexpr const char* kName = "sample_gaussian";
   static constexpr size_t kOperands = 4, kOutputs = 2;
   static constexpr std::array kGradNames = {"grad_z", "grad_kl"};
-  static constexpr const char* kKept = "dz_dlogvar";
+  static constexpr const char* kKept = "dz_dspread";
 
   template <class V>
   void fields(V&& v) {
     v.operand("mu", mu);
-    v.operand("logvar", logvar);
-    v.optional("prior_mu", prior_mu);
-    v.optional("prior_logvar", prior_logvar);
+    v.operand("logvar", spread);
+    v.scale("prior_mu", prior_mu);
+    v.scale("prior_logvar", prior_spread);
+    v.option("parameterization", parameterization);
     v.constant("seed", seed);
     v.option("offset", offset);
     v.option("num_samples", num_samples);
     v.option("reduction", reduction);
+    v.option("batch_dims", batch_dims);
   }
   void check() const {
     check_latents();

@@ -1,6 +1,8 @@
 // Every op, as the dispatcher is told of it.
 #include "bernoulli.h"
+#include "categorical.h"
 #include "gaussian.h"
+#include "log_prob.h"
 #include "philox.h"
 #include "reconstruction.h"
 
@@ -16,7 +18,8 @@ struct List {
   }
   static void register_all_autograd(torch::Library& m) { (register_autograd<Ops>(m), ...); }
 };
-using Differentiables = List<Reparameterize, GaussianKl, SampleGaussian, BernoulliKl, ReconstructionLoss>;
+using Differentiables = List<Reparameterize, GaussianKl, SampleGaussian, GaussianLogProb, BernoulliKl,
+                             CategoricalKl, ReconstructionLoss>;
 
 void kernels(torch::Library& m) {
   Differentiables::register_all<false>(m);

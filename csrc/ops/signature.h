@@ -22,7 +22,7 @@ namespace fgbg::ops {
 using at::Tensor;
 using torch::autograd::variable_list;
 
-// Bit i: operand i needs a gradient. kKeepSlope: forward is to keep dz/dlogvar for backward.
+// Bit i: operand i needs a gradient. kKeepSlope: forward is to keep dz/dspread for backward.
 using Needs = int64_t;
 constexpr Needs kKeepSlope = 1 << 16;
 constexpr bool needs_operand(Needs needs, size_t i) { return (needs >> i & 1) != 0; }
@@ -50,6 +50,7 @@ class SchemaVisitor {
   void constant(const char* name, Tensor&) { add("Tensor", name); }
   void number(const char* name, Number&) { add("Tensor?", name); }
   void option(const char* name, bool&) { add("bool", name); }
+  void option(const char* name, int64_t&) { add("int", name); }
   void option(const char* name, c10::SymInt&) { add("SymInt", name); }
   void option(const char* name, std::optional<c10::SymInt>&) { add("SymInt?", name); }
   template <class Word>
@@ -93,6 +94,7 @@ struct SaveOptions {
   void scale(const char*, Number& x) { all.emplace_back(x.value); }
   void number(const char*, Number& x) { all.emplace_back(x.value); }
   void option(const char*, bool& x) { all.emplace_back(x); }
+  void option(const char*, int64_t& x) { all.emplace_back(x); }
   void option(const char*, c10::SymInt& x) { all.emplace_back(x); }
   void option(const char*, std::optional<c10::SymInt>& x) {
     all.push_back(x ? c10::IValue(*x) : c10::IValue());
@@ -112,6 +114,7 @@ struct RestoreOptions {
   void scale(const char*, Number& x) { x.value = (next++)->toDouble(); }
   void number(const char*, Number& x) { x.value = (next++)->toDouble(); }
   void option(const char*, bool& x) { x = (next++)->toBool(); }
+  void option(const char*, int64_t& x) { x = (next++)->toInt(); }
   void option(const char*, c10::SymInt& x) { x = (next++)->toSymInt(); }
   void option(const char*, std::optional<c10::SymInt>& x) {
     x = next->isNone() ? std::nullopt : std::optional(next->toSymInt());
@@ -135,6 +138,7 @@ struct FromStack {
   void scale(const char* name, Number& x) { optional(name, x.tensor); }
   void number(const char* name, Number& x) { optional(name, x.tensor); }
   void option(const char*, bool& x) { x = (next++)->toBool(); }
+  void option(const char*, int64_t& x) { x = (next++)->toInt(); }
   void option(const char*, c10::SymInt& x) { x = (next++)->toSymInt(); }
   void option(const char*, std::optional<c10::SymInt>& x) {
     if (!next->isNone()) x = next->toSymInt();
@@ -164,6 +168,7 @@ struct ToStack {
       stack.push_back(x.value == x.absent ? c10::IValue() : c10::IValue(like.new_full({}, x.value, dtype)));
   }
   void option(const char*, bool& x) { stack.emplace_back(x); }
+  void option(const char*, int64_t& x) { stack.emplace_back(x); }
   void option(const char*, c10::SymInt& x) { stack.emplace_back(x); }
   void option(const char*, std::optional<c10::SymInt>& x) {
     stack.push_back(x ? c10::IValue(*x) : c10::IValue());

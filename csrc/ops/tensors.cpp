@@ -48,6 +48,17 @@ void check_like(const char* name, const Tensor& t, const char* other_name, const
   check_device(name, t, other_name, other);
 }
 
+void check_broadcasts(const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
+  check_float(name, t);
+  const int64_t missing = other.dim() - t.dim();
+  bool fits = missing >= 0;
+  for (int64_t d = 0; fits && d < t.dim(); ++d)
+    fits = t.sym_size(d) == 1 || t.sym_size(d) == other.sym_size(missing + d);
+  TORCH_CHECK_VALUE(fits, name, " has shape ", t.sym_sizes(), ", expected one that broadcasts to that of ",
+                    other_name, ", ", other.sym_sizes());
+  check_device(name, t, other_name, other);
+}
+
 void check_seed(const Tensor& seed, const Tensor& other) {
   TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, "seed has dtype ", dtype_name(seed.scalar_type()),
                    ", expected torch.int64");
@@ -93,17 +104,27 @@ int position(int64_t d, int64_t rank, bool image) {
 
 Shape shape_of(const Tensor& t, bool image) {
   TORCH_CHECK_VALUE(t.dim() <= kDims, "kernels take up to ", kDims, " dimensions, got ", t.dim());
-  Shape s = {{1, 1, 1, 1, 1}, 1, 1, t.numel()};
+  Shape s = {{1, 1, 1, 1, 1}, 1, 1, t.numel(), 1, 1};
   for (int64_t d = 0; d < t.dim(); ++d) s.size[position(d, t.dim(), image)] = t.size(d);
   s.plane = s.size[2] * s.size[3] * s.size[4];
   s.row = s.size[1] * s.plane;
+  s.samples = s.size[0];
   return s;
 }
 
 }  // namespace
 
 Shape image_shape(const Tensor& image) { return shape_of(image, true); }
-Shape latent_shape(const Tensor& latent) { return shape_of(latent, false); }
+Shape latent_shape(const Tensor& latent, int64_t batch_dims) {
+  Shape s = shape_of(latent, false);
+  for (int64_t d = 1; d < batch_dims; ++d) {
+    const int last = position(d, latent.dim(), false);
+    for (; s.leading <= last; ++s.leading) s.samples *= s.size[s.leading];
+  }
+  s.row = 1;
+  for (int d = s.leading; d < kDims; ++d) s.row *= s.size[d];
+  return s;
+}
 
 View view_of(const Tensor& tensor, const Tensor& like, bool image) {
   View v;
@@ -142,6 +163,11 @@ ScaleView scale_view(const Number& number) {
   if (!number.tensor.defined()) return {nullptr, DType::f32, 0, number.value};
   const Tensor& t = number.tensor;
   return {t.const_data_ptr(), storage_dtype(t), t.numel() == 1 ? 0 : t.stride(0), number.value};
+}
+
+BroadcastView broadcast_view(const Number& number, const Tensor& like) {
+  if (!number.tensor.defined() || number.tensor.numel() == 1) return {{}, scale_view(number)};
+  return {view_of(number.tensor, like, false), {}};
 }
 
 at::ScalarType compute_dtype(const variable_list& operands) {
@@ -250,10 +276,10 @@ Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options) {
   return options.device().is_cpu() ? cpu::empty_cached_like(like, options) : at::empty_like(like, options);
 }
 
-Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype) {
+Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype, int64_t batch_dims) {
   const auto options = like.options().dtype(dtype);
-  return reduction == Reduction::sample ? at::empty_symint({like.sym_size(0)}, options)
-                                        : at::empty({}, options);
+  if (reduction != Reduction::sample) return at::empty({}, options);
+  return at::empty_symint(like.sym_sizes().slice(0, static_cast<size_t>(batch_dims)), options);
 }
 
 variable_list empty_gradients(const variable_list& operands, Needs needs) {
@@ -278,16 +304,22 @@ variable_list by_operand(const variable_list& needed, Needs needs, size_t operan
   return out;
 }
 
-void scale_in_place(const variable_list& gradients, const Tensor& grad) {
+void scale_in_place(const variable_list& gradients, const Tensor& upstream) {
+  const bool of_samples = upstream.dim() > 0;
+  const Tensor grad = of_samples ? upstream.reshape(-1) : upstream;
   ScalingArgs args{};
-  args.upstream = upstream_of(grad, grad.dim() == 1 ? Reduction::sample : Reduction::sum, 1.0);
+  args.upstream = upstream_of(grad, of_samples ? Reduction::sample : Reduction::sum, 1.0);
   for (const Tensor& g : gradients) {
     if (g.numel() == 0) continue;
-    const int64_t row = grad.dim() == 1 ? g.numel() / g.size(0) : g.numel();
-    if (grad.dim() == 1 && g.size(0) > 1 && g.stride(0) != row) {  // the samples do not follow each other
-      std::vector<int64_t> sizes(static_cast<size_t>(g.dim()), 1);
-      sizes[0] = g.size(0);
-      g.copy_(g.to(grad.scalar_type()) * grad.view(sizes));
+    const int64_t row = of_samples ? g.numel() / grad.numel() : g.numel();
+    bool in_order = true;  // whether the samples follow each other
+    int64_t next = row;
+    for (int64_t d = upstream.dim() - 1; d >= 0; next *= g.size(d--))
+      in_order &= g.size(d) == 1 || g.stride(d) == next;
+    if (!in_order) {
+      auto sizes = upstream.sizes().vec();
+      sizes.resize(static_cast<size_t>(g.dim()), 1);
+      g.copy_(g.to(grad.scalar_type()) * upstream.reshape(sizes));
       continue;
     }
     args.gradients[args.count++] = {g.mutable_data_ptr(), storage_dtype(g), g.numel(), row};

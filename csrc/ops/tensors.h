@@ -40,6 +40,8 @@ void check_float(const char* name, const Tensor& tensor);
 void check_like(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
 void check_device(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
 void check_strided(const char* name, const Tensor& tensor);
+// Floats that broadcast to the shape of another, on its device.
+void check_broadcasts(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
 // One int64 number, on the CPU or on the device of `other`, if that is defined.
 void check_seed(const Tensor& seed, const Tensor& other);
 // Where the number is a tensor: one float on the device of another tensor, without a gradient.
@@ -50,13 +52,16 @@ void check_at_least(const char* name, const c10::SymInt& value, int64_t minimum)
 
 DType storage_dtype(const Tensor& tensor);
 Shape image_shape(const Tensor& image);    // [B, C, *spatial], 1 to 3 spatial dimensions
-Shape latent_shape(const Tensor& latent);  // [B, *D], at most 5 dimensions
+// [*batch, *D], at most 5 dimensions, of which `batch_dims` index samples.
+Shape latent_shape(const Tensor& latent, int64_t batch_dims = 1);
 
 // `tensor`, broadcast to the sizes behind `shape`, as the kernels see it. Undefined: absent.
 View view_of(const Tensor& tensor, const Tensor& like, bool image);
 
 // A number, or the elements of a tensor of at most one dimension.
 ScaleView scale_view(const Number& number);
+// A number, or a tensor that is broadcast to the sizes of latents.
+BroadcastView broadcast_view(const Number& number, const Tensor& like);
 
 // float64 if any operand is, else float32; integers (masks) do not count.
 at::ScalarType compute_dtype(const variable_list& operands);
@@ -70,6 +75,7 @@ inline Noise noise_of(const Tensor& seed, int64_t offset) {
 
 // What multiplies the sum over the batch; `elements` is what a mean divides by.
 double reduction_factor(Reduction reduction, int64_t batch, int64_t elements);
+// `grad` is a number, or a vector of one for each sample.
 inline Upstream upstream_of(const Tensor& grad, Reduction reduction, double factor) {
   return {grad.const_data_ptr(), reduction == Reduction::sample ? grad.stride(0) : 0, factor};
 }
@@ -81,7 +87,7 @@ Tensor empty_result(c10::SymIntArrayRef sizes, const at::TensorOptions& options)
 Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options);
 
 // A loss tensor for a reduction other than none.
-Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype);
+Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype, int64_t batch_dims = 1);
 
 // The gradients of operands: dense like them, undefined where none is needed.
 variable_list empty_gradients(const variable_list& operands, Needs needs);
@@ -89,7 +95,8 @@ variable_list empty_gradients(const variable_list& operands, Needs needs);
 variable_list defined_of(const variable_list& gradients);
 variable_list by_operand(const variable_list& needed, Needs needs, size_t operands);
 
-// Multiplies dense gradients of a reduced loss by the upstream gradient: one number, or one for each sample.
+// Multiplies dense gradients of a reduced loss by the upstream gradient: one number, or one for each sample,
+// which the leading dimensions index.
 void scale_in_place(const variable_list& gradients, const Tensor& grad);
 
 // --- running a kernel -----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ constexpr std::string_view kLikelihoods[] = {FGBG_FOR_EACH_LIKELIHOOD(FGBG_NAME)
 #undef FGBG_NAME
 constexpr std::string_view kCompositions[] = {"masked", "blended", "mixture_joint", "mixture_independent",
                                               "plain"};
+constexpr std::string_view kParameterizations[] = {"logvar", "log_std", "std"};
 
 template <size_t N>
 std::string joined(const std::string_view (&all)[N]) {
@@ -47,9 +48,15 @@ Composition parse<Composition>(const char* name, std::string_view text) {
   return find<Composition>(kCompositions, name, text);
 }
 
+template <>
+Parameterization parse<Parameterization>(const char* name, std::string_view text) {
+  return find<Parameterization>(kParameterizations, name, text);
+}
+
 std::string_view word(Reduction x) { return kReductions[static_cast<size_t>(x)]; }
 std::string_view word(Likelihood x) { return kLikelihoods[static_cast<size_t>(x)]; }
 std::string_view word(Composition x) { return kCompositions[static_cast<size_t>(x)]; }
+std::string_view word(Parameterization x) { return kParameterizations[static_cast<size_t>(x)]; }
 
 template <>
 std::string words<Reduction>() {
@@ -58,6 +65,10 @@ std::string words<Reduction>() {
 template <>
 std::string words<Likelihood>() {
   return joined(kLikelihoods);
+}
+template <>
+std::string words<Parameterization>() {
+  return joined(kParameterizations);
 }
 
 }  // namespace fgbg::ops

@@ -16,10 +16,13 @@ template <>
 Likelihood parse<Likelihood>(const char* name, std::string_view text);
 template <>
 Composition parse<Composition>(const char* name, std::string_view text);
+template <>
+Parameterization parse<Parameterization>(const char* name, std::string_view text);
 
 std::string_view word(Reduction);
 std::string_view word(Likelihood);
 std::string_view word(Composition);
+std::string_view word(Parameterization);
 
 // All words of one kind, quoted and separated by commas.
 template <class Word>
@@ -28,5 +31,7 @@ template <>
 std::string words<Reduction>();
 template <>
 std::string words<Likelihood>();
+template <>
+std::string words<Parameterization>();
 
 }  // namespace fgbg::ops

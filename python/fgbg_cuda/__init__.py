@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import functional, nn
+from . import distributions, functional, nn
 from ._ops import _C, CUDA_MISSING
 from .functional import *  # noqa: F403
 
@@ -11,6 +11,7 @@ __all__ = [
     *functional.__all__,
     "build_info",
     "cpu_cache_bytes",
+    "distributions",
     "empty_cpu_cache",
     "functional",
     "nn",

@@ -60,6 +60,13 @@ def _as_float(name: str, value: Any) -> float:
     raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
+def optional_number(name: str, value: Any, *, above: float = -math.inf, none: bool = True) -> Any:
+    """None (if it is accepted), a tensor, which C++ checks, or a number."""
+    if (value is None and none) or isinstance(value, Tensor):
+        return value
+    return number(name, value, above=above)
+
+
 def integer(name: str, value: Any, minimum: int = -(2**63), expected: str = "an integer") -> int:
     """``value`` as an integer of 64 bits, at least ``minimum``. What has ``__index__`` is one, NumPy's
     scalars among them; bools, tensors and arrays are not."""
@@ -138,7 +145,8 @@ def generator(value: object, seed: object, device: torch.device) -> None:
 
 def free_bits(value: Any, reduction: object) -> float:
     value = number("free_bits", value, minimum=0.0)
-    if value > 0 and reduction in ("none", "sample"):
+    # In this order: each look at a number that changes may be one more graph.
+    if reduction in ("none", "sample") and value > 0:
         raise ValueError(
             f"reduction is {reduction!r} with free_bits, which floors the batch mean of each latent "
             "dimension; expected 'batchmean', 'sum' or 'mean'"

@@ -92,31 +92,56 @@ def _differentiable(name: str, split: Callable) -> None:
     torch.library.register_autograd(f"fgbg::{name}", backward, setup_context=setup_context)
 
 
-def _split_reparameterize(grad_z, mu, logvar, seed, offset, num_samples, dz_dlogvar, needs):
-    def forward(mu, logvar):
-        return (reference.reparameterize(mu, logvar, seed, offset, num_samples),)
+def _split_reparameterize(grad_z, mu, spread, parameterization, seed, offset, num_samples, dz_dspread, needs):
+    def forward(mu, spread):
+        return (reference.reparameterize(mu, spread, parameterization, seed, offset, num_samples),)
 
-    return (grad_z,), (mu, logvar), forward
-
-
-def _split_gaussian_kl(grad_kl, mu, logvar, prior_mu, prior_logvar, reduction, needs):
-    def forward(*inputs):
-        return (reference.gaussian_kl(*inputs, reduction),)
-
-    return (grad_kl,), (mu, logvar, prior_mu, prior_logvar), forward
+    return (grad_z,), (mu, spread), forward
 
 
-def _split_sample_gaussian(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, offset,
-                           num_samples, reduction, dz_dlogvar, needs):  # fmt: skip
-    def forward(*inputs):
-        return reference.sample_gaussian(*inputs, seed, offset, num_samples, reduction)
+def _split_gaussian_kl(grad_kl, mu, spread, prior_mu, prior_spread, parameterization, reduction, batch_dims,
+                       needs):  # fmt: skip
+    def forward(mu, spread, prior_mu, prior_spread):
+        prior_mu = _or(prior_mu, 0.0)
+        return (
+            reference.gaussian_kl(
+                mu, spread, prior_mu, prior_spread, parameterization, reduction, batch_dims
+            ),
+        )
 
-    return (grad_z, grad_kl), (mu, logvar, prior_mu, prior_logvar), forward
+    return (grad_kl,), (mu, spread, prior_mu, prior_spread), forward
 
 
-def _split_bernoulli_kl(grad_kl, logits, prior_logits, prior_logit, reduction, needs):
+def _split_sample_gaussian(grad_z, grad_kl, mu, spread, prior_mu, prior_spread, parameterization, seed,
+                           offset, num_samples, reduction, batch_dims, dz_dspread, needs):  # fmt: skip
+    def forward(mu, spread, prior_mu, prior_spread):
+        return reference.sample_gaussian(
+            mu, spread, _or(prior_mu, 0.0), prior_spread, parameterization, seed, offset, num_samples,
+            reduction, batch_dims,
+        )  # fmt: skip
+
+    return (grad_z, grad_kl), (mu, spread, prior_mu, prior_spread), forward
+
+
+def _split_gaussian_log_prob(grad, z, mu, spread, parameterization, reduction, batch_dims, needs):
+    def forward(z, mu, spread):
+        return (
+            reference.gaussian_log_prob(z, _or(mu, 0.0), spread, parameterization, reduction, batch_dims),
+        )
+
+    return (grad,), (z, mu, spread), forward
+
+
+def _split_bernoulli_kl(grad_kl, logits, prior_logits, reduction, batch_dims, needs):
     def forward(logits, prior_logits):
-        return (reference.bernoulli_kl(logits, prior_logits, _or(prior_logit, 0.0), reduction),)
+        return (reference.bernoulli_kl(logits, _or(prior_logits, 0.0), reduction, batch_dims),)
+
+    return (grad_kl,), (logits, prior_logits), forward
+
+
+def _split_categorical_kl(grad_kl, logits, prior_logits, dim, reduction, batch_dims, needs):
+    def forward(logits, prior_logits):
+        return (reference.categorical_kl(logits, prior_logits, dim, reduction, batch_dims),)
 
     return (grad_kl,), (logits, prior_logits), forward
 
@@ -143,5 +168,7 @@ def _or(value: Tensor | None, absent: float) -> Tensor | float:
 _differentiable("reparameterize_backward", _split_reparameterize)
 _differentiable("gaussian_kl_backward", _split_gaussian_kl)
 _differentiable("sample_gaussian_backward", _split_sample_gaussian)
+_differentiable("gaussian_log_prob_backward", _split_gaussian_log_prob)
 _differentiable("bernoulli_kl_backward", _split_bernoulli_kl)
+_differentiable("categorical_kl_backward", _split_categorical_kl)
 _differentiable("reconstruction_loss_backward", _split_reconstruction)

@@ -18,7 +18,9 @@ from . import functional as F
 __all__ = [
     "BernoulliKL",
     "BlendedReconstructionLoss",
+    "CategoricalKL",
     "GaussianKL",
+    "GaussianLogProb",
     "MaskedReconstructionLoss",
     "MixtureReconstructionLoss",
     "ReconstructionLoss",
@@ -91,8 +93,8 @@ class GaussianKL(_Op):
         self,
         mu: Tensor,
         logvar: Tensor,
-        prior_mu: Tensor | None = None,
-        prior_logvar: Tensor | None = None,
+        prior_mu: Tensor | float | None = None,
+        prior_logvar: Tensor | float | None = None,
     ) -> Tensor:
         return self.function(mu, logvar, prior_mu, prior_logvar, **self.options)
 
@@ -110,8 +112,8 @@ class SampleGaussian(_Op):
         self,
         mu: Tensor,
         logvar: Tensor,
-        prior_mu: Tensor | None = None,
-        prior_logvar: Tensor | None = None,
+        prior_mu: Tensor | float | None = None,
+        prior_logvar: Tensor | float | None = None,
         **draw: Any,
     ) -> tuple[Tensor, Tensor]:
         return self.function(mu, logvar, prior_mu, prior_logvar, **self.options, **draw)
@@ -136,6 +138,26 @@ class ReconstructionLoss(_Op):
 
     def forward(self, prediction: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
         return self.function(prediction, target, **{**self.options, **tensors})
+
+
+class CategoricalKL(_Op):
+    """``forward(logits, prior_logits=0.0)``: :func:`fgbg_cuda.categorical_kl`."""
+
+    function = staticmethod(F.categorical_kl)
+    tensors = ("logits", "prior_logits")
+
+    def forward(self, logits: Tensor, prior_logits: Tensor | float = 0.0) -> Tensor:
+        return self.function(logits, prior_logits, **self.options)
+
+
+class GaussianLogProb(_Op):
+    """``forward(z, mu=0.0, logvar=None)``: :func:`fgbg_cuda.gaussian_log_prob`."""
+
+    function = staticmethod(F.gaussian_log_prob)
+    tensors = ("z", "mu", "logvar")
+
+    def forward(self, z: Tensor, mu: Tensor | float = 0.0, logvar: Tensor | float | None = None) -> Tensor:
+        return self.function(z, mu, logvar, **self.options)
 
 
 class MaskedReconstructionLoss(_Op):

@@ -78,70 +78,126 @@ def philox_normal(seed: Tensor, size: Sequence[int], offset: int, dtype: torch.d
 # --- reductions -----------------------------------------------------------------------------------
 
 
-def reduce(elements: Tensor, reduction: str) -> Tensor:
-    """One of ``none``, ``sample`` ([B]), ``batchmean``, ``sum``, ``mean``."""
+def reduce(elements: Tensor, reduction: str, batch_dims: int = 1) -> Tensor:
+    """One of ``none``, ``sample`` ([B], or the shape of the leading ``batch_dims``), ``batchmean``, ``sum``,
+    ``mean``."""
     if reduction == "none":
         return elements
     if reduction == "sample":
-        return elements.flatten(1).sum(1) if elements.dim() > 1 else elements
+        return elements.flatten(batch_dims).sum(-1) if elements.dim() > batch_dims else elements
     total = elements.sum()
     if reduction == "batchmean":
-        return total / elements.shape[0]
+        return total / math.prod(elements.shape[:batch_dims])
     return total / elements.numel() if reduction == "mean" else total
 
 
 # --- latents --------------------------------------------------------------------------------------
 
 
+def _as(value: Tensor | float, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """An operand that is broadcast: a tensor, or a number, for every element of ``like``. (Expanded, so that
+    its gradient is a sum of the elements'.)"""
+    if not isinstance(value, Tensor):
+        return torch.as_tensor(value, dtype=dtype, device=like.device).expand_as(like)
+    return value.to(dtype).expand_as(like)
+
+
 def reparameterize(
-    mu: Tensor, logvar: Tensor, seed: Tensor, offset: int = 0, num_samples: int | None = None
+    mu: Tensor,
+    spread: Tensor,
+    parameterization: str,
+    seed: Tensor,
+    offset: int = 0,
+    num_samples: int | None = None,
 ) -> Tensor:
-    """z = mu + exp(logvar / 2) eps."""
-    dtype = compute_dtype(mu, logvar)
+    """z = mu + std eps."""
+    dtype = compute_dtype(mu, spread)
     size = tuple(mu.shape) if num_samples is None else (num_samples, *mu.shape)
     if seed.device != mu.device:  # of the CPU: as an operand, for which nothing waits
         seed = torch.zeros((), dtype=torch.int64, device=mu.device) + seed.reshape(())
     eps = philox_normal(seed, size, offset, dtype)
-    z = mu.to(dtype) + torch.exp(0.5 * logvar.to(dtype)) * eps
-    return z.to(torch.promote_types(mu.dtype, logvar.dtype))
+    std = spread.to(dtype)
+    if parameterization != "std":
+        std = torch.exp(std if parameterization == "log_std" else 0.5 * std)
+    return (mu.to(dtype) + std * eps).to(torch.promote_types(mu.dtype, spread.dtype))
 
 
 def gaussian_kl(
     mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    spread: Tensor,
+    prior_mu: Tensor | float = 0.0,
+    prior_spread: Tensor | float | None = None,
+    parameterization: str = "logvar",
     reduction: str = "batchmean",
+    batch_dims: int = 1,
 ) -> Tensor:
-    """1/2 (e^d - 1 - d + (mu - prior_mu)^2 / e^prior_logvar) with d = logvar - prior_logvar."""
-    dtype = compute_dtype(mu, logvar, prior_mu, prior_logvar)
-    d, delta = logvar.to(dtype), mu.to(dtype)
-    if prior_mu is not None:
-        delta = delta - prior_mu.to(dtype)
-    square = delta**2
-    if prior_logvar is not None:
-        d = d - prior_logvar.to(dtype)
-        square = square * torch.exp(-prior_logvar.to(dtype))
-    return reduce(0.5 * (torch.expm1(d) - d + square), reduction)
+    """With d = logvar - prior_logvar: 1/2 (e^d - 1 - d + (mu - prior_mu)^2 / e^prior_logvar). From standard
+    deviations, with t = std / prior_std - 1: 1/2 t^2 + t - log(1 + t) + 1/2 ((mu - prior_mu) / prior_std)^2.
+    """
+    dtype = compute_dtype(mu, spread, prior_mu, prior_spread)
+    if prior_spread is None:
+        prior_spread = 1.0 if parameterization == "std" else 0.0
+    delta = mu.to(dtype) - _as(prior_mu, mu, dtype)
+    s, prior = spread.to(dtype), _as(prior_spread, mu, dtype)
+    if parameterization == "std":
+        t, ratio = (s - prior) / prior, s / prior
+        # Where std is small, 1 + t has lost its digits; near the prior, std / prior_std those of t.
+        near = t.abs() < 0.5
+        log = torch.where(
+            near, torch.log1p(torch.where(near, t, 0.0)), torch.log(torch.where(near, 1.0, ratio))
+        )
+        kl = 0.5 * t**2 + (t - log) + 0.5 * (delta / prior) ** 2
+    else:
+        if parameterization == "log_std":
+            s, prior = 2 * s, 2 * prior
+        d = s - prior
+        kl = 0.5 * (torch.expm1(d) - d + delta**2 * torch.exp(-prior))
+    return reduce(kl, reduction, batch_dims)
 
 
 def sample_gaussian(
     mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
+    spread: Tensor,
+    prior_mu: Tensor | float,
+    prior_spread: Tensor | float | None,
+    parameterization: str,
     seed: Tensor,
     offset: int = 0,
     num_samples: int | None = None,
     reduction: str = "batchmean",
+    batch_dims: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """:func:`reparameterize` and :func:`gaussian_kl`."""
-    z = reparameterize(mu, logvar, seed, offset, num_samples)
-    return z, gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+    z = reparameterize(mu, spread, parameterization, seed, offset, num_samples)
+    return z, gaussian_kl(mu, spread, prior_mu, prior_spread, parameterization, reduction, batch_dims)
+
+
+def gaussian_log_prob(
+    z: Tensor,
+    mu: Tensor | float = 0.0,
+    spread: Tensor | float | None = None,
+    parameterization: str = "logvar",
+    reduction: str = "batchmean",
+    batch_dims: int = 1,
+) -> Tensor:
+    """-log(std sqrt(2 pi)) - 1/2 ((z - mu) / std)^2."""
+    dtype = compute_dtype(z, mu, spread)
+    if spread is None:
+        spread = 1.0 if parameterization == "std" else 0.0
+    delta, s = z.to(dtype) - _as(mu, z, dtype), _as(spread, z, dtype)
+    if parameterization == "std":
+        r, log_std = delta / s, torch.log(s)
+    else:
+        log_std = s if parameterization == "log_std" else 0.5 * s
+        r = delta * torch.exp(-log_std)
+    return reduce(-(log_std + 0.5 * math.log(2 * math.pi)) - 0.5 * r**2, reduction, batch_dims)
 
 
 def bernoulli_kl(
-    logits: Tensor, prior_logits: Tensor | None, prior_logit: float, reduction: str = "batchmean"
+    logits: Tensor,
+    prior_logits: Tensor | float = 0.0,
+    reduction: str = "batchmean",
+    batch_dims: int = 1,
 ) -> Tensor:
     """m (log m - log p) + (1 - m) (log(1 - m) - log(1 - p)), m and p the sigmoids of the logits.
 
@@ -149,10 +205,7 @@ def bernoulli_kl(
     """
     dtype = compute_dtype(logits, prior_logits)
     a = logits.to(dtype)
-    if prior_logits is None:
-        b = torch.as_tensor(prior_logit, dtype=dtype, device=a.device).expand_as(a)
-    else:
-        b = prior_logits.to(dtype)
+    b = _as(prior_logits, a, dtype)
     certain = a.isinf() & ~b.isnan()
     unbounded = b.isinf() & a.isfinite()
     exact = torch.where(a > 0, -b, b)  # of a mask that is certain: softplus of this
@@ -165,7 +218,29 @@ def bernoulli_kl(
     on = torch.sigmoid(a) * (F.logsigmoid(a) - F.logsigmoid(b))
     off = torch.sigmoid(-a) * (F.logsigmoid(-a) - F.logsigmoid(-b))
     kl = torch.where(certain, -F.logsigmoid(-exact), torch.where(unbounded, infinite, on + off))
-    return reduce(kl, reduction)
+    return reduce(kl, reduction, batch_dims)
+
+
+def categorical_kl(
+    logits: Tensor,
+    prior_logits: Tensor | None = None,
+    dim: int = 1,
+    reduction: str = "batchmean",
+    batch_dims: int = 1,
+) -> Tensor:
+    """sum_k p_k (log p_k - log q_k), p and q the softmax of the logits along ``dim``; no prior: uniform.
+
+    An outcome of logit -inf has p_k = 0, and its term is 0; one that the prior alone excludes makes it inf.
+    """
+    dtype = compute_dtype(logits, prior_logits)
+    a = logits.to(dtype)
+    b = torch.zeros_like(a) if prior_logits is None else prior_logits.to(dtype).expand_as(a)
+    excluded = a == -math.inf
+    log_p, log_q = F.log_softmax(a, dim), F.log_softmax(b, dim)
+    difference = torch.where(excluded, 0.0, log_p) - torch.where(excluded, 0.0, log_q)
+    kl = (log_p.exp() * difference).sum(dim)
+    forbidden = (~excluded & (b == -math.inf)).any(dim)
+    return reduce(torch.where(forbidden, math.inf, kl), reduction, batch_dims)
 
 
 # --- likelihoods: -log p(target | x) per element, in nats -----------------------------------------

@@ -47,6 +47,7 @@ SOURCES = (
     "reconstruction_backward.cu",
     "reconstruction_forward.cu",
     "latents.cu",
+    "categorical.cu",
     "reconstruction.cu",
     "scaling.cu",
     "cuda.cpp",

@@ -8,6 +8,7 @@ torch.func transforms, forward-mode AD, devices without a kernel.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from typing import Any
 
@@ -87,14 +88,38 @@ def widened(*operands: Any) -> tuple[Any, ...]:
     return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in _checks.FLOATS else t for t in operands)
 
 
-def flat(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    if tensors[0].dim() <= MAX_DIMS:
-        return tensors
-    return tuple(None if t is None else t.flatten(1) for t in tensors)
+def traced(like: Tensor, batch_dims: int, *operands: Any) -> tuple[Any, ...]:
+    """Operands that broadcast to ``like``, as a traced op takes them: numbers as tensors, and tensors of more
+    dimensions than kernels index as matrices of samples and their elements."""
+    dtype = reference.compute_dtype(*operands)
+    made = tuple(x if x is None or isinstance(x, Tensor) else as_tensor(x, like, dtype) for x in operands)
+    return as_matrices(like, batch_dims, *made)
 
 
-def unflat_draws(z: Tensor, mu: Tensor) -> Tensor:
-    return z if mu.dim() <= MAX_DIMS else z.unflatten(-1, mu.shape[1:])
+def as_matrices(like: Tensor, batch_dims: int, *operands: Tensor | None) -> tuple[Tensor | None, ...]:
+    if like.dim() <= MAX_DIMS:
+        return operands
+    shape = (math.prod(like.shape[:batch_dims]), math.prod(like.shape[batch_dims:]))
+    dtype = reference.compute_dtype(*operands)
+    return tuple(
+        t if t is None or t.dim() == 0 else expanded(t, like, dtype).reshape(shape) for t in operands
+    )
+
+
+def expanded(t: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where it is broadcast, in the dtype of the computation, in which its gradients then add up."""
+    return t if t.shape == like.shape else t.to(dtype).expand_as(like)
+
+
+def traced_batch_dims(like: Tensor, batch_dims: int) -> int:
+    return batch_dims if like.dim() <= MAX_DIMS else 1
+
+
+def unflattened(elements: Tensor, like: Tensor, reduction: str, batch_dims: int) -> Tensor:
+    """What an op makes of matrices, in the shape that ``like`` had."""
+    if like.dim() <= MAX_DIMS or reduction not in ("none", "sample"):
+        return elements
+    return elements.view(like.shape if reduction == "none" else like.shape[:batch_dims])
 
 
 def sum_in_order(x: Tensor) -> Tensor:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from .. import _checks, reference
 from . import _routes
 
-__all__ = ["bernoulli_kl"]
+__all__ = ["bernoulli_kl", "categorical_kl"]
 
 
 def bernoulli_kl(
-    logits: Tensor, prior_logits: Tensor | float = 0.0, *, reduction: str = "batchmean"
+    logits: Tensor,
+    prior_logits: Tensor | float = 0.0,
+    *,
+    reduction: str = "batchmean",
+    batch_dims: int = 1,
 ) -> Tensor:
     """KL(Bernoulli(sigmoid(logits)) || Bernoulli(sigmoid(prior_logits))) in nats, from logits.
 
@@ -22,11 +28,12 @@ def bernoulli_kl(
 
     Args:
         logits: posterior, [B, *D], any float dtype.
-        prior_logits: prior: a number, or a tensor of the same shape.
-        reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
-            ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
-            every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
-            other terms.
+        prior_logits: prior: a number, or a tensor that broadcasts to the shape of the posterior.
+        reduction: ``"none"`` (elementwise), ``"sample"`` (summed per sample, [B]), ``"batchmean"`` (mean over
+            the samples of these sums), ``"sum"``, or ``"mean"`` (over every element). An ELBO needs
+            ``"batchmean"``: nats per image, on the same footing as the other terms.
+        batch_dims: how many leading dimensions index samples. With 2, logits [S, B, *D] give [S, B] for
+            ``"sample"``.
 
     Returns:
         float32, or float64 if an operand is float64.
@@ -38,16 +45,83 @@ def bernoulli_kl(
         >>> fgbg_cuda.bernoulli_kl(torch.full((1, 4), 30.0), 0.0)  # certain against even odds: 4 log 2
         tensor(2.7726)
     """
-    if not isinstance(prior_logits, Tensor):
-        prior_logits = _checks.number("prior_logits", prior_logits)
+    prior_logits = _checks.optional_number("prior_logits", prior_logits, none=False)
+    batch_dims = _checks.integer("batch_dims", batch_dims, 1)
     if not is_compiling():
-        kl = _routes.eager.bernoulli_kl(logits, prior_logits, reduction)
+        kl = _routes.eager.bernoulli_kl(logits, prior_logits, reduction, batch_dims)
         if kl is not None:
             return kl
-    prior, constant = (prior_logits, 0.0) if isinstance(prior_logits, Tensor) else (None, prior_logits)
     op = _routes.traced_op("bernoulli_kl", logits.device)
     if op is None:
-        return reference.bernoulli_kl(logits, prior, constant, reduction)
-    constant = _routes.as_tensor(constant, logits, reference.compute_dtype(logits)) if prior is None else None
-    kl, _ = op(*_routes.flat(logits, prior), constant, reduction)
-    return kl.view(logits.shape) if reduction == "none" else kl
+        return reference.bernoulli_kl(logits, prior_logits, reduction, batch_dims)
+    kl, _ = op(
+        *_routes.traced(logits, batch_dims, logits, prior_logits),
+        reduction,
+        _routes.traced_batch_dims(logits, batch_dims),
+    )
+    return _routes.unflattened(kl, logits, reduction, batch_dims)
+
+
+def categorical_kl(
+    logits: Tensor,
+    prior_logits: Tensor | float = 0.0,
+    *,
+    dim: int = 1,
+    reduction: str = "batchmean",
+    batch_dims: int = 1,
+) -> Tensor:
+    """KL(softmax(logits) || softmax(prior_logits)) of K outcomes along ``dim`` in nats, from logits.
+
+    With p and q the two: ``sum_k p_k log(p_k / q_k)``. Accurate for a posterior near its prior (no two terms
+    of the sum that is evaluated cancel) and for logits of any size. An outcome of logit -inf is excluded: it
+    adds nothing, and gets no gradient; the KL is inf where the prior excludes what the posterior does not.
+
+    Args:
+        logits: posterior, [B, *D] with the outcomes along one of its dimensions, any float dtype.
+        prior_logits: prior: a tensor that broadcasts to the shape of the posterior, or a number, whichever,
+            for the uniform distribution.
+        dim: dimension of the outcomes, none of those that index samples.
+        reduction: ``"none"`` (a KL for each group of outcomes: the shape of the logits without ``dim``),
+            ``"sample"`` (summed per sample, [B]), ``"batchmean"`` (mean over the samples of these
+            sums), ``"sum"``, or ``"mean"`` (over every group). An ELBO needs
+            ``"batchmean"``: nats per image, on the same footing as the other terms.
+        batch_dims: how many leading dimensions index samples. With 2, logits [S, B, *D] give [S, B] for
+            ``"sample"``.
+
+    Returns:
+        float32, or float64 if an operand is float64.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came, and what is accepted.
+
+    Example:
+        >>> certain = torch.tensor([[100.0, 0.0, 0.0, 0.0]])
+        >>> fgbg_cuda.categorical_kl(certain)  # of one of four: log 4
+        tensor(1.3863)
+    """
+    prior_logits = _checks.optional_number("prior_logits", prior_logits, none=False)
+    prior = prior_logits if isinstance(prior_logits, Tensor) else None
+    dim = _checks.integer("dim", dim)
+    batch_dims = _checks.integer("batch_dims", batch_dims, 1)
+    if not is_compiling():
+        kl = _routes.eager.categorical_kl(logits, prior, dim, reduction, batch_dims)
+        if kl is not None:
+            return kl
+    if dim < 0:
+        dim += logits.dim()
+    op = _routes.traced_op("categorical_kl", logits.device)
+    if op is None:
+        return reference.categorical_kl(logits, prior, dim, reduction, batch_dims)
+    if logits.dim() <= _routes.MAX_DIMS:
+        return op(logits, prior, dim, reduction, batch_dims)[0]
+    # [samples, *before, outcomes, *after], with each part as one dimension.
+    sizes = logits.shape
+    parts = (sizes[:batch_dims], sizes[batch_dims:dim], sizes[dim : dim + 1], sizes[dim + 1 :])
+    four = [math.prod(part) for part in parts]
+    groups = (*sizes[:dim], *sizes[dim + 1 :])
+    if prior is not None:
+        prior = _routes.expanded(prior, logits, reference.compute_dtype(logits, prior)).reshape(four)
+    kl, _ = op(logits.reshape(four), prior, 2, reduction, 1)
+    if reduction == "none":
+        return kl.view(groups)
+    return kl.view(sizes[:batch_dims]) if reduction == "sample" else kl
