@@ -156,12 +156,10 @@ class Groups {
       math::OutcomeSums<T> sums;
       for (int64_t k = 0; k < outcomes(); ++k) {
         const T q = math::outcome_weight(prior(k), largest) / total;
-        math::add_outcome(row(a_, k)[g], prior(k), row(p_, k)[g], row(x_, k)[g], q, sums);
+        math::add_outcome(row(a_, k)[g], largest_[g], prior(k), largest, row(p_, k)[g], row(x_, k)[g], q, sums);
         if (kPrior) row(b_, k)[g] = q;
       }
-      const T shift = kPrior ? shift_[g] : largest_[g];
-      const T log_ratio = (largest_[g] - largest) + (math::log(total_[g]) - math::log(total));
-      kl[g] = math::categorical_kl(sums, mean_[g], log_ratio - shift);
+      kl[g] = math::categorical_kl(sums, total_[g], total);
     }
   }
 

@@ -71,10 +71,9 @@ __device__ __forceinline__ T categorical(const CategoricalArgs& args, int64_t b,
     math::OutcomeSums<T> sums;
     for (int64_t k = 0; k < outcomes; ++k) {
       const T a = logits.get(k), b = prior(k);
-      math::add_outcome(a, b, p_of(a), x_of(a, b), q_of(b), sums);
+      math::add_outcome(a, largest, b, largest_prior, p_of(a), x_of(a, b), q_of(b), sums);
     }
-    const T log_ratio = (largest - largest_prior) + (math::log(total) - math::log(total_prior));
-    kl = math::categorical_kl(sums, mean, log_ratio - shift);
+    kl = math::categorical_kl(sums, total, total_prior);
   }
   if constexpr (kGradients) {
     const Outcomes<T> d_logits(args.grad_logits, args.grad_logits_step, args.shape, b, e);
