@@ -13,8 +13,9 @@
 //
 //   e^KL (1 - sum_far q_k) = 1 + sum_near p_k (e^x_k - 1 - x_k) - sum_far p_k (1 + x_k).
 //
-// Where the last sum counts, or the near outcomes have next to no q_k, the KL is so large (above 25 nats) that
-// its definition loses nothing: sum_k p_k (log p_k - log q_k). An outcome that the prior alone excludes, b_k = -inf, makes the KL inf.
+// Where the last sum counts, or the near outcomes have next to no q_k, the KL is so large (above 25 nats)
+// that its definition loses nothing: sum_k p_k (log p_k - log q_k). An outcome that the prior alone excludes,
+// b_k = -inf, makes the KL inf.
 #pragma once
 
 #include "elementary.h"
@@ -42,8 +43,8 @@ FGBG_FN T outcome_growth(T p, T x) {
 // Of groups with far outcomes.
 template <class T>
 struct OutcomeSums {
-  T growth = T(0);        // of the near outcomes
-  T excess = T(0);        // p (1 + x) of the far ones
+  T growth = T(0);  // of the near outcomes
+  T excess = T(0);  // p (1 + x) of the far ones
   T near_q = T(0), far_q = T(0);
   T apart = T(0);          // sum of p (a - b), both relative to their largest
   bool forbidden = false;  // whether the prior excludes what the posterior does not
