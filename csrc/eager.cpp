@@ -114,7 +114,7 @@ variable_list run_latents(Op op, int64_t batch_dims = 1) {
   ops::for_tensors(op, [&](Tensor& t) {
     if (!t.defined()) return;
     if (t.numel() == 1 && like.numel() != 1)
-      t = t.reshape({});  // a number, or the seed
+      t = t.reshape({});   // a number, or the seed
     else if (t.dim() > 0)  // where it is broadcast, gradients add up in the type of the computation
       t = (t.sizes() == sizes ? t : t.to(dtype).expand_as(like)).reshape({samples, row});
   });
@@ -198,16 +198,16 @@ py::object reparameterize(handle mu, handle logvar, handle parameterization, han
   return one(run_latents(std::move(op)));
 }
 
-py::object gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle parameterization,
-                       handle reduction, int64_t batch_dims) {
+py::object gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar,
+                       handle parameterization, handle reduction, int64_t batch_dims) {
   auto op = latents<ops::GaussianKl>(mu, logvar, parameterization);
   set_kl(op, prior_mu, prior_logvar, reduction, batch_dims);
   return one(run_latents(std::move(op), batch_dims));
 }
 
 // For what is composed of several calls: says what is wrong before the first.
-void check_gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar, handle parameterization,
-                       handle reduction, int64_t batch_dims) {
+void check_gaussian_kl(handle mu, handle logvar, handle prior_mu, handle prior_logvar,
+                       handle parameterization, handle reduction, int64_t batch_dims) {
   auto op = latents<ops::GaussianKl>(mu, logvar, parameterization);
   set_kl(op, prior_mu, prior_logvar, reduction, batch_dims);
   op.check();

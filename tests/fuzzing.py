@@ -803,6 +803,11 @@ def _undefined(
     if case.options.get("likelihood") in ("laplace", "absolute_error"):
         # torch has 0 for the derivative of |x| where x is NaN, the kernels NaN.
         undefined |= a.isnan() & odd
+    if case.op == "categorical_kl" and "prior_logits" in inputs:
+        # The KL is inf where the prior alone excludes an outcome: its derivatives are a matter of form.
+        logits, prior = (inputs[n].detach() for n in ("logits", "prior_logits"))
+        forbidden = ((logits > -math.inf) & (prior == -math.inf)).any(case.options.get("dim", 1), True)
+        undefined |= _any_to(forbidden.expand_as(logits), a.shape)
     if case.op == "bernoulli_kl" and "prior_logits" in inputs:
         # Both infinite: the KL is NaN, inf - inf, and so are the kernel's derivatives.
         both = inputs["logits"].detach().isinf() & inputs["prior_logits"].detach().isinf()

@@ -78,9 +78,14 @@ def test_inductor(sample, device):
         assert_close(gradient, expected[name], note=name)
 
 
-def _repeat(t, batch, last):
-    """More of the same along the first and the last dimension."""
-    return t.repeat(batch, *[1] * (t.dim() - 2), last)
+def _repeat(t, full, batch, last):
+    """More of the same along the first and the last dimension, where it has those of `full`."""
+    times = [1] * t.dim()
+    if t.dim() == len(full):
+        times[0] = batch
+    if t.dim() == len(full) or (t.dim() and t.shape[-1] == full[-1]):
+        times[-1] = last
+    return t.repeat(times)
 
 
 @each([s for s in first_of_each_op() if len(next(iter(s.tensors.values())).shape) > 1])
@@ -95,12 +100,11 @@ def _check_dynamic_shapes(sample, device):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = _compile(lambda inputs: sample(inputs), counter, dynamic=True)
     made = sample.inputs(device, grad=True)
-    rank = next(iter(made.values())).dim()
+    full = next(iter(made.values())).shape
     traced = 0
     for batch, last in ((1, 1), (3, 1), (2, 4)):
         inputs = {
-            n: _repeat(t.detach(), batch, last).requires_grad_(t.requires_grad) if t.dim() == rank else t
-            for n, t in made.items()
+            n: _repeat(t.detach(), full, batch, last).requires_grad_(t.requires_grad) for n, t in made.items()
         }
         actual, expected = compiled(inputs), sample(inputs)
         for a, e in zip(actual, expected, strict=True):

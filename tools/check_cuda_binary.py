@@ -31,8 +31,14 @@ SLACK = 1.05  # another patch release of nvcc may do a little worse
 THREADS = 256  # of a block
 NAME = re.compile(
     r"(\w+_kernel)<(?:[\w:]*::Format<)?(\w+)(?:, (\d), (?:[\w:]*::)?(\w+)>)? ?"
-    r"(?:, (true|false))?(?:, [\w:]*::(\w+), [^>]*\)(\d))?>"
+    r"(?:, (true|false))?(?:, (true|false))?(?:, [\w:]*::(LogSpread<\d>|Std))?(?:, [\w:]*::(\w+), [^>]*\)(\d))? ?>"
 )
+# What the first flag of a kernel says; of the others, whether there are draws.
+FLAGS = {
+    "log_prob_kernel": ("gradients", "no gradients"),
+    "categorical_kernel": ("with a prior", "uniform"),
+}
+SPREADS = {"LogSpread<1>": "logvar", "LogSpread<2>": "log_std", "Std": "std"}
 COMPOSITIONS = ("masked", "blended", "mixture")
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;?\s*/\* 0x([0-9a-f]{16}) \*/")
 ENCODING = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
@@ -67,12 +73,17 @@ def readable(mangled: str) -> str:
     match = NAME.search(name)
     if not match:
         raise SystemExit(f"a kernel whose name is not understood: {name}")
-    kernel, dtype, width, storage, draws, likelihood, composition = match.groups()
+    kernel, dtype, width, storage, flag, second_flag, spread, likelihood, composition = match.groups()
     parts = [kernel, dtype]
     if width:
         parts += [f"V={width}", "of", storage]
-    if draws:
-        parts.append("draws" if draws == "true" else "no draws")
+    on, off = FLAGS.get(kernel, ("draws", "no draws"))
+    if flag:
+        parts.append(on if flag == "true" else off)
+    if second_flag:
+        parts.append("gradients" if second_flag == "true" else "no gradients")
+    if spread:
+        parts.append(SPREADS[spread])
     if likelihood:
         parts += [likelihood, COMPOSITIONS[int(composition)]]
     return " ".join(parts)

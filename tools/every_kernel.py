@@ -42,6 +42,13 @@ def run() -> None:
                 mu, logvar = leaf(3, side * 9), leaf(3, side * 9, dtype=target_dtype)
                 z, kl = f.sample_gaussian(mu, logvar, mu.detach(), logvar.detach(), num_samples=2)
                 (z.sum() + kl + f.bernoulli_kl(mu, logvar) + f.gaussian_kl(mu, logvar)).backward()
+                for word in ("std", "log_std"):
+                    z, kl = f.sample_gaussian(mu, logvar, parameterization=word)
+                    (z.sum() + kl + f.gaussian_kl(mu, logvar, parameterization=word)).backward()
+                for word in ("std", "log_std", "logvar"):
+                    f.gaussian_log_prob(mu, mu, logvar, parameterization=word).backward()
+                    f.gaussian_log_prob(mu.detach(), 0.0, logvar.detach(), parameterization=word)
+                (f.categorical_kl(mu) + f.categorical_kl(mu, logvar)).backward()
                 with torch.no_grad():
                     f.gaussian_kl(mu, logvar)
                     f.bernoulli_kl(mu, logvar)

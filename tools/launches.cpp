@@ -147,14 +147,14 @@ struct Operands {
 
 Operands image(DType dtype) {
   const int64_t batch = 64, channels = 3, side = 256, plane = side * side;
-  return {{{batch, channels, 1, side, side}, plane, channels * plane, batch * channels * plane},
+  return {{{batch, channels, 1, side, side}, plane, channels * plane, batch * channels * plane, batch, 1},
           dtype,
           channels * plane,
           channels};
 }
 Operands row(DType dtype) {
   const int64_t batch = 4096, row = 1024;
-  return {{{batch, row, 1, 1, 1}, 1, row, batch * row}, dtype, row, 1};
+  return {{{batch, row, 1, 1, 1}, 1, row, batch * row, batch, 1}, dtype, row, 1};
 }
 
 template <class Args>
@@ -225,13 +225,16 @@ void reconstruction(DType dtype, const char* composition_name, Composition compo
   }
 }
 
-void gaussian(DType dtype, const char* name, bool z, bool kl, bool backward, bool sums) {
+void gaussian(DType dtype, const char* name, Parameterization parameterization, bool z, bool kl,
+              bool backward, bool sums) {
   Operands o = row(dtype);
   GaussianArgs a{};
   a.shape = o.shape;
   a.noise.seed = 5;
   if (kl || !backward) a.mu = o.input();
-  a.logvar = o.input();
+  a.parameterization = parameterization;
+  a.standard = true;
+  a.spread = o.input();
   if (sums) a.partial = static_cast<double*>(o.address());
   if (!backward) {
     if (z) a.z = o.output();
@@ -243,7 +246,7 @@ void gaussian(DType dtype, const char* name, bool z, bool kl, bool backward, boo
     if (!sums) a.grad_kl.grad = o.address();
     a.grad_mu = o.output();  // of z alone it is grad_z itself
   }
-  a.grad_logvar = o.output();
+  a.grad_spread = o.output();
   show(name, o, a, cuda::gaussian_backward);
 }
 
@@ -251,13 +254,28 @@ void bernoulli(DType dtype, const char* name, bool backward) {
   Operands o = row(dtype);
   BernoulliArgs a{};
   a.shape = o.shape;
-  a.prior_logit = -2.0;
+  a.prior.number.value = -2.0;
   a.logits = o.input();
   a.partial = static_cast<double*>(o.address());
   if (!backward) return show(name, o, a, cuda::bernoulli_forward);
   a.grad_logits = o.output();
   a.grad_kl.factor = 1.0 / static_cast<double>(o.shape.size[0]);
   show(name, o, a, cuda::bernoulli_backward);
+}
+
+void log_prob(DType dtype, const char* name, bool backward) {
+  Operands o = row(dtype);
+  LogProbArgs a{};
+  a.shape = o.shape;
+  a.z = o.input();
+  a.mu.view = o.input();
+  a.spread.view = o.input();
+  a.partial = static_cast<double*>(o.address());
+  if (!backward) return show(name, o, a, cuda::log_prob_forward);
+  a.grad_mu = o.output();
+  a.grad_spread = o.output();
+  a.grad.factor = 1.0 / static_cast<double>(o.shape.size[0]);
+  show(name, o, a, cuda::log_prob_backward);
 }
 
 void normal(DType dtype) {
@@ -284,12 +302,17 @@ int main() {
       reconstruction(dtype, "mixture", Composition::mixture_joint, likelihood, index);
       ++index;
     }
-    gaussian(dtype, "reparameterize forward", true, false, false, false);
-    gaussian(dtype, "reparameterize backward", true, false, true, false);
-    gaussian(dtype, "sample_gaussian forward", true, true, false, true);
-    gaussian(dtype, "sample_gaussian backward", true, true, true, false);
-    gaussian(dtype, "gaussian_kl forward", false, true, false, true);
-    gaussian(dtype, "gaussian_kl backward with sums", false, true, true, true);
+    for (const auto p : {Parameterization::logvar, Parameterization::std}) {
+      const std::string of = p == Parameterization::std ? ", std" : "";
+      gaussian(dtype, ("reparameterize forward" + of).c_str(), p, true, false, false, false);
+      gaussian(dtype, ("reparameterize backward" + of).c_str(), p, true, false, true, false);
+      gaussian(dtype, ("sample_gaussian forward" + of).c_str(), p, true, true, false, true);
+      gaussian(dtype, ("sample_gaussian backward" + of).c_str(), p, true, true, true, false);
+      gaussian(dtype, ("gaussian_kl forward" + of).c_str(), p, false, true, false, true);
+      gaussian(dtype, ("gaussian_kl backward with sums" + of).c_str(), p, false, true, true, true);
+    }
+    log_prob(dtype, "gaussian_log_prob forward", false);
+    log_prob(dtype, "gaussian_log_prob backward with sums", true);
     bernoulli(dtype, "bernoulli_kl forward", false);
     bernoulli(dtype, "bernoulli_kl backward with sums", true);
     normal(dtype);

@@ -2,6 +2,7 @@
 // gathered outcome by outcome, whatever dimension these lie along.
 #include "../math/categorical.h"
 
+#include <type_traits>
 #include <vector>
 
 #include "kernel_table.h"
@@ -18,6 +19,54 @@ View outcome(const View& v, int64_t step, int64_t k) {
   return out;
 }
 
+// Transposes 4 x 4 numbers.
+template <class T>
+inline void transpose4(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  if constexpr (sizeof(T) == 4) {
+    typedef float Four __attribute__((vector_size(16)));
+    typedef int32_t Order __attribute__((vector_size(16)));
+    Four a, b, c, d;
+    std::memcpy(&a, from, 16);
+    std::memcpy(&b, from + from_stride, 16);
+    std::memcpy(&c, from + 2 * from_stride, 16);
+    std::memcpy(&d, from + 3 * from_stride, 16);
+    constexpr Order kLow = {0, 4, 1, 5}, kHigh = {2, 6, 3, 7};
+    const Four ac_low = __builtin_shuffle(a, c, kLow), ac_high = __builtin_shuffle(a, c, kHigh);
+    const Four bd_low = __builtin_shuffle(b, d, kLow), bd_high = __builtin_shuffle(b, d, kHigh);
+    const Four rows[4] = {__builtin_shuffle(ac_low, bd_low, kLow), __builtin_shuffle(ac_low, bd_low, kHigh),
+                          __builtin_shuffle(ac_high, bd_high, kLow),
+                          __builtin_shuffle(ac_high, bd_high, kHigh)};
+    for (int k = 0; k < 4; ++k) std::memcpy(to + k * to_stride, &rows[k], 16);
+  } else {
+    for (int k = 0; k < 4; ++k)
+      for (int g = 0; g < 4; ++g) to[k * to_stride + g] = from[g * from_stride + k];
+  }
+}
+
+// A matrix of `rows` times `columns`.
+template <class T>
+inline void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                      int64_t to_stride) {
+  const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+  for (int64_t g = 0; g < whole_rows; g += 4)
+    for (int64_t k = 0; k < whole_columns; k += 4)
+      transpose4(from + g * from_stride + k, from_stride, to + k * to_stride + g, to_stride);
+  for (int64_t g = 0; g < rows; ++g)
+    for (int64_t k = g < whole_rows ? whole_columns : 0; k < columns; ++k)
+      to[k * to_stride + g] = from[g * from_stride + k];
+}
+
+// Whether the groups follow each other, and within each its outcomes: a dense last dimension.
+inline bool dense_groups(const View& v, int64_t step, int64_t outcomes, const Shape& shape) {
+  int64_t expected = outcomes;
+  bool dense = step == 1;
+  for (int d = kDims - 1; d >= 0; --d) {
+    dense &= shape.size[d] == 1 || v.stride[d] == expected;
+    expected *= shape.size[d];
+  }
+  return dense;
+}
+
 // As many groups as fit the first-level cache, a multiple of the lanes of a vector.
 template <class T>
 int64_t lanes_for(int64_t outcomes) {
@@ -29,9 +78,11 @@ template <class T, bool kPrior>
 class Groups {
  public:
   explicit Groups(const CategoricalArgs& args)
-      : args_(args), lanes_(lanes_for<T>(args.outcomes)), numbers_(static_cast<size_t>(4 * lanes_ * outcomes())) {
+      : args_(args),
+        lanes_(lanes_for<T>(args.outcomes)),
+        numbers_(static_cast<size_t>(5 * lanes_ * outcomes())) {
     T* at = numbers_.data();
-    for (T** buffer : {&a_, &b_, &p_, &x_}) {
+    for (T** buffer : {&a_, &b_, &p_, &x_, &staged_}) {
       *buffer = at;
       at += lanes_ * outcomes();
     }
@@ -68,8 +119,7 @@ class Groups {
         const T *p = row(p_, k), *x = row(x_, k);
         T* to = row(b_, k);  // which has q where an outcome is far
         FGBG_SIMD
-        for (int64_t g = 0; g < n; ++g)
-          to[g] = upstream[g] * math::d_outcome_prior(p[g], x[g], kl[g], to[g]);
+        for (int64_t g = 0; g < n; ++g) to[g] = upstream[g] * math::d_outcome_prior(p[g], x[g], kl[g], to[g]);
       }
       store(b_, args_.grad_prior, args_.grad_prior_step, span);
     }
@@ -80,12 +130,40 @@ class Groups {
   T* row(T* buffer, int64_t k) const { return buffer + k * lanes_; }
 
   void load(const View& from, int64_t step, const Span& span, T* to) const {
+    if (dense_groups(from, step, outcomes(), span.shape)) {
+      const int64_t first = span.index * outcomes(), n = span.n * outcomes();
+      with_storage(from.dtype, [&](auto storage) {
+        using Storage = decltype(storage);
+        const auto* data = static_cast<const Storage*>(from.data) + first;
+        if constexpr (std::is_same_v<Storage, T>) {
+          transpose(data, outcomes(), span.n, outcomes(), to, lanes_);
+        } else {
+          widen_all<T>(data, 1, n, staged_);
+          transpose(staged_, outcomes(), span.n, outcomes(), to, lanes_);
+        }
+      });
+      return;
+    }
     for (int64_t k = 0; k < outcomes(); ++k) {
       const View v = outcome(from, step, k);
       gather(v, span, consecutive(v, span), row(to, k));
     }
   }
   void store(T* from, const View& to, int64_t step, const Span& span) const {
+    if (dense_groups(to, step, outcomes(), span.shape)) {
+      const int64_t first = span.index * outcomes(), n = span.n * outcomes();
+      with_storage(to.dtype, [&](auto storage) {
+        using Storage = decltype(storage);
+        auto* data = static_cast<Storage*>(to.data) + first;
+        if constexpr (std::is_same_v<Storage, T>) {
+          transpose(from, lanes_, outcomes(), span.n, data, outcomes());
+        } else if constexpr (sizeof(Storage) > 1) {
+          transpose(from, lanes_, outcomes(), span.n, staged_, outcomes());
+          narrow_all(staged_, 1, n, data);
+        }
+      });
+      return;
+    }
     for (int64_t k = 0; k < outcomes(); ++k) {
       const View v = outcome(to, step, k);
       scatter(row(from, k), v, span, consecutive(v, span));
@@ -156,12 +234,11 @@ class Groups {
       math::OutcomeSums<T> sums;
       for (int64_t k = 0; k < outcomes(); ++k) {
         const T q = math::outcome_weight(prior(k), largest) / total;
-        math::add_outcome(row(a_, k)[g], prior(k), row(p_, k)[g], row(x_, k)[g], q, sums);
+        math::add_outcome(row(a_, k)[g], largest_[g], prior(k), largest, row(p_, k)[g], row(x_, k)[g], q,
+                          sums);
         if (kPrior) row(b_, k)[g] = q;
       }
-      const T shift = kPrior ? shift_[g] : largest_[g];
-      const T log_ratio = (largest_[g] - largest) + (math::log(total_[g]) - math::log(total));
-      kl[g] = math::categorical_kl(sums, mean_[g], log_ratio - shift);
+      kl[g] = math::categorical_kl(sums, total_[g], total);
     }
   }
 
@@ -169,6 +246,7 @@ class Groups {
   int64_t lanes_;
   std::vector<T> numbers_;
   T *a_, *b_, *p_, *x_;  // [outcomes, lanes]
+  T* staged_;            // [lanes, outcomes]
   alignas(64) T largest_[kBlock<T>], shift_[kBlock<T>], total_[kBlock<T>], inverse_[kBlock<T>],
       mean_[kBlock<T>], far_[kBlock<T>];
 };

@@ -385,13 +385,12 @@ int64_t normal_tasks(const NormalArgs& args) { return segments_of(args.numel, kS
 int64_t normal_cost(const NormalArgs&) { return kSegment; }
 
 // A kernel for both types of the computation, of whichever parameterization its arguments say.
-#define FGBG_PARAMETERIZED_AS(kernel, Args, T)                                          \
-  [](const Args& args, int64_t begin, int64_t end) {                                    \
-    with_parameterization(args.parameterization,                                        \
-                          [&](auto s) { kernel<T, decltype(s)>(args, begin, end); }); \
+#define FGBG_PARAMETERIZED_AS(kernel, Args, T)                                                               \
+  [](const Args& args, int64_t begin, int64_t end) {                                                         \
+    with_parameterization(args.parameterization, [&](auto s) { kernel<T, decltype(s)>(args, begin, end); }); \
   }
 #define FGBG_PARAMETERIZED(kernel, Args) \
-  { FGBG_PARAMETERIZED_AS(kernel, Args, float), FGBG_PARAMETERIZED_AS(kernel, Args, double) }
+  {FGBG_PARAMETERIZED_AS(kernel, Args, float), FGBG_PARAMETERIZED_AS(kernel, Args, double)}
 
 }  // namespace
 

@@ -39,8 +39,8 @@ class UpstreamBlocks {
   alignas(64) T buffer_[kBlock<T>];
 };
 
-// The blocks of an operand that is broadcast. A number fills one block, once; and so do the rows of an operand
-// that all samples share, where a block is of whole rows.
+// The blocks of an operand that is broadcast. A number fills one block, once; and so do the rows of an
+// operand that all samples share, where a block is of whole rows.
 template <class T>
 class BroadcastInput {
  public:

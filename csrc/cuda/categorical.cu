@@ -66,15 +66,15 @@ __device__ __forceinline__ T categorical(const CategoricalArgs& args, int64_t b,
   if (!far) {
     kl = math::log1p(kl);
   } else {
-    for (int64_t k = 0; k < outcomes; ++k) largest_prior = prior(k) > largest_prior ? prior(k) : largest_prior;
+    for (int64_t k = 0; k < outcomes; ++k)
+      largest_prior = prior(k) > largest_prior ? prior(k) : largest_prior;
     for (int64_t k = 0; k < outcomes; ++k) total_prior += math::outcome_weight(prior(k), largest_prior);
     math::OutcomeSums<T> sums;
     for (int64_t k = 0; k < outcomes; ++k) {
       const T a = logits.get(k), b = prior(k);
-      math::add_outcome(a, b, p_of(a), x_of(a, b), q_of(b), sums);
+      math::add_outcome(a, largest, b, largest_prior, p_of(a), x_of(a, b), q_of(b), sums);
     }
-    const T log_ratio = (largest - largest_prior) + (math::log(total) - math::log(total_prior));
-    kl = math::categorical_kl(sums, mean, log_ratio - shift);
+    kl = math::categorical_kl(sums, total, total_prior);
   }
   if constexpr (kGradients) {
     const Outcomes<T> d_logits(args.grad_logits, args.grad_logits_step, args.shape, b, e);
@@ -89,7 +89,8 @@ __device__ __forceinline__ T categorical(const CategoricalArgs& args, int64_t b,
 }
 
 template <class T, bool kPrior, bool kGradients>
-__global__ void __launch_bounds__(kThreads, 2) categorical_kernel(const __grid_constant__ CategoricalArgs args) {
+__global__ void __launch_bounds__(kThreads, 2)
+    categorical_kernel(const __grid_constant__ CategoricalArgs args) {
   T sum[1] = {};
   for_items<Format<T, 1, Any>>(args, args.shape.row, [&](const Item& item) {
 #pragma unroll 1
@@ -97,9 +98,8 @@ __global__ void __launch_bounds__(kThreads, 2) categorical_kernel(const __grid_c
       const int64_t e = item.begin + at;
       T u = T(0);
       if constexpr (kGradients)
-        u = args.grad_kl_elements
-                ? Outcomes<T>(args.grad_kl_elements, 0, args.shape, item.b, e).get(0)
-                : upstream<T>(args.grad_kl, item.b);
+        u = args.grad_kl_elements ? Outcomes<T>(args.grad_kl_elements, 0, args.shape, item.b, e).get(0)
+                                  : upstream<T>(args.grad_kl, item.b);
       const T kl = categorical<T, kPrior, kGradients>(args, item.b, e, u);
       sum[0] += kl;
       if (args.kl) Outcomes<T>(args.kl, 0, args.shape, item.b, e).set(0, kl);

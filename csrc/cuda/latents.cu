@@ -335,16 +335,16 @@ FormatOf format_of(const Shape& shape, bool f64, std::initializer_list<View> vie
 FormatOf format_of(const GaussianArgs& a, bool f64) {
   const FormatOf format =
       format_of(a.shape, f64,
-                {a.mu, a.spread, a.prior_mu.view, a.prior_spread.view, a.z, a.kl, a.grad_z, a.grad_kl_elements,
-                 a.grad_mu, a.grad_spread, a.grad_prior_mu, a.grad_prior_spread});
+                {a.mu, a.spread, a.prior_mu.view, a.prior_spread.view, a.z, a.kl, a.grad_z,
+                 a.grad_kl_elements, a.grad_mu, a.grad_spread, a.grad_prior_mu, a.grad_prior_spread});
   // Four numbers come from one block of the stream.
   return a.noise.offset % 4 != 0 && format != FormatOf::float64 ? FormatOf::general : format;
 }
 
 FormatOf format_of(const LogProbArgs& a, bool f64) {
-  return format_of(a.shape, f64,
-                   {a.z, a.mu.view, a.spread.view, a.log_prob, a.grad_elements, a.grad_z, a.grad_mu,
-                    a.grad_spread});
+  return format_of(
+      a.shape, f64,
+      {a.z, a.mu.view, a.spread.view, a.log_prob, a.grad_elements, a.grad_z, a.grad_mu, a.grad_spread});
 }
 
 FormatOf format_of(const BernoulliArgs& a, bool f64) {

@@ -13,8 +13,9 @@
 //
 //   e^KL (1 - sum_far q_k) = 1 + sum_near p_k (e^x_k - 1 - x_k) - sum_far p_k (1 + x_k).
 //
-// Where the last sum counts, the KL is so large (above 30 nats) that its definition loses nothing:
-// c - log(sum e^a_k / sum e^b_k). An outcome that the prior alone excludes, b_k = -inf, makes the KL inf.
+// Where the last sum counts, or the near outcomes have next to no q_k, the KL is so large (above 25 nats)
+// that its definition loses nothing: sum_k p_k (log p_k - log q_k). An outcome that the prior alone excludes,
+// b_k = -inf, makes the KL inf.
 #pragma once
 
 #include "elementary.h"
@@ -42,9 +43,10 @@ FGBG_FN T outcome_growth(T p, T x) {
 // Of groups with far outcomes.
 template <class T>
 struct OutcomeSums {
-  T growth = T(0);        // of the near outcomes
-  T excess = T(0);        // p (1 + x) of the far ones
+  T growth = T(0);  // of the near outcomes
+  T excess = T(0);  // p (1 + x) of the far ones
   T near_q = T(0), far_q = T(0);
+  T apart = T(0);          // sum of p (a - b), both relative to their largest
   bool forbidden = false;  // whether the prior excludes what the posterior does not
 };
 template <class T>
@@ -52,19 +54,20 @@ FGBG_FN bool is_far(T x) {
   return !(x < kFar<T>);
 }
 template <class T>
-FGBG_FN void add_outcome(T logit, T prior, T p, T x, T q, OutcomeSums<T>& to) {
+FGBG_FN void add_outcome(T logit, T largest, T prior, T largest_prior, T p, T x, T q, OutcomeSums<T>& to) {
   const bool far = is_far(x);
   to.growth += far ? T(0) : outcome_growth(p, x);
   to.excess += far && p != T(0) ? p * (T(1) + x) : T(0);
   to.near_q += far ? T(0) : q;
   to.far_q += far ? q : T(0);
+  to.apart += p != T(0) ? p * ((logit - largest) - (prior - largest_prior)) : T(0);
   to.forbidden |= prior == -kInf<T> && logit > -kInf<T>;
 }
-// `mean`: c; `log_ratio`: log(sum e^a_k / sum e^b_k).
+// `total`, `prior_total`: of the weights.
 template <class T>
-FGBG_FN T categorical_kl(const OutcomeSums<T>& s, T mean, T log_ratio) {
+FGBG_FN T categorical_kl(const OutcomeSums<T>& s, T total, T prior_total) {
   if (s.forbidden) return kInf<T>;
-  if (s.excess > T(0.1)) return mean - log_ratio;
+  if (s.excess > T(0.1) || s.near_q < T(1e-12)) return s.apart - (log(total) - log(prior_total));
   return log1p(s.growth - s.excess) - (s.far_q < T(0.5) ? log1p(-s.far_q) : log(s.near_q));
 }
 

@@ -272,7 +272,7 @@ FGBG_FN float x_minus_log1p(float x, float one_plus) {
   float y = fma(n, -0.693359375f, x - f) + fma(n, 2.12194440e-4f, -rest);
   y = one_plus == 0.0f ? kInf<float> : y;
   // NaN beyond, as log is, or inf - inf.
-  const bool inside = (one_plus >= 0.0f)&(one_plus < kInf<float>);  // &: a branch would not be vectorised
+  const bool inside = (one_plus >= 0.0f) & (one_plus < kInf<float>);  // &: a branch would not be vectorised
   return inside ? y : kNaN<float>;
 }
 

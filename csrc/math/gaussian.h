@@ -104,8 +104,8 @@ struct Std {
     return eps;
   }
 
-  // 1/2 (ratio^2 - 1) - log ratio + 1/2 (delta / prior_std)^2, ratio = std / prior_std. With t = ratio - 1 that
-  // is t^2 / 2 + (t - log(1 + t)) + ..., where no term cancels another.
+  // 1/2 (ratio^2 - 1) - log ratio + 1/2 (delta / prior_std)^2, ratio = std / prior_std. With t = ratio - 1
+  // that is t^2 / 2 + (t - log(1 + t)) + ..., where no term cancels another.
   template <class T>
   static FGBG_FN Prior<T> prepare(T prior_s) {
     return {prior_s, T(1) / prior_s};

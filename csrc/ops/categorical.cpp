@@ -42,8 +42,8 @@ void CategoricalKl::check() const {
   check_float("logits", logits);
   TORCH_CHECK_VALUE(logits.dim() >= 2, "logits has shape ", logits.sym_sizes(),
                     ", expected a batch dimension and one of outcomes at least");
-  TORCH_CHECK_VALUE(dim >= 0 && dim < logits.dim(), "dim is ", dim, ", expected a dimension of logits, of shape ",
-                    logits.sym_sizes());
+  TORCH_CHECK_VALUE(dim >= 0 && dim < logits.dim(), "dim is ", dim,
+                    ", expected a dimension of logits, of shape ", logits.sym_sizes());
   TORCH_CHECK_VALUE(batch_dims >= 1 && batch_dims < logits.dim(), "batch_dims is ", batch_dims,
                     ", expected how many of the other dimensions of logits index samples, 1 to ",
                     logits.dim() - 1);

@@ -45,7 +45,9 @@ void run_backward(GaussianArgs& args, const Gaussian& g, const variable_list& to
   gradients.sum();
 }
 
-variable_list operands(const Gaussian& g) { return {g.mu, g.spread, g.prior_mu.tensor, g.prior_spread.tensor}; }
+variable_list operands(const Gaussian& g) {
+  return {g.mu, g.spread, g.prior_mu.tensor, g.prior_spread.tensor};
+}
 
 // Only the KL, reduced: its kernel can write the gradients for an upstream gradient of one as well.
 bool writes_gradients(const Gaussian& g, bool draws, Needs needs) {

@@ -45,17 +45,18 @@ Tensor set_upstream(Args& args, Upstream& to, const Tensor& grad, Reduction redu
   return flat;
 }
 
-// Whether forward writes the gradients of a reduced loss for an upstream gradient of one. Not where a gradient
-// sums over samples of which each has an upstream gradient of its own. Nor on CUDA where the kernel of half
-// precision would have to write a gradient in float32, for its operand is broadcast: another kernel adds in
-// another order, and a loss has the same bits whether its gradients are wanted or not.
+// Whether forward writes the gradients of a reduced loss for an upstream gradient of one. Not where a
+// gradient sums over samples of which each has an upstream gradient of its own. Nor on CUDA where the kernel
+// of half precision would have to write a gradient in float32, for its operand is broadcast: another kernel
+// adds in another order, and a loss has the same bits whether its gradients are wanted or not.
 inline bool writes_unit_gradients(const variable_list& operands, const Tensor& like, Reduction reduction,
                                   int64_t batch_dims, Needs needs) {
   if (reduction == Reduction::none || !may_write_unit_gradients(operands, needs)) return false;
   for (size_t i = 0; i < operands.size(); ++i) {
     if (!needs_operand(needs, i)) continue;
     if (reduction == Reduction::sample && shared_by_samples(operands[i], like, batch_dims)) return false;
-    if (like.is_cuda() && like.element_size() == 2 && operands[i].sym_sizes() != like.sym_sizes()) return false;
+    if (like.is_cuda() && like.element_size() == 2 && operands[i].sym_sizes() != like.sym_sizes())
+      return false;
   }
   return true;
 }

@@ -6,8 +6,8 @@
 namespace fgbg::ops {
 
 struct GaussianLogProb : OpDefaults {
-  Tensor z;                            // [*batch, *D], at most kDims dimensions
-  Number mu = {0.0}, spread = {0.0};   // broadcast to it; an absent std is 1
+  Tensor z;                           // [*batch, *D], at most kDims dimensions
+  Number mu = {0.0}, spread = {0.0};  // broadcast to it; an absent std is 1
   Parameterization parameterization = Parameterization::logvar;
   Reduction reduction = Reduction::batchmean;
   int64_t batch_dims = 1;

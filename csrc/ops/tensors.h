@@ -51,7 +51,7 @@ void check_at_least(const char* name, const c10::SymInt& value, int64_t minimum)
 // --- views ----------------------------------------------------------------------------------------
 
 DType storage_dtype(const Tensor& tensor);
-Shape image_shape(const Tensor& image);    // [B, C, *spatial], 1 to 3 spatial dimensions
+Shape image_shape(const Tensor& image);  // [B, C, *spatial], 1 to 3 spatial dimensions
 // [*batch, *D], at most 5 dimensions, of which `batch_dims` index samples.
 Shape latent_shape(const Tensor& latent, int64_t batch_dims = 1);
 

@@ -140,12 +140,13 @@ def gaussian_kl(
     delta = mu.to(dtype) - _as(prior_mu, mu, dtype)
     s, prior = spread.to(dtype), _as(prior_spread, mu, dtype)
     if parameterization == "std":
-        t, ratio = (s - prior) / prior, s / prior
-        # Where std is small, 1 + t has lost its digits; near the prior, std / prior_std those of t.
+        t = (s - prior) / prior
+        # Where std is small, 1 + t has lost its digits; near the prior, std / prior_std those of t. (A
+        # difference of logarithms has the right derivative at std = 0. Of a negative ratio there is none.)
         near = t.abs() < 0.5
-        log = torch.where(
-            near, torch.log1p(torch.where(near, t, 0.0)), torch.log(torch.where(near, 1.0, ratio))
-        )
+        far_s, far_prior = (torch.where(near, 1.0, x).abs() for x in (s, prior))
+        far_log = torch.log(far_s) - torch.log(far_prior) + torch.where(t < -1, math.nan, 0.0)
+        log = torch.where(near, torch.log1p(torch.where(near, t, 0.0)), far_log)
         kl = 0.5 * t**2 + (t - log) + 0.5 * (delta / prior) ** 2
     else:
         if parameterization == "log_std":
