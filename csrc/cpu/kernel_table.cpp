@@ -14,6 +14,7 @@ const Kernels& FGBG_TABLE(FGBG_ISA)() {
     t.name = FGBG_STRINGIFY(FGBG_ISA);
     add_latents(t);
     add_reconstruction(t);
+    add_slots(t);
     add_scaling(t);
     add_broadcast(t);
     return t;

@@ -19,6 +19,7 @@ struct Kernels {
   Kernel<GaussianArgs> gaussian_forward, gaussian_backward;
   Kernel<BernoulliArgs> bernoulli_forward, bernoulli_backward;
   Kernel<ReconstructionArgs> reconstruction_forward, reconstruction_backward;
+  Kernel<SlotArgs> slots_forward, slots_backward;
   Kernel<ScalingArgs> scale;
   Kernel<BroadcastArgs> broadcast_sum;
 };

@@ -3,6 +3,7 @@
 #include "gaussian.h"
 #include "philox.h"
 #include "reconstruction.h"
+#include "slots.h"
 
 namespace fgbg::ops {
 namespace {
@@ -16,7 +17,8 @@ struct List {
   }
   static void register_all_autograd(torch::Library& m) { (register_autograd<Ops>(m), ...); }
 };
-using Differentiables = List<Reparameterize, GaussianKl, SampleGaussian, BernoulliKl, ReconstructionLoss>;
+using Differentiables =
+    List<Reparameterize, GaussianKl, SampleGaussian, BernoulliKl, ReconstructionLoss, SlotLoss>;
 
 void kernels(torch::Library& m) {
   Differentiables::register_all<false>(m);
