@@ -204,7 +204,8 @@ struct SlotArgs : Sums {
   View target, weight;  // weight absent: 1
   // Of a mixture one number, or one for each slot; of a blend one number, or one for each channel.
   ScaleView scale;
-  SlotView scale_map;  // present: one for each element instead (of a blend in the first slot)
+  bool one_scale = true;  // one number, as far as gradients go
+  SlotView scale_map;     // present: one for each element instead (of a blend in the first slot)
   // forward
   View loss;                  // reduction none
   double* partial = nullptr;  // otherwise: [B, segments]
@@ -214,10 +215,11 @@ struct SlotArgs : Sums {
   Upstream grad_loss;
   SlotView grad_x, grad_mask, grad_scale_map;
   View grad_target, grad_weight;
-  double* scale_partial = nullptr;  // [K or C, B, segments] sums of d(loss)/d(scale), or null
+  double* scale_partial = nullptr;  // [1 or K or C, B, segments] sums of d(loss)/d(scale), or null
   // CUDA alone:
-  void* nats =
-      nullptr;  // [K, B, plane] room for the nats of slots that shared memory has no room for, or null
+  void* scratch = nullptr;  // [K, B, plane] a number for each slot, or null: there is room in shared memory
+  int64_t scratch_shared = 0;  // bytes of it that are
+  bool scale_slots = false;    // whether there is shared memory for the gradients of the scales
 };
 
 // Work is cut into segments of so many elements of a sample (pixels, for images). The cut depends on

@@ -101,6 +101,12 @@ void invert(const T* sum, int64_t n, T* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = T(1) / (T(1) + sum[i]);
 }
 
+template <class T>
+void invert_terms(const T* sum, const T* largest, int64_t n, T* to) {
+  FGBG_SIMD
+  for (int64_t i = 0; i < n; ++i) to[i] = math::responsibility_per_term(sum[i], largest[i]);
+}
+
 // What an element of this weight adds, and what reaches it.
 template <class T>
 void weigh(const T* weight, int64_t n, T* value, T* upstream, T* d_weight) {
@@ -108,7 +114,7 @@ void weigh(const T* weight, int64_t n, T* value, T* upstream, T* d_weight) {
   FGBG_SIMD
   for (int64_t i = 0; i < n; ++i) {
     const T share = math::abs(weight[i]);
-    d_weight[i] += math::selected(upstream[i] * value[i], share, zeros);
+    d_weight[i] = math::selected(upstream[i] * value[i], share, zeros);
     value[i] = math::selected(weight[i] * value[i], share, zeros);
     upstream[i] = math::selected(weight[i] * upstream[i], share, zeros);
   }
@@ -259,6 +265,22 @@ class SlotLoss {
     }
   }
 
+  void weigh_elements(const T* w, int64_t c, int64_t p, int64_t n, T* loss, T* up, T* buffer) const {
+    T* d = open(args_.grad_weight, c, p, buffer);
+    weigh(w, n, loss, up, d);
+    close(args_.grad_weight, c, p, n, d);
+  }
+
+  // The scale of slot k (of a blend, channel k) or, from a map, of each element of a row. `buffers` are three
+  // rows, of which the last two stay in use.
+  BlockScale<T> load_scale(int64_t k, const View& map, int64_t c, int64_t p, int64_t n,
+                           RowBuffers<T>& buffers, int64_t first) const {
+    if (!map) return {scales_[scales_.size() == 1 ? 0 : static_cast<size_t>(k)]};
+    const T* scale = load(map, c, p, n, buffers[first]);
+    loops_.prepare_each(scale, n, buffers[first + 1], buffers[first + 2]);
+    return {{}, buffers[first + 1], buffers[first + 2]};
+  }
+
   // Adds up the gradients of scales.
   void add_scale_gradient(int64_t k, const T* d_scale, int64_t n) {
     if (args_.scale_partial) scale_sums_[(scales_.size() == 1 ? 0 : k) * scale_step_] += sum(d_scale, n);
@@ -290,15 +312,15 @@ class SlotMixture : public SlotLoss<T> {
 
  public:
   explicit SlotMixture(const SlotArgs& args)
-      : Base(args, group_of(args), args.scale.stride == 0 ? 1 : args.slots,
-             args.slots * (group_of(args) + 4)),
+      : Base(args, group_of(args), args.one_scale ? 1 : args.slots, args.slots * (group_of(args) + 4)),
         logits_(args.mask_kind == MaskKind::logits),
         responsibility_(views_of(args.responsibilities, args.slots)),
+        scale_map_(views_of(args.scale_map, args.slots)),
         grad_scale_map_(views_of(args.grad_scale_map, args.slots)),
         x_rows_(slots_ * group_, block_),
+        scale_rows_(args.scale_map ? 3 * slots_ * group_ : 0, block_),
         target_rows_(group_, block_),
         mask_rows_(slots_, block_),
-        grad_mask_rows_(slots_, block_),
         nats_rows_(slots_, block_),
         term_rows_(slots_, block_),
         share_rows_(slots_, block_),
@@ -306,6 +328,7 @@ class SlotMixture : public SlotLoss<T> {
         grad_target_rows_(group_, block_),
         rows_(kRows, block_),
         x_row_(static_cast<size_t>(slots_ * group_)),
+        scale_(static_cast<size_t>(slots_ * group_)),
         target_row_(static_cast<size_t>(group_)),
         mask_row_(static_cast<size_t>(slots_)) {}
 
@@ -337,6 +360,7 @@ class SlotMixture : public SlotLoss<T> {
     responsibility,
     present,
     d_scale,
+    d_mask,
     unused,
     kRows
   };
@@ -364,9 +388,11 @@ class SlotMixture : public SlotLoss<T> {
     for (int64_t k = 0; k < slots_; ++k) {
       T* nats = nats_rows_[k];
       for (int64_t c = 0; c < group_; ++c) {
-        const T* x = x_row_[k * group_ + c] = load(view(x_, k), c0 + c, p, n, x_rows_[k * group_ + c]);
+        const int64_t at = k * group_ + c;
+        const T* x = x_row_[at] = load(view(x_, k), c0 + c, p, n, x_rows_[at]);
+        scale_[at] = this->load_scale(k, view(scale_map_, k), c0 + c, p, n, scale_rows_, 3 * at);
         T* to = c == 0 ? nats : row(unused);
-        loops_.value(x, target_row_[c], {scale(k)}, n, to);
+        loops_.value(x, target_row_[c], scale_[at], n, to);
         if (c > 0) add(to, n, nats);
       }
       update_largest_term(mask_row_[k], row(base), static_cast<T>(k), n, nats, row(u_of), row(nats_of),
@@ -381,28 +407,14 @@ class SlotMixture : public SlotLoss<T> {
 
     T* loss = open(args_.loss, c0, p, row(value));
     mixture_values(sums, n, loss);
-    if (kGradient || !responsibility_.empty()) invert(row(terms), n, row(per_term));
+    if (kGradient || !responsibility_.empty()) invert_terms(row(terms), row(of), n, row(per_term));
     if (!responsibility_.empty()) write_responsibilities(p, n, c0);
     const T* w = args_.weight ? load(args_.weight, c0, p, n, row(weight)) : nullptr;
     if (kGradient) this->load_upstream(c0, p, n, row(up));
-    weigh_elements<kGradient>(w, loss, p, n, c0);
+    if (w) this->weigh_elements(w, c0, p, n, loss, row(up), row(d_weight));
     if (args_.partial) add_all(loss, n, this->sum_);
     close(args_.loss, c0, p, n, loss);
     if (kGradient) gradients<kLogits>(w, p, n, c0);
-  }
-
-  // Whether a channel is the first, or the last, of those that share an element of an operand.
-  bool first(int64_t c0, bool per_channel) const { return per_channel || c0 == 0; }
-  bool last(int64_t c0, bool per_channel) const { return per_channel || c0 + group_ == channels_; }
-
-  template <bool kGradient>
-  void weigh_elements(const T* w, T* loss, int64_t p, int64_t n, int64_t c0) {
-    if (!w) return;
-    const bool per_channel = args_.weight.stride[1] != 0;
-    T* d = open(args_.grad_weight, c0, p, row(d_weight));
-    if (!kGradient || first(c0, per_channel)) fill(T(0), n, d);
-    weigh(w, n, loss, row(up), d);
-    if (kGradient && last(c0, per_channel)) close(args_.grad_weight, c0, p, n, d);
   }
 
   void write_responsibilities(int64_t p, int64_t n, int64_t c0) {
@@ -413,9 +425,10 @@ class SlotMixture : public SlotLoss<T> {
     }
   }
   void responsibilities(int64_t k, int64_t n, T* to) {
-    const T *term = term_rows_[k], *inverse = row(per_term);
+    const T *term = term_rows_[k], *inverse = row(per_term), *mask = mask_row_[k];
     FGBG_SIMD
-    for (int64_t i = 0; i < n; ++i) to[i] = term[i] * inverse[i];
+    for (int64_t i = 0; i < n; ++i)
+      to[i] = math::slot_responsibility(term[i], inverse[i], math::slot_share(mask[i]));
   }
 
   template <bool kLogits>
@@ -444,9 +457,7 @@ class SlotMixture : public SlotLoss<T> {
   template <bool kLogits>
   void mask_gradient(int64_t k, int64_t p, int64_t n, int64_t c0) {
     const View& v = view(grad_mask_, k);
-    const bool per_channel = args_.mask_per_channel;
-    T* d_mask = open(v, c0, p, grad_mask_rows_[k]);
-    if (first(c0, per_channel)) fill(T(0), n, d_mask);
+    T* to = open(v, c0, p, row(d_mask));
     const T *term = term_rows_[k], *share = share_rows_[k], *gain = gain_rows_[k], *u = row(up);
     const T *of_term = row(per_term), *of_mask = row(per_mask), *of_gain = row(per_gain), *mean = row(gains);
     const T* here = row(present);
@@ -454,13 +465,13 @@ class SlotMixture : public SlotLoss<T> {
     constexpr auto zeros = math::Excluded<T>{math::Excluded<T>::kZeros};
     FGBG_SIMD
     for (int64_t i = 0; i < n; ++i) {
-      const T r = term[i] * of_term[i];
+      const T r = math::slot_responsibility(term[i], of_term[i], here[i]);
       T d = -r;
       if constexpr (kLogits) d = math::slot_d_logit(share[i] * of_mask[i], r, gain[i], mean[i], of_gain[i]);
       reaches[i] = u[i] * r;
-      d_mask[i] += math::chain(u[i], d, here[i], zeros);
+      to[i] = math::chain(u[i], d, here[i], zeros);
     }
-    if (last(c0, per_channel)) close(v, c0, p, n, d_mask);
+    close(v, c0, p, n, to);
   }
 
   void slot_gradients(int64_t k, int64_t p, int64_t n, int64_t c0) {
@@ -470,25 +481,26 @@ class SlotMixture : public SlotLoss<T> {
       const View& v = view(grad_x_, k);
       if (v) {
         T* d_x = open(v, c0 + c, p, row(unused));
-        loops_.gradient(x, target, {scale(k)}, reaches, row(present), zeros, n, row(value), d_x);
+        loops_.gradient(x, target, scale_[k * group_ + c], reaches, row(present), zeros, n, row(value), d_x);
         close(v, c0 + c, p, n, d_x);
       }
       if (!this->others_) continue;
+      const View& map = view(grad_scale_map_, k);
       T* d_target = open(args_.grad_target, c0 + c, p, grad_target_rows_[c]);
-      loops_.others(x, target, {scale(k)}, reaches, row(present), zeros, n, d_target, row(d_scale));
-      this->add_scale_gradient(k, row(d_scale), n);
+      T* d_s = open(map, c0 + c, p, row(d_scale));
+      loops_.others(x, target, scale_[k * group_ + c], reaches, row(present), zeros, n, d_target, d_s);
+      this->add_scale_gradient(k, d_s, n);
+      close(map, c0 + c, p, n, d_s);
     }
   }
 
-  const math::Scale<T>& scale(int64_t k) const {
-    return scales_[scales_.size() == 1 ? 0 : static_cast<size_t>(k)];
-  }
-
   const bool logits_;
-  const std::vector<View> responsibility_, grad_scale_map_;
-  RowBuffers<T> x_rows_, target_rows_, mask_rows_, grad_mask_rows_, nats_rows_, term_rows_, share_rows_,
+  const std::vector<View> responsibility_, scale_map_, grad_scale_map_;
+  RowBuffers<T> x_rows_, scale_rows_, target_rows_, mask_rows_, nats_rows_, term_rows_, share_rows_,
       gain_rows_, grad_target_rows_, rows_;
-  std::vector<const T*> x_row_, target_row_, mask_row_;
+  std::vector<const T*> x_row_;
+  std::vector<BlockScale<T>> scale_;
+  std::vector<const T*> target_row_, mask_row_;
 };
 
 // --- blends ---------------------------------------------------------------------------------------
@@ -502,13 +514,14 @@ class SlotBlend : public SlotLoss<T> {
 
  public:
   explicit SlotBlend(const SlotArgs& args)
-      : Base(args, group_of(args), args.scale.stride == 0 ? 1 : args.shape.size[1],
+      : Base(args, group_of(args), args.one_scale ? 1 : args.shape.size[1],
              args.slots * (group_of(args) + 4)),
         logits_(args.mask_kind == MaskKind::logits),
         x_rows_(slots_, block_),
         mask_rows_(slots_, block_),
         share_rows_(slots_, block_),
         sum_rows_(slots_, block_),
+        scale_rows_(args.scale_map ? 3 : 0, block_),
         rows_(kRows, block_),
         x_row_(static_cast<size_t>(slots_)),
         mask_row_(static_cast<size_t>(slots_)) {}
@@ -580,22 +593,18 @@ class SlotBlend : public SlotLoss<T> {
   void block(int64_t p, int64_t n, int64_t c0) {
     load_masks(p, n, c0);
     for (int64_t k = 0; k < slots_ && kGradient; ++k) fill(T(0), n, sum_rows_[k]);
-    const bool weights_per_channel = args_.weight.stride[1] != 0;
-    T* d_w = row(d_weight);
     fill(T(0), n, row(reached));
     for (int64_t c = c0; c < c0 + group_; ++c) {
       add_up(c, p, n);
       const T* there = load(args_.target, c, p, n, row(target));
       T* loss = open(args_.loss, c, p, row(value));
-      loops_.value(row(blend), there, {scale(c)}, n, loss);
+      scale_ = this->load_scale(c, args_.scale_map.first, c, p, n, scale_rows_, 0);
+      loops_.value(row(blend), there, scale_, n, loss);
       if (kGradient) this->load_upstream(c, p, n, row(up));
       const T* w = nullptr;
       if (args_.weight) {
         w = load(args_.weight, c, p, n, row(weight));
-        d_w = open(args_.grad_weight, c, p, row(d_weight));
-        if (!kGradient || c == 0 || weights_per_channel) fill(T(0), n, d_w);
-        weigh(w, n, loss, row(up), d_w);
-        if (kGradient && (c + 1 == channels_ || weights_per_channel)) close(args_.grad_weight, c, p, n, d_w);
+        this->weigh_elements(w, c, p, n, loss, row(up), row(d_weight));
       }
       if (args_.partial) add_all(loss, n, this->sum_);
       close(args_.loss, c, p, n, loss);
@@ -624,13 +633,15 @@ class SlotBlend : public SlotLoss<T> {
       of_element = absolute(w, n);
       excluded = zeros;
     }
-    loops_.gradient(row(blend), there, {scale(c)}, row(up), of_element, excluded, n, row(d_x), row(d_blend));
+    loops_.gradient(row(blend), there, scale_, row(up), of_element, excluded, n, row(d_x), row(d_blend));
     if (this->others_) {
       T* d = open(args_.grad_target, c, p, row(d_target));
+      T* d_s = open(args_.grad_scale_map.first, c, p, row(d_scale));
       fill(T(0), n, d);
-      loops_.others(row(blend), there, {scale(c)}, row(up), of_element, excluded, n, d, row(d_scale));
+      loops_.others(row(blend), there, scale_, row(up), of_element, excluded, n, d, d_s);
       close(args_.grad_target, c, p, n, d);
-      this->add_scale_gradient(c, row(d_scale), n);
+      this->add_scale_gradient(c, d_s, n);
+      close(args_.grad_scale_map.first, c, p, n, d_s);
     }
     for (int64_t k = 0; k < slots_; ++k) {
       const T *x = x_row_[k], *share = share_rows_[k], *mask = mask_row_[k], *d = row(d_blend);
@@ -669,13 +680,10 @@ class SlotBlend : public SlotLoss<T> {
     close(v, c0, p, n, to);
   }
 
-  const math::Scale<T>& scale(int64_t c) const {
-    return scales_[scales_.size() == 1 ? 0 : static_cast<size_t>(c)];
-  }
-
   const bool logits_;
-  RowBuffers<T> x_rows_, mask_rows_, share_rows_, sum_rows_, rows_;
+  RowBuffers<T> x_rows_, mask_rows_, share_rows_, sum_rows_, scale_rows_, rows_;
   std::vector<const T*> x_row_, mask_row_;
+  BlockScale<T> scale_{};
 };
 
 template <class T, bool kGradient>

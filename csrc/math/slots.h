@@ -59,6 +59,20 @@ FGBG_FN T slot_mixture_loss(T largest_nats, T largest_u, T z, T s) {
   return (largest_nats - largest_u) + (log1p_positive(z) - log1p_positive(s));
 }
 
+template <class T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
+// What e^x_k is multiplied by for the responsibility of slot k. Where no slot is likely at all there is none:
+// 0 / 0. (largest: the slot whose term is, -1 where no search found one.)
+template <class T>
+FGBG_FN T responsibility_per_term(T s, T largest) {
+  return largest < T(0) ? kNaN<T> : T(1) / (T(1) + s);
+}
+template <class T>
+FGBG_FN T slot_responsibility(T term, T per_term, T share) {
+  return selected(term * per_term, share, Excluded<T>::zeros_if(true));
+}
+
 // d loss / d logit of slot k is m_k - r_k, r_k = e^x_k / (1 + s) its responsibility. With
 // g_k = e^(n_r - n_k) - 1, r_k = m_k (1 + g_k) / (1 + mean), mean = sum_j m_j g_j, so
 // m_k - r_k = m_k (mean - g_k) / (1 + mean): no difference of nearly equal numbers where the slots fit nearly

@@ -46,9 +46,12 @@ SOURCES = (
     "torch.cpp",
     "reconstruction_backward.cu",
     "reconstruction_forward.cu",
+    "slot_mixture.cu",
+    "slot_blend.cu",
     "latents.cu",
     "reconstruction.cu",
     "scaling.cu",
+    "slots.cu",
     "cuda.cpp",
 )
 
