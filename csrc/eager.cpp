@@ -20,6 +20,7 @@
 #include "ops/log_prob.h"
 #include "ops/philox.h"
 #include "ops/reconstruction.h"
+#include "ops/slots.h"
 
 namespace fgbg {
 namespace {
@@ -307,6 +308,26 @@ py::object reconstruction_loss(handle fg, handle bg, handle target, handle mask,
   return return_terms ? py::object(py::make_tuple(wrap(out[0]), wrap(out[1]))) : wrap(out[0]);
 }
 
+// The loss, or (loss, responsibilities) where those are asked for.
+py::object slot_loss(handle slots, handle target, handle mask_logits, handle log_mask, handle scale,
+                     handle weight, std::string_view composition, handle likelihood, handle reduction,
+                     bool return_responsibilities) {
+  ops::SlotLoss op;
+  op.slots = tensor("slots", slots);
+  op.target = tensor("target", target);
+  op.mask_is_logits = log_mask.is_none();
+  op.mask = op.mask_is_logits ? tensor("mask_logits", mask_logits) : tensor("log_mask", log_mask);
+  op.scale = number(scale);
+  op.weight = optional_tensor("weight", weight);
+  op.composition = ops::parse<Composition>("composition", composition);
+  op.likelihood = word<Likelihood>("likelihood", likelihood);
+  op.reduction = word<Reduction>("reduction", reduction);
+  op.return_responsibilities = return_responsibilities;
+  const auto out = run(op);
+  if (out.empty()) return py::none();
+  return return_responsibilities ? py::object(py::make_tuple(wrap(out[0]), wrap(out[1]))) : wrap(out[0]);
+}
+
 }  // namespace
 
 void bind_eager(py::module_& m) {
@@ -334,6 +355,7 @@ void bind_eager(py::module_& m) {
   m.def("bernoulli_kl", bernoulli_kl);
   m.def("categorical_kl", categorical_kl);
   m.def("reconstruction_loss", reconstruction_loss);
+  m.def("slot_loss", slot_loss);
 }
 
 }  // namespace fgbg

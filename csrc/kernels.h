@@ -21,7 +21,7 @@ namespace fgbg {
 enum class DType : int32_t { f64, f32, bf16, f16, u8 };  // u8: bool and uint8 masks
 enum class Reduction : int32_t { none, sample, batchmean, sum, mean };
 enum class Composition : int32_t { masked, blended, mixture_joint, mixture_independent, plain };
-enum class MaskKind : int32_t { probability, logits };
+enum class MaskKind : int32_t { probability, logits, log_probability };
 enum class Likelihood : int32_t;  // by position in FGBG_FOR_EACH_LIKELIHOOD
 enum class Parameterization : int32_t { logvar, log_std, std };
 
@@ -222,6 +222,43 @@ struct ReconstructionArgs : Sums {
   // CUDA alone:
   bool one_image = false;    // bg is absent, and here the same as fg
   bool scale_slots = false;  // whether there is shared memory for the gradients of the scales
+};
+
+// An operand [B, K, C, *spatial] of a loss of slots: the View of the first slot, and how far the next one is.
+struct SlotView {
+  View first;
+  int64_t stride = 0;  // in elements
+  FGBG_FN explicit operator bool() const { return first.data != nullptr; }
+};
+
+// Losses of an image that K slots make up: a mixture of them (joint or independent), or their blend.
+struct SlotArgs : Sums {
+  Shape shape;  // of the target, [B, C, *spatial]
+  int64_t slots;
+  Composition composition;
+  Likelihood likelihood;
+  MaskKind mask_kind;     // logits or log_probability
+  bool mask_per_channel;  // mask is [B, K, C, *spatial], not [B, K, 1, *spatial]
+  SlotView x, mask;
+  View target, weight;  // weight absent: 1
+  // Of a mixture one number, or one for each slot; of a blend one number, or one for each channel.
+  ScaleView scale;
+  bool one_scale = true;  // one number, as far as gradients go
+  SlotView scale_map;     // present: one for each element instead (of a blend in the first slot)
+  // forward
+  View loss;                  // reduction none
+  double* partial = nullptr;  // otherwise: [B, segments]
+  SlotView responsibilities;
+  // backward
+  View grad_loss_elements;  // reduction none
+  Upstream grad_loss;
+  SlotView grad_x, grad_mask, grad_scale_map;
+  View grad_target, grad_weight;
+  double* scale_partial = nullptr;  // [1 or K or C, B, segments] sums of d(loss)/d(scale), or null
+  // CUDA alone:
+  void* scratch = nullptr;  // [K, B, plane] a number for each slot, or null: there is room in shared memory
+  int64_t scratch_shared = 0;  // bytes of it that are
+  bool scale_slots = false;    // whether there is shared memory for the gradients of the scales
 };
 
 // Work is cut into segments of so many elements of a sample (pixels, for images). The cut depends on

@@ -44,6 +44,10 @@ _KINDS: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {
     "weight": lambda shape, g: torch.rand(shape, dtype=torch.float64, generator=g) + 0.2,
     # A third is negative, and a third 0, which leaves elements out: there a loss is no smooth function of it.
     "holes": lambda shape, g: (torch.randint(3, shape, generator=g) - 1).double(),
+    # Along the slots where samples have one dimension. (Those that are excluded, -inf: test_slots.py.)
+    "log_mask": lambda shape, g: torch.log_softmax(
+        2 * torch.randn(shape, dtype=torch.float64, generator=g), 1
+    ),
     "seed": lambda shape, g: torch.randint(2**63 - 1, shape, generator=g),
 }
 
@@ -245,6 +249,42 @@ def _mixture(
     )[0]  # fmt: skip
 
 
+def _slots(
+    slots, target, *, composition, mask_logits=None, log_mask=None, likelihood="gaussian", scale=1.0,
+    weight=None, reduction="batchmean", batch_dims=1, return_responsibilities=False,
+):  # fmt: skip
+    """The specification of losses of slots: with several dimensions of samples, all of them expanded and
+    merged."""
+    samples = slots.shape[:batch_dims]
+
+    def merge(t, size):
+        return t.expand(size).flatten(0, batch_dims - 1)
+
+    blended = composition == "blended"
+    mask = log_mask if mask_logits is None else mask_logits
+    if isinstance(scale, Tensor) and scale.dim() > 1:
+        scale = merge(scale, target.shape if blended else slots.shape)
+    if weight is not None:
+        joint = composition == "mixture_joint"
+        size = (*target.shape[:batch_dims], 1, *target.shape[batch_dims + 1 :]) if joint else target.shape
+        weight = merge(weight, size)
+    loss, posterior = reference.slot_loss(
+        slots.flatten(0, batch_dims - 1), target.flatten(0, batch_dims - 1), mask.flatten(0, batch_dims - 1),
+        scale, weight, composition, mask_logits is not None, likelihood, reduction, return_responsibilities,
+    )  # fmt: skip
+    if reduction in ("none", "sample"):
+        loss = loss.reshape(*samples, *loss.shape[1:])
+    return (loss, posterior.reshape(*samples, *posterior.shape[1:])) if return_responsibilities else loss
+
+
+def _slot_mixture(slots, target, *, channels="joint", **options):
+    return _slots(slots, target, composition=f"mixture_{channels}", **options)
+
+
+def _slot_blended(slots, target, **options):
+    return _slots(slots, target, composition="blended", **options)
+
+
 _SPECIFICATION: dict[str, Callable] = {
     "reparameterize": _reparameterize,
     "gaussian_kl": _gaussian_kl,
@@ -256,6 +296,8 @@ _SPECIFICATION: dict[str, Callable] = {
     "masked_reconstruction_loss": _masked,
     "blended_reconstruction_loss": _blended,
     "mixture_reconstruction_loss": _mixture,
+    "slot_mixture_loss": _slot_mixture,
+    "slot_blended_loss": _slot_blended,
 }
 
 # --- the table: latents ---------------------------------------------------------------------------
@@ -591,6 +633,72 @@ def _weight_samples() -> Iterable[Sample]:
         yield Sample(op, tensors, options, note, smooth=kind != "both")
 
 
+# --- the table: slots -----------------------------------------------------------------------------
+
+_SLOT_SHAPES = ((2, 3, 2, 5), (3, 1, 3, 2, 2), (2, 5, 3, 3, 2), (2, 2, 1, 2, 1, 3), (1, 9, 2, 4))
+_SLOT_OPS = (
+    ("slot_mixture_loss", {"channels": "joint"}),
+    ("slot_mixture_loss", {"channels": "independent"}),
+    ("slot_blended_loss", {}),
+)
+
+
+def _slot_samples() -> Iterable[Sample]:
+    """Every likelihood with every composition; masks, scales, weights, reductions and shapes in turn."""
+    for i, (likelihood, (j, (op, fixed))) in enumerate(
+        itertools.product(reference.LIKELIHOODS, enumerate(_SLOT_OPS))
+    ):
+        repeat = i // 3
+        shape = _SLOT_SHAPES[(repeat + j) % len(_SLOT_SHAPES)]
+        per_channel = j > 0 and repeat % 2 == 1
+        kind = ("logits", "log_mask")[(repeat + j) % 2]
+        yield _slot_sample(op, fixed, shape, likelihood, kind, per_channel, i)
+    for i, (kind, (j, (op, fixed))) in enumerate(
+        itertools.product(
+            ("map", "weight", "bool", "holes", "map and weight", "two dimensions of samples"),
+            enumerate(_SLOT_OPS),
+        )
+    ):
+        shape = _SLOT_SHAPES[(i + j) % len(_SLOT_SHAPES)]
+        sample = _slot_sample(
+            op, fixed, shape, ("gaussian", "laplace")[i % 2], ("logits", "log_mask")[i % 2], False, i + 1
+        )
+        tensors, options, image = dict(sample.tensors), dict(sample.options), (shape[0], *shape[2:])
+        tensors.pop("scale", None)
+        options.pop("scale", None)
+        if "map" in kind:
+            full = image if j == 2 else shape
+            sizes = (full, (1, *full[1:]), (full[0], *(1,) * (len(full) - 1)), full[2:])[i % 4]
+            tensors["scale"] = Make("positive", sizes)
+        if kind in ("weight", "bool", "holes", "map and weight"):
+            sizes = ((shape[0], 1, *shape[3:]), (1, 1, *shape[3:]), image)[i % 3 if j else i % 2]
+            tensors["weight"] = Make("weight" if "map" in kind else kind, sizes)
+        if kind == "two dimensions of samples":
+            tensors = {n: Make(m.kind, (2, *m.shape)) for n, m in tensors.items()}
+            options["batch_dims"] = 2
+        yield Sample(op, tensors, options, f"{kind}_{sample.note}", smooth=kind != "holes")
+
+
+def _slot_sample(
+    op: str, fixed: dict, shape: tuple[int, ...], likelihood: str, kind: str, per_channel: bool, turn: int
+) -> Sample:
+    more, options = _likelihood(
+        likelihood, turn, shape[2] if op == "slot_blended_loss" else shape[1], "scale"
+    )
+    mask_shape = shape if per_channel else (*shape[:2], 1, *shape[3:])
+    tensors = {
+        "slots": Make("real", shape),
+        "target": Make("unit", (shape[0], *shape[2:])),
+        ("mask_logits" if kind == "logits" else kind): Make(kind, mask_shape),
+        **more,
+    }
+    options = {**fixed, **options, "reduction": _REDUCTIONS[turn % 5]}
+    if op == "slot_mixture_loss" and turn % 2:
+        options["return_responsibilities"] = True
+    note = f"{kind}_{'C' if per_channel else '1'}_{shape[1]}slots_{len(shape) - 3}d"
+    return Sample(op, tensors, options, note)
+
+
 def _describe(mask: tuple[str, str, bool]) -> str:
     name, kind, per_channel = mask
     return f"{name if name == 'mask_logits' else kind}_{'C' if per_channel else '1'}"
@@ -609,6 +717,7 @@ SAMPLES: list[Sample] = [
     *_region_samples(),
     *_plain_samples(),
     *_weight_samples(),
+    *_slot_samples(),
 ]
 
 

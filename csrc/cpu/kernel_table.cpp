@@ -15,6 +15,7 @@ const Kernels& FGBG_TABLE(FGBG_ISA)() {
     add_latents(t);
     add_categorical(t);
     add_reconstruction(t);
+    add_slots(t);
     add_scaling(t);
     add_broadcast(t);
     return t;

@@ -9,6 +9,7 @@ inline namespace FGBG_ISA {
 void add_latents(Kernels&);
 void add_categorical(Kernels&);
 void add_reconstruction(Kernels&);
+void add_slots(Kernels&);
 void add_scaling(Kernels&);
 void add_broadcast(Kernels&);
 

@@ -21,6 +21,7 @@ struct Kernels {
   Kernel<LogProbArgs> log_prob_forward, log_prob_backward;
   Kernel<CategoricalArgs> categorical_forward, categorical_backward;
   Kernel<ReconstructionArgs> reconstruction_forward, reconstruction_backward;
+  Kernel<SlotArgs> slots_forward, slots_backward;
   Kernel<ScalingArgs> scale;
   Kernel<BroadcastArgs> broadcast_sum;
 };

@@ -20,10 +20,15 @@ void bernoulli_forward(const BernoulliArgs&, bool f64, Stream);
 void bernoulli_backward(const BernoulliArgs&, bool f64, Stream);
 void reconstruction_forward(const ReconstructionArgs&, bool f64, Stream);
 void reconstruction_backward(const ReconstructionArgs&, bool f64, Stream);
+void slots_forward(const SlotArgs&, bool f64, Stream);
+void slots_backward(const SlotArgs&, bool f64, Stream);
 void scale(const ScalingArgs&, bool f64, Stream);
 
 // How many partial sums per sample and quantity the kernels write.
 int64_t row_segments(const Shape&);
 int64_t pixel_segments(const Shape&);
+
+// How many numbers of the type of the computation a loss of slots needs as scratch memory, SlotArgs::scratch.
+int64_t slot_scratch(const SlotArgs&);
 
 }  // namespace fgbg::cuda

@@ -21,6 +21,16 @@ class BroadcastGradients {
   variable_list full_;
 };
 
+// Adds `from`, of the shape of `like`, up to the shape of `to`, in one order.
+void sum_broadcast(const Tensor& from, const Tensor& to, const Tensor& like, bool image);
+
+// Whether `sizes` broadcast to `full`.
+bool broadcasts_to(c10::SymIntArrayRef sizes, c10::SymIntArrayRef full);
+
+// A weight of the elements of a loss: a float, bool or uint8 tensor that broadcasts to their sizes.
+void check_weight(const Tensor& weight, c10::SymIntArrayRef elements, const char* other_name,
+                  const Tensor& other);
+
 // Whether an operand is broadcast along one of the leading dimensions of `like`, which index samples: its
 // gradient then sums over samples.
 bool shared_by_samples(const Tensor& operand, const Tensor& like, int64_t batch_dims = 1);

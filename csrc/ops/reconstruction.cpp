@@ -166,15 +166,6 @@ bool writes_gradients(const ReconstructionLoss& op, Needs needs) {
          may_write_unit_gradients(operands_of(op), needs);
 }
 
-// Whether `sizes` broadcast to `full`.
-bool broadcasts_to(c10::SymIntArrayRef sizes, c10::SymIntArrayRef full) {
-  if (sizes.size() > full.size()) return false;
-  const size_t before = full.size() - sizes.size();
-  for (size_t d = 0; d < sizes.size(); ++d)
-    if (sizes[d] != 1 && sizes[d] != full[before + d]) return false;
-  return true;
-}
-
 void check_scale(const char* name, const Number& scale, const ReconstructionLoss& op) {
   if (!scale.tensor.defined()) return;
   const Tensor &t = scale.tensor, &fg = op.fg;
@@ -184,19 +175,6 @@ void check_scale(const char* name, const Number& scale, const ReconstructionLoss
   TORCH_CHECK_VALUE(fits, name, " has shape ", t.sym_sizes(), ", expected [], [1], one per channel, [",
                     fg.sym_size(1), "], or what broadcasts to ", image_name(op), ", ", fg.sym_sizes());
   check_device(name, t, image_name(op), fg);
-}
-
-void check_weight(const ReconstructionLoss& op) {
-  const Tensor& t = op.weight;
-  if (!t.defined()) return;
-  const bool select = t.scalar_type() == at::kBool || t.scalar_type() == at::kByte;
-  TORCH_CHECK_TYPE(is_float(t.scalar_type()) || select, "weight has dtype ", dtype_name(t.scalar_type()),
-                   ", expected one of ", float_names(), ", torch.bool, torch.uint8");
-  check_strided("weight", t);
-  const c10::SymDimVector sizes = loss_sizes(op);
-  TORCH_CHECK_VALUE(broadcasts_to(t.sym_sizes(), sizes), "weight has shape ", t.sym_sizes(),
-                    ", expected what broadcasts to the elements of the loss, ", c10::SymIntArrayRef(sizes));
-  check_device("weight", t, image_name(op), op.fg);
 }
 
 void check_mask(const ReconstructionLoss& op) {
@@ -246,7 +224,7 @@ void ReconstructionLoss::check() const {
   check_mask(*this);
   check_scale(scale_name(*this), fg_scale, *this);
   check_scale("bg_scale", bg_scale, *this);
-  check_weight(*this);
+  check_weight(weight, loss_sizes(*this), name, fg);
   check_number("fg_weight", fg_weight, name, fg);
   check_number("bg_weight", bg_weight, name, fg);
   TORCH_CHECK_VALUE(!(normalize_area && (!masked || reduction == Reduction::none)),

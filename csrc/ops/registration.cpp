@@ -5,6 +5,7 @@
 #include "log_prob.h"
 #include "philox.h"
 #include "reconstruction.h"
+#include "slots.h"
 
 namespace fgbg::ops {
 namespace {
@@ -19,7 +20,7 @@ struct List {
   static void register_all_autograd(torch::Library& m) { (register_autograd<Ops>(m), ...); }
 };
 using Differentiables = List<Reparameterize, GaussianKl, SampleGaussian, GaussianLogProb, BernoulliKl,
-                             CategoricalKl, ReconstructionLoss>;
+                             CategoricalKl, ReconstructionLoss, SlotLoss>;
 
 void kernels(torch::Library& m) {
   Differentiables::register_all<false>(m);

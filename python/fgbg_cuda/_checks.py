@@ -154,10 +154,10 @@ def free_bits(value: Any, reduction: object) -> float:
     return value
 
 
-def one_mask(mask: object, mask_logits: object) -> None:
+def one_mask(mask: object, mask_logits: object, name: str = "mask") -> None:
     if (mask is None) == (mask_logits is None):
         came = "neither" if mask is None else "both"
-        raise ValueError(f"mask and mask_logits: {came} given, expected exactly one of them")
+        raise ValueError(f"{name} and mask_logits: {came} given, expected exactly one of them")
 
 
 def sample_dimensions(name: str, value: object, batch_dims: int, others: int) -> None:

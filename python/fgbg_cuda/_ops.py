@@ -161,6 +161,18 @@ def _split_reconstruction(
     return (grad_loss, grad_terms), (fg, bg, target, mask, fg_scale, bg_scale, weight), forward
 
 
+def _split_slots(
+    grad_loss, grad_responsibilities, slots, target, mask, scale, weight, composition, mask_is_logits,
+    likelihood, reduction, return_responsibilities, needs,
+):  # fmt: skip
+    def forward(slots, target, mask, scale, weight):
+        return reference.slot_loss(
+            slots, target, mask, _or(scale, 1.0), weight, composition, mask_is_logits, likelihood, reduction
+        )[:1]
+
+    return (grad_loss,), (slots, target, mask, scale, weight), forward
+
+
 def _or(value: Tensor | None, absent: float) -> Tensor | float:
     return absent if value is None else value
 
@@ -172,3 +184,4 @@ _differentiable("gaussian_log_prob_backward", _split_gaussian_log_prob)
 _differentiable("bernoulli_kl_backward", _split_bernoulli_kl)
 _differentiable("categorical_kl_backward", _split_categorical_kl)
 _differentiable("reconstruction_loss_backward", _split_reconstruction)
+_differentiable("slot_loss_backward", _split_slots)

@@ -26,6 +26,8 @@ __all__ = [
     "ReconstructionLoss",
     "Reparameterize",
     "SampleGaussian",
+    "SlotBlendedLoss",
+    "SlotMixtureLoss",
 ]
 
 
@@ -193,3 +195,25 @@ class MixtureReconstructionLoss(_Op):
 
     def forward(self, fg: Tensor, bg: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
         return self.function(fg, bg, target, **{**self.options, **tensors})
+
+
+class SlotMixtureLoss(_Op):
+    """``forward(slots, target, mask_logits=... or log_mask=...)``: :func:`fgbg_cuda.slot_mixture_loss`. The
+    scale and the weight may be given in either place."""
+
+    function = staticmethod(F.slot_mixture_loss)
+    tensors = ("slots", "target", "mask_logits", "log_mask")
+
+    def forward(self, slots: Tensor, target: Tensor, **tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.function(slots, target, **{**self.options, **tensors})
+
+
+class SlotBlendedLoss(_Op):
+    """``forward(slots, target, mask_logits=... or log_mask=...)``: :func:`fgbg_cuda.slot_blended_loss`. The
+    scale and the weight may be given in either place."""
+
+    function = staticmethod(F.slot_blended_loss)
+    tensors = ("slots", "target", "mask_logits", "log_mask")
+
+    def forward(self, slots: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
+        return self.function(slots, target, **{**self.options, **tensors})

@@ -453,6 +453,92 @@ def reconstruction_loss(
     return loss, torch.stack([*terms, *areas])
 
 
+# --- slots ----------------------------------------------------------------------------------------
+
+
+def _scale_of_slots(scale: Tensor | float, slots: Tensor) -> Tensor:
+    """A scale for every element of ``slots``, [B, K, C, *spatial]."""
+    if isinstance(scale, Tensor) and scale.dim() == 1:
+        scale = scale.reshape(-1, *(1,) * (slots.dim() - 2))
+    return torch.as_tensor(scale, dtype=slots.dtype, device=slots.device).expand_as(slots)
+
+
+def slot_loss(
+    slots: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    scale: Tensor | float,
+    weight: Tensor | None,
+    composition: str,
+    mask_is_logits: bool,
+    likelihood: str,
+    reduction: str = "batchmean",
+    return_responsibilities: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The loss of an image that K slots make up and, of a mixture where asked for, the responsibilities.
+
+    With m the softmax of the logits over the slots, or the exponential of the log-mask, and
+    l(x) = -log p(target | x):
+
+    - ``mixture_joint``: sum over pixels -log sum_k m_k e^-sum_c l(slot_k)
+    - ``mixture_independent``: sum over elements -log sum_k m_k e^-l(slot_k)
+    - ``blended``: sum l(sum_k m_k slot_k)
+
+    A slot whose mask is -inf is excluded, and an element whose weight is 0 left out: what they hold is
+    replaced before it is used, as in :func:`reconstruction_loss`.
+    """
+    dtype = compute_dtype(slots, target, mask, scale, weight)
+    slots, target, mask = slots.to(dtype), target.to(dtype), mask.to(dtype)
+    blended = composition == "blended"
+    scale = _scale_of_elements(scale, target) if blended else _scale_of_slots(scale, slots)
+    responsibilities = slots.new_empty(0)
+    if return_responsibilities and not blended:
+        with torch.no_grad():
+            terms = _slot_terms(slots, target, mask, scale, composition, mask_is_logits, likelihood)
+            posterior = torch.exp(terms - torch.logsumexp(terms, 1, keepdim=True))
+            responsibilities = torch.where(mask == -math.inf, 0.0, posterior)
+    w: Tensor | float = 1.0
+    if weight is not None:
+        dropped = (weight == 0)[(None,) * (target.dim() - weight.dim())]
+        w = torch.where(weight == 0, 0.0, weight.to(dtype))
+        of_slots = dropped.unsqueeze(1)
+        # A mask that several channels share is left out where all of them are.
+        of_mask = of_slots if mask.shape[2] == slots.shape[2] else of_slots.all(2, keepdim=True)
+        slots, target = torch.where(of_slots, 0.0, slots), torch.where(dropped, 0.0, target)
+        scale, mask = (
+            torch.where(dropped if blended else of_slots, 1.0, scale),
+            torch.where(of_mask, 0.0, mask),
+        )
+    if blended:
+        share = torch.softmax(mask, 1) if mask_is_logits else torch.exp(mask)
+        blend = (share * torch.where(mask == -math.inf, 0.0, slots)).sum(1)
+        return reduce(w * LIKELIHOODS[likelihood](blend, target, scale), reduction), responsibilities
+    terms = _slot_terms(slots, target, mask, scale, composition, mask_is_logits, likelihood)
+    # Where every slot is excluded nothing is likely, and nothing has a gradient.
+    none = (mask == -math.inf).all(1, keepdim=True) & ~terms.isnan().any(1, keepdim=True)
+    log_likelihood = torch.logsumexp(torch.where(none, 0.0, terms), 1, keepdim=True)
+    elements = torch.where(none, math.inf, -log_likelihood).squeeze(1)
+    return reduce(w * elements, reduction), responsibilities
+
+
+def _slot_terms(
+    slots: Tensor, target: Tensor, mask: Tensor, scale: Tensor, composition: str, mask_is_logits: bool,
+    likelihood: str,
+) -> Tensor:  # fmt: skip
+    """log m_k p(target | slot_k), -inf of a slot that is excluded."""
+    excluded = mask == -math.inf
+    operands = (
+        torch.where(excluded, 0.0, slots),
+        torch.where(excluded, 0.0, target.unsqueeze(1)),
+        torch.where(excluded, 1.0, scale),
+    )
+    nats = LIKELIHOODS[likelihood](*operands)
+    if composition == "mixture_joint":
+        nats = nats.sum(2, keepdim=True)
+    log_mask = F.log_softmax(mask, 1) if mask_is_logits else mask
+    return torch.where(excluded, log_mask, log_mask - nats)
+
+
 # --- evaluation -----------------------------------------------------------------------------------
 
 LOG_2 = math.log(2)

@@ -46,10 +46,13 @@ SOURCES = (
     "torch.cpp",
     "reconstruction_backward.cu",
     "reconstruction_forward.cu",
+    "slot_mixture.cu",
+    "slot_blend.cu",
     "latents.cu",
     "categorical.cu",
     "reconstruction.cu",
     "scaling.cu",
+    "slots.cu",
     "cuda.cpp",
 )
 

@@ -19,6 +19,7 @@
 #include "ops/philox.cpp"
 #include "ops/reconstruction.cpp"
 #include "ops/registration.cpp"
+#include "ops/slots.cpp"
 #include "ops/tensors.cpp"
 #include "ops/words.cpp"
 

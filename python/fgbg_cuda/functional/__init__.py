@@ -2,13 +2,16 @@
 cannot go (``torch.func`` transforms, forward-mode AD, devices without one), the same formula in
 reference.py."""
 
-from . import discrete, evaluation, latents, noise, reconstruction
+from . import discrete, evaluation, latents, noise, reconstruction, slots
 from .discrete import *  # noqa: F403
 from .evaluation import *  # noqa: F403
 from .latents import *  # noqa: F403
 from .noise import *  # noqa: F403
 from .reconstruction import *  # noqa: F403
+from .slots import *  # noqa: F403
 
 __all__ = sorted(
-    [*discrete.__all__, *evaluation.__all__, *latents.__all__, *noise.__all__, *reconstruction.__all__]
+    name
+    for family in (discrete, evaluation, latents, noise, reconstruction, slots)
+    for name in family.__all__
 )
