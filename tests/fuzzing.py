@@ -336,7 +336,7 @@ def _categorical_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict
     return operands, options
 
 
-def _broadcast(draw: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _broadcast_shape(draw: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape of two dimensions at least, where there are so many, that broadcasts to this one."""
     shape = tuple(n if draw(st.booleans()) else 1 for n in shape)
     return shape[draw(st.integers(0, max(0, len(shape) - 2))) :]
@@ -351,14 +351,14 @@ def _scale(
         options[name] = draw(st.sampled_from((0.5, 1, 2.0, 0.01, 100.0)))
     elif how != "default":
         channels = shape[channel] if channel < len(shape) else 1
-        size = {"0d": (), "one": (1,), "channels": (channels,)}.get(how) or _broadcast(draw, shape)
+        size = {"0d": (), "one": (1,), "channels": (channels,)}.get(how) or _broadcast_shape(draw, shape)
         size = () if how == "0d" else size
         operands[name] = tensors(size, "positive", special=_SPECIAL_SCALES)
 
 
 def _weight(draw: Any, tensors: _Tensors, shape: tuple[int, ...], *kinds: str) -> Operand:
     dtypes = (torch.bool, torch.uint8) if _one_in(draw, 3) else ()
-    return tensors(_broadcast(draw, shape), *kinds, dtypes=dtypes)
+    return tensors(_broadcast_shape(draw, shape), *kinds, dtypes=dtypes)
 
 
 def _target(tensors: _Tensors, shape: tuple[int, ...], likelihood: str) -> Operand:

@@ -37,7 +37,8 @@ def _writes_gradients(sample):
     shapes = [make.shape for name, make in sample.tensors.items() if not name.endswith("scale")]
     scales = len(shapes) < len(sample.tensors)
     latents = "target" not in sample.tensors
-    shared = any(len(s) < len(shapes[0]) or s[0] != shapes[0][0] for s in shapes)
+    lead = sample.options.get("batch_dims", 1)
+    shared = any(len(s) < len(shapes[0]) or s[:lead] != shapes[0][:lead] for s in shapes)
     broadcast = latents and any(s != shapes[0] for s in shapes)
     by_sample = (scales or shared) and sample.options.get("reduction") == "sample"
     return "free_bits" not in sample.options and not by_sample and not (broadcast and len(shapes[0]) > 5)

@@ -59,9 +59,6 @@ FGBG_FN T slot_mixture_loss(T largest_nats, T largest_u, T z, T s) {
   return (largest_nats - largest_u) + (log1p_positive(z) - log1p_positive(s));
 }
 
-template <class T>
-constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
-
 // What e^x_k is multiplied by for the responsibility of slot k. Where no slot is likely at all there is none:
 // 0 / 0. (largest: the slot whose term is, -1 where no search found one.)
 template <class T>
