@@ -274,7 +274,9 @@ def test_categorical_kl_near_the_prior(size, dtype, device):
     p = torch.softmax(a.double(), 1)
     x = (p * d).sum(1, keepdim=True) - d
     # The series of e^x - 1 - x, and of log(1 + ...), far enough.
-    growth = (p * x**2 / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7 * (1 + x / 8))))))).sum(1)
+    growth = (
+        p * x**2 / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7 * (1 + x / 8))))))
+    ).sum(1)
     exact = growth - growth**2 / 2 + growth**3 / 3
     assert _relative(kl.detach(), exact) < 64 * EPS[dtype] + 1e-12
     for actual, expected in ((d_logits, -p * x), (d_prior, p * torch.expm1(x - exact[:, None]))):
