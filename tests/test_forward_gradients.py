@@ -37,7 +37,8 @@ def _writes_gradients(sample):
     scales = any(name.endswith("scale") for name in sample.tensors)
     shapes = [make.shape for make in sample.tensors.values()]
     latents = "target" not in sample.tensors
-    shared = latents and any(len(s) < len(shapes[0]) or s[0] != shapes[0][0] for s in shapes)
+    n = sample.options.get("batch_dims", 1)
+    shared = latents and any(len(s) < len(shapes[0]) or s[:n] != shapes[0][:n] for s in shapes)
     broadcast = latents and any(s != shapes[0] for s in shapes)
     by_sample = (scales or shared) and sample.options.get("reduction") == "sample"
     return "free_bits" not in sample.options and not by_sample and not (broadcast and len(shapes[0]) > 5)

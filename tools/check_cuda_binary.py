@@ -31,7 +31,8 @@ SLACK = 1.05  # another patch release of nvcc may do a little worse
 THREADS = 256  # of a block
 NAME = re.compile(
     r"(\w+_kernel)<(?:[\w:]*::Format<)?(\w+)(?:, (\d), (?:[\w:]*::)?(\w+)>)? ?"
-    r"(?:, (true|false))?(?:, (true|false))?(?:, [\w:]*::(LogSpread<\d>|Std))?(?:, [\w:]*::(\w+), [^>]*\)(\d))? ?>"
+    r"(?:, (true|false))?(?:, (true|false))?(?:, [\w:]*::(LogSpread<\d>|Std))?"
+    r"(?:, [\w:]*::(\w+), [^>]*\)(\d))? ?>"
 )
 # What the first flag of a kernel says; of the others, whether there are draws.
 FLAGS = {
