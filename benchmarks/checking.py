@@ -53,8 +53,8 @@ def _noise_of(case: Case, z: Tensor) -> Tensor:
     """The noise that made a sample, after a look at its first two moments."""
     eps = z.detach().double()
     if case.inputs:
-        mu, logvar = (t.detach().double() for t in case.inputs)
-        eps = (eps - mu) * torch.exp(-0.5 * logvar)
+        mu, spread = (t.detach().double() for t in case.inputs)
+        eps = (eps - mu) / (spread if case.op.endswith(" std") else torch.exp(0.5 * spread))
     # Six standard errors; rounding z moves its noise by a few eps.
     slack = 4 * torch.finfo(case.dtype).eps
     mean, second, n = eps.mean().item(), eps.square().mean().item(), eps.numel()

@@ -16,15 +16,21 @@ def _bits(sample, inputs):
 def _large(sample, device):
     """Repeated to more than a thread's share of work, so that threads do take part."""
     made = {}
+    full = next(iter(sample.tensors.values())).shape
     rank = max(len(m.shape) for m in sample.tensors.values())
     for name, t in sample.inputs(device, torch.float32, grad=True).items():
         grad, t = t.requires_grad, t.detach()
-        if t.dim() == rank:
+        if "target" not in sample.tensors and name != "seed" and t.dim() and rank > 1:  # it may be broadcast
+            times = [1] * t.dim()
+            times[-1] = 5000 if t.shape[-1] == full[-1] else 1
+            times[0] *= 3 if t.dim() == rank and t.shape[0] == full[0] else 1
+            t = t.repeat(times)
+        elif t.dim() == rank:
             t = t.repeat(3, *[1] * (rank - 2), 5000) if rank > 1 else t.repeat(30000)
-            # Different numbers everywhere, or the order of a sum would not show.
-            if t.is_floating_point():
-                wiggle = 1 - 0.3 * torch.rand(t.shape, generator=torch.Generator().manual_seed(1))
-                t = t * wiggle.to(device)
+        # Different numbers everywhere, or the order of a sum would not show.
+        if t.dim() and t.is_floating_point():
+            wiggle = 1 - 0.3 * torch.rand(t.shape, generator=torch.Generator().manual_seed(1))
+            t = t * wiggle.to(device)
         made[name] = t.requires_grad_(grad)
     return made
 

@@ -67,10 +67,10 @@ inline bool dense_groups(const View& v, int64_t step, int64_t outcomes, const Sh
   return dense;
 }
 
-// As many groups as fit the first-level cache, a multiple of the lanes of a vector.
+// As many groups as fit the second-level cache several times, a multiple of the lanes of a vector.
 template <class T>
 int64_t lanes_for(int64_t outcomes) {
-  const int64_t fit = kBlock<T> * 2 / (outcomes > 0 ? outcomes : 1) / 16 * 16;
+  const int64_t fit = kBlock<T> * 8 / (outcomes > 0 ? outcomes : 1) / 16 * 16;
   return fit < 16 ? 16 : min(fit, kBlock<T>);
 }
 

@@ -144,8 +144,8 @@ def _priors(prior_mu: Any, prior_spread: Any, parameterization: object) -> tuple
 
 
 def _may_floor(free_bits: float) -> bool:
-    """Whether to take the way that floors. While compiling, of a number that may change, without asking what
-    it is now, so that a schedule that begins or ends with 0 needs no graph more: a floor of 0 changes
+    """Whether to take the way that floors. While compiling, of a number that may change, without asking
+    what it is now, so that a schedule that begins or ends with 0 needs no graph more: a floor of 0 changes
     nothing, no KL being below it."""
     if not is_compiling():
         return free_bits > 0
