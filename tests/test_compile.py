@@ -99,7 +99,9 @@ def _check_dynamic_shapes(sample, device):
     traced = 0
     for batch, last in ((1, 1), (3, 1), (2, 4)):
         inputs = {
-            n: _repeat(t.detach(), batch, last).requires_grad_(t.requires_grad) if t.dim() == rank else t
+            n: _repeat(t.detach(), batch, last).requires_grad_(t.requires_grad)
+            if t.dim() == rank or n == "target"
+            else t
             for n, t in made.items()
         }
         actual, expected = compiled(inputs), sample(inputs)
