@@ -165,6 +165,35 @@ def one_image_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: s
     return Case(op, size, dtype, device, (x, target), ours, plain, 3 * _bytes(x))
 
 
+def slot_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
+    """``slot mixture``, as MONet and IODINE have it, or ``slot blend``, as slot attention has: of K slots
+    [B, K, C, *spatial], with gradients for slots and logits."""
+    batch, _, channels, *spatial = size
+    options = {"dtype": dtype, "device": device}
+    slots = torch.rand(size, requires_grad=True, **options)
+    logits = torch.randn(*size[:2], 1, *spatial, requires_grad=True, **options)
+    target = torch.rand(batch, channels, *spatial, **options)
+
+    def mixture(slots: Tensor, target: Tensor, logits: Tensor) -> Tensor:
+        return fgbg_cuda.slot_mixture_loss(slots, target, mask_logits=logits, scale=SCALE)
+
+    def plain_mixture(slots: Tensor, target: Tensor, logits: Tensor) -> Tensor:
+        log_mask = F.log_softmax(logits, 1)
+        constant = math.log(SCALE * math.sqrt(2 * math.pi))
+        density = -(((target[:, None] - slots) / SCALE) ** 2) / 2 - constant
+        return -torch.logsumexp(log_mask + density.sum(2, keepdim=True), 1).sum() / batch
+
+    def blend(slots: Tensor, target: Tensor, logits: Tensor) -> Tensor:
+        return fgbg_cuda.slot_blended_loss(slots, target, mask_logits=logits, likelihood="squared_error")
+
+    def plain_blend(slots: Tensor, target: Tensor, logits: Tensor) -> Tensor:
+        return ((slots * logits.softmax(1)).sum(1) - target).square().sum() / batch
+
+    ours, plain = (mixture, plain_mixture) if op == "slot mixture" else (blend, plain_blend)
+    perfect = 2 * _bytes(slots, logits) + _bytes(target)
+    return Case(op, size, dtype, device, (slots, target, logits), ours, plain, perfect)
+
+
 def mask_kl_case(op: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> Case:
     """KL of a mask's Bernoulli posterior to a prior of one probability."""
     logits = torch.randn(size, dtype=dtype, device=device, requires_grad=True)
@@ -300,12 +329,15 @@ IMAGE_OPS = (
     "blended squared_error",
     "mixture gaussian",
 )
+SLOT_OPS = ("slot mixture", "slot blend")
+SLOT_SIZES = ((8, 7, 3, 64, 64), (8, 7, 3, 128, 128))
 LATENT_OPS = ("gaussian_kl", "reparameterize", "sample_gaussian", "philox_normal")
 FORWARD_OP, FORWARD_SIZE = "masked squared_error, forward", (102, 3, 256, 256)  # 255 MiB of inputs in float32
 
 _MAKERS = {
     "reconstruction squared_error": one_image_case,
     "reconstruction gaussian": one_image_case,
+    **dict.fromkeys(SLOT_OPS, slot_case),
     "bernoulli_kl": mask_kl_case,
     "gaussian_kl": latent_case,
     "reparameterize": latent_case,
@@ -344,6 +376,7 @@ class Plan:
 def _plans(dtype: torch.dtype, device: str, sizes: slice) -> list[Plan]:
     plans = [Plan(op, size, dtype, device) for size in IMAGE_SIZES[sizes] for op in IMAGE_OPS]
     plans += [Plan("bernoulli_kl", size, dtype, device) for size in MASK_SIZES[sizes]]
+    plans += [Plan(op, size, dtype, device) for size in SLOT_SIZES[sizes] for op in SLOT_OPS]
     return plans + [Plan(op, size, dtype, device) for size in LATENT_SIZES[sizes] for op in LATENT_OPS]
 
 
@@ -363,6 +396,7 @@ def quick_plans(dtypes: list[torch.dtype], device: str) -> list[Plan]:
     for dtype in dtypes:
         plans += [Plan(op, (4, 3, 8, 8), dtype, device) for op in (*IMAGE_OPS, FORWARD_OP)]
         plans.append(Plan("bernoulli_kl", (4, 1, 8, 8), dtype, device))
+        plans += [Plan(op, (2, 3, 3, 8, 8), dtype, device) for op in SLOT_OPS]
         plans += [Plan(op, (8, 4), dtype, device) for op in LATENT_OPS]
         plans += [Plan(op, (8, 4, 4), dtype, device) for op, _ in OTHER_LATENTS]
     return plans

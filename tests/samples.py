@@ -661,7 +661,7 @@ def _slot_samples() -> Iterable[Sample]:
     ):
         shape = _SLOT_SHAPES[(i + j) % len(_SLOT_SHAPES)]
         sample = _slot_sample(
-            op, fixed, shape, ("gaussian", "laplace")[i % 2], ("logits", "log_mask")[i % 2], False, i + 1
+            op, fixed, shape, ("gaussian", "laplace")[i % 2], ("logits", "log_mask")[i % 2], False, i + 2
         )
         tensors, options, image = dict(sample.tensors), dict(sample.options), (shape[0], *shape[2:])
         tensors.pop("scale", None)

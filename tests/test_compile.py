@@ -78,10 +78,11 @@ def test_inductor(sample, device):
         assert_close(gradient, expected[name], note=name)
 
 
-def _repeat(t, full, batch, last):
-    """More of the same along the first and the last dimension, where it has those of `full`."""
+def _repeat(t, full, batch, last, target=False):
+    """More of the same along the first and the last dimension, where it has those of `full`. (The target of
+    slots has a dimension less.)"""
     times = [1] * t.dim()
-    if t.dim() == len(full):
+    if t.dim() == len(full) or target:
         times[0] = batch
     if t.dim() == len(full) or (t.dim() and t.shape[-1] == full[-1]):
         times[-1] = last
@@ -104,7 +105,8 @@ def _check_dynamic_shapes(sample, device):
     traced = 0
     for batch, last in ((1, 1), (3, 1), (2, 4)):
         inputs = {
-            n: _repeat(t.detach(), full, batch, last).requires_grad_(t.requires_grad) for n, t in made.items()
+            n: _repeat(t.detach(), full, batch, last, n == "target").requires_grad_(t.requires_grad)
+            for n, t in made.items()
         }
         actual, expected = compiled(inputs), sample(inputs)
         for a, e in zip(actual, expected, strict=True):

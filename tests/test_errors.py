@@ -18,6 +18,7 @@ BLENDED = fgbg_cuda.blended_reconstruction_loss
 MIXTURE = fgbg_cuda.mixture_reconstruction_loss
 PLAIN = fgbg_cuda.reconstruction_loss
 BOUND = fgbg_cuda.importance_weighted_bound
+SLOTS, SLOT_BLEND = fgbg_cuda.slot_mixture_loss, fgbg_cuda.slot_blended_loss
 
 # Latents, and an image of three channels with its masks: what is right about every call below.
 Z = torch.zeros(2, 3)
@@ -44,7 +45,48 @@ def _logits(**other):
 
 
 # (the argument that the message must name, function, arguments)
+def _slots(**other):
+    """Four slots of X."""
+    k = 4
+    call = {"slots": X.expand(k, *X.shape).transpose(0, 1), "target": X}
+    return {**call, "mask_logits": torch.zeros(2, k, 1, 4, 5), **other}
+
+
 BAD_CALLS = [
+    # slots
+    *[
+        bad
+        for op in (SLOTS, SLOT_BLEND)
+        for bad in (
+            ("slots", op, _slots(slots=None)),
+            ("slots", op, _slots(slots=X[0])),
+            ("slots", op, _slots(slots=torch.zeros(2, 0, 3, 4, 5))),
+            ("slots", op, _slots(slots=torch.zeros(2, 4, 3, 4, 5, dtype=torch.int64))),
+            ("target", op, _slots(target=X[:1])),
+            ("target", op, _slots(target=X.long())),
+            ("target", op, _slots(target=None)),
+            ("mask_logits", op, _slots(mask_logits=None)),
+            ("mask_logits", op, _slots(mask_logits=torch.zeros(2, 4, 2, 4, 5))),
+            ("mask_logits", op, _slots(mask_logits=torch.zeros(2, 4, 1, 4, 5, dtype=torch.bool))),
+            ("log_mask", op, _slots(log_mask=torch.zeros(2, 4, 1, 4, 5))),
+            ("log_mask", op, _slots(mask_logits=None, log_mask=torch.zeros(2, 3, 1, 4, 5))),
+            ("likelihood", op, _slots(likelihood="normal")),
+            ("scale", op, _slots(scale=0.0)),
+            ("scale", op, _slots(scale=torch.ones(5))),
+            ("scale", op, _slots(scale=torch.ones(2, 7, 3, 4, 5))),
+            ("weight", op, _slots(weight=torch.ones(2, 1, 4, 4))),
+            ("weight", op, _slots(weight=torch.ones(2, 1, 4, 5, dtype=torch.int64))),
+            ("weight", op, _slots(weight=1.0)),
+            ("reduction", op, _slots(reduction="avg")),
+            ("batch_dims", op, _slots(batch_dims=0)),
+            ("batch_dims", op, _slots(batch_dims=1.5)),
+            ("slots", op, _slots(batch_dims=3)),
+        )
+    ],
+    ("mask_logits", SLOTS, _slots(mask_logits=torch.zeros(2, 4, 3, 4, 5))),
+    ("weight", SLOTS, _slots(weight=torch.ones(2, 3, 4, 5))),
+    ("channels", SLOTS, _slots(channels="both")),
+    ("return_responsibilities", SLOTS, _slots(return_responsibilities=1)),
     # latents
     ("mu", DRAW, {"mu": None, "logvar": Z}),
     ("mu", DRAW, {"mu": "zeros", "logvar": Z}),
@@ -307,7 +349,7 @@ def test_there_are_many_bad_calls():
 
 @pytest.mark.parametrize(
     "function",
-    [DRAW, KL, BOTH, BERNOULLI, LOG_PROB, CATEGORICAL, PLAIN, MASKED, BLENDED, MIXTURE],
+    [DRAW, KL, BOTH, BERNOULLI, LOG_PROB, CATEGORICAL, PLAIN, MASKED, BLENDED, MIXTURE, SLOTS, SLOT_BLEND],
     ids=lambda f: f.__name__,
 )
 def test_every_argument_has_a_bad_call(function):

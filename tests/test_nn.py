@@ -21,6 +21,8 @@ MODULES = {
     "masked_reconstruction_loss": nn.MaskedReconstructionLoss,
     "blended_reconstruction_loss": nn.BlendedReconstructionLoss,
     "mixture_reconstruction_loss": nn.MixtureReconstructionLoss,
+    "slot_mixture_loss": nn.SlotMixtureLoss,
+    "slot_blended_loss": nn.SlotBlendedLoss,
 }
 # What changes from call to call goes to forward.
 CALL_OPTIONS = (

@@ -249,15 +249,34 @@ def test_scales_of_every_shape(op, options, shape, spatial, device):
 
 
 @pytest.mark.parametrize(("op", "options"), OPS)
-def test_channels_last_slots(op, options, device):
-    """[B, K, *spatial, C], as slot attention has them, permuted."""
-    inputs = _inputs(device)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 3, 61, 71)])
+def test_channels_last_slots(op, options, shape, device):
+    """[B, K, *spatial, C], as slot attention has them, permuted; also across blocks and segments."""
+    inputs = _inputs(device, shape=shape)
     view = inputs["slots"].detach().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     other = {**inputs, "slots": view.requires_grad_()}
     first, second = _call(op, inputs, **options), _call(op, other, **options)
     assert_close(second, first)
     d, e = gradients([second], other), gradients([first], inputs)
     assert_close(d["slots"], e["slots"])
+
+
+@pytest.mark.parametrize(("op", "options"), OPS)
+@pytest.mark.parametrize("shape", [(0, 3, 5, 7), (2, 3, 5, 0)])
+@pytest.mark.parametrize("reduction", ["batchmean", "none", "sample", "sum", "mean"])
+@pytest.mark.parametrize("scale", [(), (1, 1, 1, 1)])
+def test_no_elements(op, options, shape, reduction, scale, device):
+    inputs = _inputs(device, shape=shape)
+    inputs["scale"] = torch.full(scale, 0.5, dtype=torch.float64, device=device).requires_grad_()
+    wide = {n: t.detach().clone().requires_grad_() for n, t in inputs.items()}
+    composition = "blended" if op == "slot_blended_loss" else f"mixture_{options['channels']}"
+    actual = _call(op, inputs, reduction=reduction, **options)
+    expected = reference.slot_loss(*wide.values(), None, composition, True, "gaussian", reduction)[0]
+    assert_close(actual, expected)
+    d, e = gradients([actual], inputs), gradients([expected], wide)
+    for name in d:
+        assert d[name].shape == inputs[name].shape
+        assert_close(d[name], e[name], note=name)
 
 
 @pytest.mark.not_emulated("threads are those of the CPU kernels")

@@ -24,9 +24,6 @@ int64_t loss_elements(const SlotLoss& op) {
   return joint(op) ? op.target.numel() / op.target.size(1) : op.target.numel();
 }
 
-// The operands in the order of fields().
-enum Operand : size_t { kSlots, kTarget, kMask, kScale, kWeight };
-
 SlotView slot_view(const Tensor& tensor, const Tensor& target) {
   if (!tensor.defined()) return {};
   SlotView v{view_of(tensor.select(1, 0), target, true), tensor.size(1) == 1 ? 0 : tensor.stride(1)};
@@ -144,21 +141,21 @@ void sum_of_slots(const Tensor& full, const Tensor& gradient, const SlotLoss& op
 
 void run_backward(SlotArgs& args, const SlotLoss& op, const variable_list& to) {
   const Tensor& target = op.target;
-  const Tensor& d_scale = to[kScale];
+  const Tensor& d_scale = to[SlotLoss::kScale];
   if (target.numel() == 0) {  // sums over nothing
-    for (const Operand operand : {kScale, kWeight})
+    for (const SlotLoss::Operand operand : {SlotLoss::kScale, SlotLoss::kWeight})
       if (to[operand].defined()) to[operand].zero_();
     run_backward_kernel(args, op);
     return;
   }
-  args.grad_x = slot_view(to[kSlots], target);
+  args.grad_x = slot_view(to[SlotLoss::kSlots], target);
   // On CUDA it is added up slot by slot where it ends up.
-  Tensor d_target = to[kTarget];
+  Tensor d_target = to[SlotLoss::kTarget];
   if (d_target.defined() && target.is_cuda() && d_target.scalar_type() != op.dtype())
     d_target = empty_result_like(target, target.options().dtype(op.dtype()));
   args.grad_target = view_of(d_target, target, true);
   // A mask that channels share gets a gradient from each of an independent mixture.
-  Tensor d_mask = to[kMask];
+  Tensor d_mask = to[SlotLoss::kMask];
   if (d_mask.defined() && op.composition == Composition::mixture_independent &&
       d_mask.numel() != op.slots.numel())
     d_mask = empty_result_like(op.slots, target.options().dtype(op.dtype()));
@@ -169,21 +166,22 @@ void run_backward(SlotArgs& args, const SlotLoss& op, const variable_list& to) {
     full = empty_result_like(scaled(op), target.options().dtype(op.dtype()));
   args.grad_scale_map = map_view(full, op);
   const Tensor like_loss = joint(op) ? target.narrow(1, 0, 1) : target;
-  const BroadcastGradients weights({to[kWeight]}, like_loss, op.dtype(), true);
+  const BroadcastGradients weights({to[SlotLoss::kWeight]}, like_loss, op.dtype(), true);
   args.grad_weight = view_of(weights[0], target, true);
   run_backward_kernel(args, op);
   if (full.defined() && !full.is_same(d_scale))
     blended(op) ? sum_broadcast(full, d_scale, target, true) : sum_of_slots(full, d_scale, op);
-  if (d_mask.defined() && !d_mask.is_same(to[kMask])) sum_of_slots(d_mask, to[kMask], op);
-  if (d_target.defined() && !d_target.is_same(to[kTarget])) to[kTarget].copy_(d_target);
+  if (d_mask.defined() && !d_mask.is_same(to[SlotLoss::kMask])) sum_of_slots(d_mask, to[SlotLoss::kMask], op);
+  if (d_target.defined() && !d_target.is_same(to[SlotLoss::kTarget])) to[SlotLoss::kTarget].copy_(d_target);
   weights.sum();
 }
 
 // Not where a gradient sums over samples whose upstream gradients are not known yet.
 bool writes_gradients(const SlotLoss& op, Needs needs) {
   const bool over_samples =
-      (needs_operand(needs, kScale) && (!has_map(op) || shared_by_samples(op.scale.tensor, scaled(op)))) ||
-      (needs_operand(needs, kWeight) && shared_by_samples(op.weight, op.target));
+      (needs_operand(needs, SlotLoss::kScale) &&
+       (!has_map(op) || shared_by_samples(op.scale.tensor, scaled(op)))) ||
+      (needs_operand(needs, SlotLoss::kWeight) && shared_by_samples(op.weight, op.target));
   return op.reduction != Reduction::none && !(op.reduction == Reduction::sample && over_samples) &&
          may_write_unit_gradients(operands_of(op), needs);
 }

@@ -17,6 +17,7 @@ struct SlotLoss : OpDefaults {
   Reduction reduction = Reduction::batchmean;
   bool return_responsibilities = false;
 
+  enum Operand : size_t { kSlots, kTarget, kMask, kScale, kWeight };  // in the order of fields()
   static constexpr const char* kName = "slot_loss";
   static constexpr size_t kOperands = 5, kOutputs = 2;
   static constexpr std::array kGradNames = {"grad_loss", "grad_responsibilities"};  // of these there is none
