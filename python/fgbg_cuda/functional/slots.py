@@ -184,7 +184,6 @@ def _merged(operands: _Operands, composition: str, batch_dims: int) -> tuple[_Op
     """The operands with the dimensions of the samples merged, and these."""
     slots, target, _, _, scale, weight = operands
     _checks.sample_dimensions("slots", slots, batch_dims, 3)
-    _checks.sample_dimensions("target", target, batch_dims, 2)
     samples, rank = slots.shape[:batch_dims], slots.dim()
 
     def merged(t: Tensor, rank: int) -> Tensor:
@@ -194,14 +193,19 @@ def _merged(operands: _Operands, composition: str, batch_dims: int) -> tuple[_Op
             t = t.expand(*samples, *t.shape[batch_dims:])
         return t.flatten(0, batch_dims - 1)
 
+    image = slots.select(batch_dims, 0)
+    _checks.companion("target", target, "slots", image, batch_dims, True)
     changed = {"slots": merged(slots, rank), "target": target.flatten(0, batch_dims - 1)}
     for name in ("mask_logits", "log_mask"):
         if getattr(operands, name) is not None:
-            _checks.same_rank(name, getattr(operands, name), "slots", slots)
+            _checks.companion(name, getattr(operands, name), "slots", slots, batch_dims, True)
             changed[name] = merged(getattr(operands, name), rank)
     if isinstance(scale, Tensor) and scale.dim() > 1:
-        changed["scale"] = merged(scale, rank - 1 if composition == "blended" else rank)
+        of = image if composition == "blended" else slots
+        _checks.companion("scale", scale, "slots", of, batch_dims, False)
+        changed["scale"] = merged(scale, of.dim())
     if weight is not None:
+        _checks.companion("weight", weight, "slots", image, batch_dims, False)
         changed["weight"] = merged(weight, rank - 1)
     return operands._replace(**changed), samples
 
