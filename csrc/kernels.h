@@ -84,7 +84,7 @@ struct NormalArgs {
 
 // Gradients of a reduced loss for an upstream gradient of one, to be multiplied by the one that arrived.
 struct ScalingArgs {
-  static constexpr int kMax = 6;
+  static constexpr int kMax = 7;
   static constexpr int64_t kTask = 16384;  // elements
   struct {
     void* data;

@@ -5,6 +5,7 @@ A :class:`Case` is plain data, printed when it fails; ``check(case)`` runs it ag
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import zlib
@@ -425,6 +426,37 @@ def _reconstruction_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, d
     return operands, options
 
 
+def _slot_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
+    tensors.wild = False  # but for masks of -inf
+    image = _shape(draw, 1, 3, image=True)
+    mixture, slots = op == "slot_mixture_loss", draw(st.sampled_from((1, 2, 3, 4, 7, 9, 33)))
+    image = image if math.prod(image) < 800 else (1, image[1], *(min(n, 5) for n in image[2:]))
+    options: dict[str, Any] = {"likelihood": draw(st.sampled_from(tuple(reference.LIKELIHOODS)))}
+    lead = image[:1]
+    if _one_in(draw, 6):
+        lead = (draw(st.sampled_from((1, 2, 3))), *lead)
+        options["batch_dims"] = 2
+    shape, image = (*lead, slots, *image[1:]), (*lead, *image[1:])
+    one = (*lead, 1, *image[len(lead) + 1 :])
+    if mixture:
+        _optional(draw, options, "channels", st.sampled_from(("joint", "independent")))
+        _optional(draw, options, "return_responsibilities", st.booleans())
+    joint = mixture and options.get("channels", "joint") == "joint"
+    operands = {"slots": tensors(shape, *_REAL), "target": _target(tensors, image, options["likelihood"])}
+    mask_shape = shape if not joint and draw(st.booleans()) else (*lead, slots, *one[len(lead) :])
+    name = draw(st.sampled_from(("mask_logits", "log_mask")))
+    operands[name] = tensors(mask_shape, "real", "tiny", "zero", "constant", "wide")
+    if slots > 2 and _one_in(draw, 3):
+        operands[name] = dataclasses.replace(operands[name], special=(-math.inf,))
+    if options["likelihood"] in reference.SCALED_LIKELIHOODS:
+        of = shape if mixture else image
+        _scale(draw, tensors, "scale", of, len(lead), (operands, options))
+    if _one_in(draw, 3):
+        operands["weight"] = _weight(draw, tensors, one if joint else image, "unit", "binary", *_REAL)
+    _optional(draw, options, "reduction", st.sampled_from(REDUCTIONS))
+    return operands, options
+
+
 def _bound_case(draw: Any, op: str, tensors: _Tensors) -> tuple[dict, dict]:
     shape = tuple(max(n, 1) for n in _shape(draw, 0, 2, image=False))
     operands = {name: tensors(shape, *_REAL) for name in ("log_p", "log_q")}
@@ -453,6 +485,8 @@ _CASES = {
     "masked_reconstruction_loss": _reconstruction_case,
     "blended_reconstruction_loss": _reconstruction_case,
     "mixture_reconstruction_loss": _reconstruction_case,
+    "slot_mixture_loss": _slot_case,
+    "slot_blended_loss": _slot_case,
     "philox_normal": _noise_case,
     "importance_weighted_bound": _bound_case,
 }
@@ -560,6 +594,9 @@ def _moved(
     if "target" in size:
         # The differences from a target are rounded for fg and bg apart.
         size |= {n: torch.maximum(size[n], size["target"]) for n in ("fg", "bg", "prediction") if n in size}
+        if "slots" in size:
+            dim = case.options.get("batch_dims", 1)
+            size["slots"] = torch.maximum(size["slots"], size["target"].unsqueeze(dim))
 
     def steps(t: Tensor) -> Iterator[Tensor]:
         for shape in (t.shape, ()) if t.numel() > 1 else ((),):
@@ -632,6 +669,8 @@ def _summed(case: Case, exact: Results, upstream: list[Tensor]) -> dict[str, flo
     count = {"none": 1, "sample": numel / batch}.get(reduction, numel)
     if case.op == "mixture_reconstruction_loss":
         count *= shape[batch_dims]  # joint channels are summed first
+    if "slots" in case.operands:
+        factor *= shape[batch_dims]  # a mean is over elements, of which there are fewer than of slots
     weight = max(abs(case.options.get(n, 1.0)) for n in ("fg_weight", "bg_weight"))
     if "weight" in case.operands:
         weights = make(case, "weight", torch.device("cpu")).detach().double().abs()
@@ -733,7 +772,7 @@ def check(case: Case, device: torch.device | str = "cpu") -> None:
         # again for what arrives.
         roundings = 2 if name in actual.gradients and a.dtype not in (torch.float16, compute) else 1
         wrong = _wrong(a, e, bound, narrow.get(name), roundings)
-        if name in actual.gradients and extreme:
+        if name in actual.gradients and (extreme or not a.isfinite().all()):
             wrong &= ~_undefined(case, a, e, inputs, name, compute)
         if wrong.any():
             raise AssertionError(_report(case, name, a, e, bound, narrow.get(name), wrong))
@@ -827,6 +866,8 @@ def _any_to(condition: Tensor, shape: torch.Size) -> Tensor:
 
 def _not_finite(inputs: dict[str, Tensor], operand: Tensor) -> Tensor:
     """Of each element of `operand`: whether any operand there is infinite or NaN."""
+    if "slots" in inputs:  # of which the cases have -inf in masks alone
+        return torch.zeros_like(operand, dtype=torch.bool)
     operands = [t.detach().double() for t in inputs.values()]
     if "target" in inputs:  # of images: scales of channels have other shapes
         least = max(operand.dim(), 1) if operand.dim() < 2 else 2
@@ -979,8 +1020,11 @@ KERNELS = (
     "reparameterize",
     "gaussian_kl",
     "sample_gaussian",
+    "gaussian_log_prob",
     "bernoulli_kl",
+    "categorical_kl",
     "reconstruction_loss",
+    "slot_loss",
 )
 
 

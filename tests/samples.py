@@ -421,7 +421,7 @@ def _parameterized_samples() -> Iterable[Sample]:
 def _log_prob_samples() -> Iterable[Sample]:
     for i, parameterization in enumerate(_PARAMETERIZATIONS):
         word = {"parameterization": parameterization}
-        shapes = (*_BROADCASTS, ((3, 4), (3, 4)), ((5,), (5,)), ((2, 3, 1, 2), (2, 3, 1, 2)))
+        shapes = (((5,), (5,)), *_BROADCASTS, ((3, 4), (3, 4)), ((2, 3, 1, 2), (2, 3, 1, 2)))
         for k, (shape, small) in enumerate(shapes):
             options: dict[str, Any] = {**word, "reduction": _REDUCTIONS[(i + k) % 5]}
             tensors = {"z": Make("real", shape)}
@@ -661,7 +661,7 @@ def _slot_samples() -> Iterable[Sample]:
     ):
         shape = _SLOT_SHAPES[(i + j) % len(_SLOT_SHAPES)]
         sample = _slot_sample(
-            op, fixed, shape, ("gaussian", "laplace")[i % 2], ("logits", "log_mask")[i % 2], False, i + 2
+            op, fixed, shape, ("gaussian", "laplace")[i % 2], ("logits", "log_mask")[i % 2], False, i + 1
         )
         tensors, options, image = dict(sample.tensors), dict(sample.options), (shape[0], *shape[2:])
         tensors.pop("scale", None)

@@ -325,6 +325,8 @@ void autograd_kernel(const c10::OperatorHandle& schema, c10::DispatchKeySet keys
 
 template <class Op>
 void register_autograd(torch::Library& m) {
+  static_assert(Op::kOperands <= ScalingArgs::kMax,
+                "the kernel that scales gradients has no room for so many");
   m.impl(Op::kName, torch::CppFunction::makeFromBoxedFunction<&autograd_kernel<Op>>());
 }
 

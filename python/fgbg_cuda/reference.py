@@ -318,6 +318,13 @@ def _scale_of_elements(scale: Tensor | float, like: Tensor) -> Tensor:
     return scale.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 2)).expand_as(like)
 
 
+def _weights(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Where a weight leaves elements out, and what it multiplies the others by: of bool and uint8, 1."""
+    dropped = weight == 0
+    numbers = weight if weight.is_floating_point() else ~dropped
+    return dropped, torch.where(dropped, 0.0, numbers.to(dtype))
+
+
 def region_mean(total: Tensor, area: Tensor, channels: int) -> Tensor:
     """total / (area * channels), and exactly 0 where the area is 0."""
     empty = area <= 0
@@ -395,8 +402,7 @@ def reconstruction_loss(
     no_terms = fg.new_empty(0)
     w: Tensor | float = 1.0
     if weight is not None:
-        dropped = weight == 0
-        w = torch.where(dropped, 0.0, (weight if weight.is_floating_point() else ~dropped).to(dtype))
+        dropped, w = _weights(weight, dtype)
         fg, bg, target = (torch.where(dropped, 0.0, x) for x in (fg, bg, target))
         fg_scale, bg_scale = (torch.where(dropped, 1.0, x) for x in (fg_scale, bg_scale))
         if mask is not None:
@@ -499,8 +505,8 @@ def slot_loss(
             responsibilities = torch.where(mask == -math.inf, 0.0, posterior)
     w: Tensor | float = 1.0
     if weight is not None:
-        dropped = (weight == 0)[(None,) * (target.dim() - weight.dim())]
-        w = torch.where(weight == 0, 0.0, weight.to(dtype))
+        dropped, w = _weights(weight, dtype)
+        dropped = dropped[(None,) * (target.dim() - weight.dim())]
         of_slots = dropped.unsqueeze(1)
         # A mask that several channels share is left out where all of them are.
         of_mask = of_slots if mask.shape[2] == slots.shape[2] else of_slots.all(2, keepdim=True)
