@@ -120,13 +120,30 @@ def _with_last_extent(sample: Sample, size: int) -> Sample:
     """The sample with rows (of latents) or lines (of images) of another length."""
     full = next(iter(sample.tensors.values())).shape
 
-    def fixed(n, m):  # what is broadcast along it, or has no dimensions
-        return n == "seed" or n.endswith("scale") or not m.shape or m.shape[-1] != full[-1]
+    def fixed(n, m):  # what is broadcast along it, has no dimensions, or those of channels
+        of_channels = n.endswith("scale") and len(m.shape) == 1 and len(full) > 2
+        return n == "seed" or of_channels or not m.shape or m.shape[-1] != full[-1]
 
     tensors = {
         n: m if fixed(n, m) else Make(m.kind, (*m.shape[:-1], size)) for n, m in sample.tensors.items()
     }
     return dataclasses.replace(sample, tensors=tensors)
+
+
+def _maps(sample):
+    """The shapes of weights and of scales of elements."""
+    full = next(iter(sample.tensors.values())).shape
+    least = 1 if len(full) > 2 else 0
+    shapes = {n: m.shape for n, m in sample.tensors.items() if n == "weight" or n.endswith("scale")}
+    return [s for n, s in shapes.items() if "target" in sample.tensors and (n == "weight" or len(s) > least)]
+
+
+def _along_planes(sample):
+    """Whether planes have pixels, and every map an element for each of them."""
+    full = next(iter(sample.tensors.values())).shape
+    first = min(sample.options.get("batch_dims", 1) + 1 + ("slots" in sample.tensors), len(full) - 1)
+    plane = full[first:]
+    return len(full) > 1 and all(s[-len(plane) :] == plane for s in _maps(sample))
 
 
 def _width(kernel):
@@ -149,9 +166,8 @@ def test_several_elements_at_a_time(sample, dtype, kernels):
     """Five segments of aligned rows: all that is computed in float32 is done by the vector kernels."""
     sample = _with_last_extent(sample, VECTOR_ROW)
     ran = _check(kernels, sample, sample.inputs(dtype=dtype, grad=True), seed=_seed(sample.id))
-    widths = {
-        _width(k) for k in ran if k.startswith(("forward", "backward", "gaussian", "bernoulli", "log_prob"))
-    }
+    vectors = ("forward", "backward", "gaussian", "bernoulli", "log_prob", "slot")
+    widths = {_width(k) for k in ran if k.startswith(vectors)}
     # A stream entered within a quadruple, columns (free bits are per column), and the expanded images with
     # which areas are made before the first element, are read one by one.
     areas_first = sample.options.get("normalize") == "area" and sample.options["reduction"] == "none"
@@ -166,7 +182,9 @@ def test_several_elements_at_a_time(sample, dtype, kernels):
     expected = {4} if dtype == torch.float32 else {4, 8}
     assert widths
     assert general or widths <= expected, widths
+    general |= not latents and not _along_planes(sample)
     mixed = latents and any(s != shapes[0] for s in shapes)
+    mixed |= bool(_maps(sample)) or "slots" in sample.tensors
     no_eight = sample.options.get("reduction") == "none" or _has_byte_mask(sample) or mixed
     assert general or dtype not in HALVES or no_eight or 8 in widths
 
@@ -178,13 +196,24 @@ def _has_byte_mask(sample):
 def _layers_alone(inputs):
     """As in training: gradients of the layers and the mask, not of what they are compared with; and a mask of
     bytes as one of the layers' type."""
-    inputs = {n: t.to(inputs["fg"].dtype) if n == "mask" else t for n, t in inputs.items()}
+    layer = next(iter(inputs.values()))
+    inputs = {n: t.to(layer.dtype) if n == "mask" else t for n, t in inputs.items()}
     fixed = {n for n in inputs if n == "target" or n.endswith("scale")}
     return {n: t.detach() if n in fixed else t for n, t in inputs.items()}
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@each([s for s in SAMPLES if "target" in s.tensors and s.options.get("reduction") != "none"])
+@each(
+    [
+        s
+        for s in SAMPLES
+        if "target" in s.tensors
+        and "slots" not in s.tensors
+        and s.options.get("reduction") != "none"
+        and not _maps(s)
+        and _along_planes(s)
+    ]
+)
 def test_eight_elements_at_a_time(sample, dtype, kernels):
     """The backward kernels of half precision, which have no gradients of target and scales."""
     sample = _with_last_extent(sample, VECTOR_ROW)
@@ -299,6 +328,13 @@ def test_noise_of_a_full_grid(kernels):
         torch.testing.assert_close(actual, fgbg_cuda.philox_normal(3, (size,)), rtol=0, atol=2e-6)
 
 
+def _weighted(sample):
+    full = next(iter(sample.tensors.values())).shape
+    channel = sample.options.get("batch_dims", 1)
+    one = (*full[:channel], 1, *full[channel + 1 :]) if "fg" in sample.tensors else full
+    return dataclasses.replace(sample, tensors={**sample.tensors, "weight": Make("weight", one)})
+
+
 def test_every_kernel_runs(kernels):
     """Each instantiation that the sources make: what these tests run is what a GPU would."""
     ran = set()
@@ -315,8 +351,10 @@ def test_every_kernel_runs(kernels):
         ):
             sized = _with_last_extent(sample, size)
             ran |= _check(kernels, sized, sized.inputs(dtype=dtype, grad=True))
-            if "target" in sized.tensors:
+            if "fg" in sized.tensors or "prediction" in sized.tensors:
                 ran |= _check(kernels, sized, _layers_alone(sized.inputs(dtype=dtype, grad=True)))
+                weighted = _weighted(sized)
+                ran |= _check(kernels, weighted, weighted.inputs(dtype=dtype, grad=True))
     # Several times: where memory begins, and so whether it is aligned, is drawn.
     for seed, dtype, size in itertools.product(
         range(4), (torch.float64, torch.float32, *HALVES), (3, 12, 16)

@@ -155,7 +155,7 @@ def test_another_exception_is_found(monkeypatch):
 
     monkeypatch.setattr(_checks, "choice", choice)
     with pytest.raises(KeyError):
-        _few(fuzzing.refusals(), lambda call: fuzzing.check_refused(*call), 300)
+        _few(fuzzing.refusals(), lambda call: fuzzing.check_refused(*call), 1000)
 
 
 def test_an_accepted_call_is_found(monkeypatch):

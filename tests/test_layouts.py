@@ -134,7 +134,7 @@ def _resized(sample, shape_of):
     for name, t in tensors.items():
         if "target" in tensors:
             before = len(full) - t.dim()  # dimensions that the tensor is broadcast along
-            one_for_all = t.dim() < 2 and before > 0
+            one_for_all = t.dim() == 0 or (t.dim() == 1 and len(full) > 2)  # or one per channel
             shape = t.shape if one_for_all else shape_of((1,) * before + t.shape)[before:]
         else:  # latents, which the others broadcast to
             shape = t.shape if name == "seed" else _broadcast_shape(t.shape, full, shape_of(full))
@@ -233,8 +233,8 @@ def test_dense_results_keep_the_layout_of_their_inputs(device):
     for sample in SAMPLES:
         if sample.options.get("num_samples") or sample.options.get("channels") == "joint":
             continue
-        if sample.options.get("batch_dims"):  # whose four dimensions are not those of an image
-            continue
+        if sample.options.get("batch_dims") or "slots" in sample.tensors:
+            continue  # whose four dimensions are not those of an image
         made = sample.inputs(device, grad=True)
         inputs = {n: _channels_last(t.detach()).requires_grad_(t.requires_grad) for n, t in made.items()}
         outputs = sample(inputs)

@@ -246,3 +246,18 @@ def test_reference_is_the_specification_of_a_weighted_area(device):
     want = gradients([theirs], leaves)
     for name, gradient in gradients([ours], leaves).items():
         assert_close(gradient, want[name], note=name)
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "sample"])
+def test_every_operand_at_once(reduction, device):
+    """All seven have gradients, written for one and multiplied by what arrives."""
+    fg, bg, target = (_make(3, 2, 9, 20, seed=k).to(device) for k in range(3))
+    leaves = {"fg": fg, "bg": bg, "target": target, "mask_logits": _make(3, 1, 9, 20, seed=3).to(device)}
+    leaves |= {n: _make(3, 1, 1, 1, seed=4).to(device) for n in ("fg_scale", "bg_scale")}
+    leaves["weight"] = _make(3, 1, 9, 20, seed=5).to(device)
+    leaves = {n: t.requires_grad_() for n, t in leaves.items()}
+    for op in (fgbg_cuda.masked_reconstruction_loss, fgbg_cuda.mixture_reconstruction_loss):
+        one = torch.autograd.grad(op(**leaves, reduction=reduction).sum(), list(leaves.values()))
+        three = torch.autograd.grad((3 * op(**leaves, reduction=reduction)).sum(), list(leaves.values()))
+        for a, b in zip(three, one, strict=True):
+            assert_close(a, 3 * b)

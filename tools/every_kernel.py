@@ -13,6 +13,7 @@ import fgbg_cuda as f
 from fgbg_cuda.reference import LIKELIHOODS
 
 LOSSES = (f.masked_reconstruction_loss, f.blended_reconstruction_loss, f.mixture_reconstruction_loss)
+SLOT_LOSSES = (f.slot_mixture_loss, f.slot_blended_loss)
 EMULATED = "--emulated" in sys.argv
 DEVICE = "cpu" if EMULATED else "cuda"
 
@@ -29,13 +30,18 @@ def run() -> None:
                 layers = [leaf(20, 3, side, side) for _ in range(2)]  # several blocks
                 target = leaf(20, 3, side, side, dtype=target_dtype, grad=False)
                 logits, scale = leaf(20, 1, side, side), leaf(3)
+                weight = leaf(20, 1, side, side)
+                slots, of_slots = leaf(4, 3, 3, side, side), leaf(4, 3, 1, side, side)
                 for likelihood in LIKELIHOODS:
-                    for loss in LOSSES:
-                        options = {"mask_logits": logits, "likelihood": likelihood}
+                    calls = [(loss, (*layers, target), {"mask_logits": logits}) for loss in LOSSES]
+                    calls.append((f.reconstruction_loss, (layers[0], target), {}))
+                    calls += [(loss, operands, {**o, "weight": weight}) for loss, operands, o in calls]
+                    calls += [(s, (slots, target[:4]), {"mask_logits": of_slots}) for s in SLOT_LOSSES]
+                    for loss, operands, options in calls:
                         # Halved, so that the gradients of the forward pass have to be scaled.
-                        (0.5 * loss(*layers, target, **options)).backward()
+                        (0.5 * loss(*operands, likelihood=likelihood, **options)).backward()
                         with torch.no_grad():
-                            loss(*layers, target, **options)
+                            loss(*operands, likelihood=likelihood, **options)
                 f.masked_reconstruction_loss(
                     *layers, target, mask_logits=logits, fg_scale=scale, normalize="area", return_terms=True
                 )[0].backward()

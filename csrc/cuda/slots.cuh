@@ -261,7 +261,8 @@ void launch_slots(SlotArgs args, bool f64, Stream stream) {
   args.segment = cut.segment;
   args.team = cut.team;
   const int64_t scales = scales_of(args) * kWarps * static_cast<int64_t>(sizeof(double));
-  const bool room = scales <= kMaxScratch / 4;
+  // Beside the terms of the slots, which may take all of kMaxScratch, and what a kernel has of its own.
+  const bool room = scales <= kMaxScratch / 8;
   // Whether gradients of scales are wanted or not, so that a loss has the same bits.
   if (!room) args.team = kWarp;
   args.scale_slots = args.scale_partial && room;

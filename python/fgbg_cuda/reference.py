@@ -516,15 +516,22 @@ def slot_loss(
             torch.where(of_mask, 0.0, mask),
         )
     if blended:
-        share = torch.softmax(mask, 1) if mask_is_logits else torch.exp(mask)
+        share = _softmax(mask) if mask_is_logits else torch.exp(mask)
         blend = (share * torch.where(mask == -math.inf, 0.0, slots)).sum(1)
         return reduce(w * LIKELIHOODS[likelihood](blend, target, scale), reduction), responsibilities
     terms = _slot_terms(slots, target, mask, scale, composition, mask_is_logits, likelihood)
     # Where every slot is excluded nothing is likely, and nothing has a gradient.
-    none = (mask == -math.inf).all(1, keepdim=True) & ~terms.isnan().any(1, keepdim=True)
+    none = (mask == -math.inf).all(1, keepdim=True)
     log_likelihood = torch.logsumexp(torch.where(none, 0.0, terms), 1, keepdim=True)
-    elements = torch.where(none, math.inf, -log_likelihood).squeeze(1)
+    # The softmax of nothing but -inf is NaN.
+    elements = torch.where(none, math.nan if mask_is_logits else math.inf, -log_likelihood).squeeze(1)
     return reduce(w * elements, reduction), responsibilities
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """NaN, without a gradient, where all logits are -inf."""
+    none = (logits == -math.inf).all(1, keepdim=True)
+    return torch.where(none, math.nan, torch.softmax(torch.where(none, 0.0, logits), 1))
 
 
 def _slot_terms(
@@ -541,8 +548,10 @@ def _slot_terms(
     nats = LIKELIHOODS[likelihood](*operands)
     if composition == "mixture_joint":
         nats = nats.sum(2, keepdim=True)
-    log_mask = F.log_softmax(mask, 1) if mask_is_logits else mask
-    return torch.where(excluded, log_mask, log_mask - nats)
+    if mask_is_logits:
+        none = excluded.all(1, keepdim=True)
+        mask = F.log_softmax(torch.where(none, 0.0, mask), 1)
+    return torch.where(excluded, -math.inf, mask - nats)
 
 
 # --- evaluation -----------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def reconstruction_loss(
     """
     scale = _checks.scale("scale", scale, likelihood)
     images = _Images(prediction, None, target, None, None, scale, 1.0, weight)
-    images, shape = _merged(images, "prediction", batch_dims)
+    images, shape = _merged(images, batch_dims, fg="prediction", fg_scale="scale")
     loss, _ = _reconstruction(images, "plain", likelihood, reduction=reduction)
     return _split(loss, shape, reduction)
 
@@ -162,7 +162,7 @@ def masked_reconstruction_loss(
     fg_scale = _checks.scale("fg_scale", fg_scale, likelihood)
     bg_scale = _checks.scale("bg_scale", bg_scale, likelihood)
     images = _Images(fg, bg, target, mask, mask_logits, fg_scale, bg_scale, weight)
-    images, shape = _merged(images, "fg", batch_dims)
+    images, shape = _merged(images, batch_dims)
     options = (likelihood, fg_weight, bg_weight)
     if normalize is not None and reduction == "none":
         loss, terms = _area_normalized_elements(images, *options)
@@ -232,7 +232,7 @@ def blended_reconstruction_loss(
     _checks.one_mask(mask, mask_logits)
     scale = _checks.scale("scale", scale, likelihood)
     images = _Images(fg, bg, target, mask, mask_logits, scale, 1.0, weight)
-    images, shape = _merged(images, "fg", batch_dims)
+    images, shape = _merged(images, batch_dims, fg_scale="scale")
     loss, _ = _reconstruction(images, "blended", likelihood, reduction=reduction)
     return _split(loss, shape, reduction)
 
@@ -304,7 +304,7 @@ def mixture_reconstruction_loss(
     bg_scale = _checks.scale("bg_scale", bg_scale, likelihood)
     composition = "mixture_joint" if channels == "joint" else "mixture_independent"
     images = _Images(fg, bg, target, None, mask_logits, fg_scale, bg_scale, weight)
-    images, shape = _merged(images, "fg", batch_dims)
+    images, shape = _merged(images, batch_dims)
     loss, _ = _reconstruction(images, composition, likelihood, reduction=reduction)
     return _split(loss, shape, reduction)
 
@@ -322,12 +322,12 @@ class _Images(NamedTuple):
     weight: Tensor | None
 
 
-def _merged(images: _Images, name: str, batch_dims: int) -> tuple[_Images, torch.Size | None]:
+def _merged(images: _Images, batch_dims: int, **names: str) -> tuple[_Images, torch.Size | None]:
     """The images as the op takes them, [B, C, *spatial] with at most three spatial dimensions, and the shape
     that results get back, led by the dimensions of the samples; None where nothing had to change.
-    ``name``: what the first operand is called."""
+    ``names``: what the operands are called, where that is not what they are called here."""
     batch_dims = _checks.integer("batch_dims", batch_dims, 1)
-    image = images.fg
+    image, name = images.fg, names.get("fg", "fg")
     plain = name == "prediction"
     if batch_dims == 1 and (
         not plain or not isinstance(image, Tensor) or 3 <= image.dim() <= _routes.MAX_DIMS
@@ -337,7 +337,7 @@ def _merged(images: _Images, name: str, batch_dims: int) -> tuple[_Images, torch
     for other, t in images._asdict().items():
         if t is not None and (isinstance(t, Tensor) or not other.endswith("scale")):
             same = other in ("bg", "target", "mask", "mask_logits")
-            _checks.companion(other, t, name, image, batch_dims, same)
+            _checks.companion(names.get(other, other), t, name, image, batch_dims, same)
     rank, has_channels = image.dim(), image.dim() > batch_dims + 1
 
     def merged(t: Tensor, first: int, last: int) -> Tensor:
