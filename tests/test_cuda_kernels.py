@@ -177,12 +177,12 @@ def test_several_elements_at_a_time(sample, dtype, kernels):
     latents = "target" not in sample.tensors
     inner = shapes[0][sample.options.get("batch_dims", 1) :]
     general |= latents and any(len(s) and s[-len(inner) :] != inner for s in shapes if inner)
+    general |= not latents and not _along_planes(sample)
     # 8 where all is in half precision: not the losses of elements, nor the gradients that arrive at them, nor
     # masks of bytes.
     expected = {4} if dtype == torch.float32 else {4, 8}
     assert widths
     assert general or widths <= expected, widths
-    general |= not latents and not _along_planes(sample)
     mixed = latents and any(s != shapes[0] for s in shapes)
     mixed |= bool(_maps(sample)) or "slots" in sample.tensors
     no_eight = sample.options.get("reduction") == "none" or _has_byte_mask(sample) or mixed
@@ -328,6 +328,18 @@ def test_noise_of_a_full_grid(kernels):
         torch.testing.assert_close(actual, fgbg_cuda.philox_normal(3, (size,)), rtol=0, atol=2e-6)
 
 
+def _without_maps(sample):
+    maps = _maps(sample)
+    return dataclasses.replace(
+        sample,
+        tensors={
+            n: m
+            for n, m in sample.tensors.items()
+            if m.shape not in maps or not (n == "weight" or n.endswith("scale"))
+        },
+    )
+
+
 def _weighted(sample):
     full = next(iter(sample.tensors.values())).shape
     channel = sample.options.get("batch_dims", 1)
@@ -352,8 +364,9 @@ def test_every_kernel_runs(kernels):
             sized = _with_last_extent(sample, size)
             ran |= _check(kernels, sized, sized.inputs(dtype=dtype, grad=True))
             if "fg" in sized.tensors or "prediction" in sized.tensors:
-                ran |= _check(kernels, sized, _layers_alone(sized.inputs(dtype=dtype, grad=True)))
-                weighted = _weighted(sized)
+                bare, weighted = _without_maps(sized), _weighted(sized)
+                ran |= _check(kernels, bare, bare.inputs(dtype=dtype, grad=True))
+                ran |= _check(kernels, bare, _layers_alone(bare.inputs(dtype=dtype, grad=True)))
                 ran |= _check(kernels, weighted, weighted.inputs(dtype=dtype, grad=True))
     # Several times: where memory begins, and so whether it is aligned, is drawn.
     for seed, dtype, size in itertools.product(

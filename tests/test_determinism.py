@@ -25,8 +25,11 @@ def _large(sample, device):
             times[-1] = 5000 if t.shape[-1] == full[-1] else 1
             times[0] *= 3 if t.dim() == rank and t.shape[0] == full[0] else 1
             t = t.repeat(times)
-        elif t.dim() == rank:
-            t = t.repeat(3, *[1] * (rank - 2), 5000) if rank > 1 else t.repeat(30000)
+        elif t.dim() == rank or (name in ("target", "weight") and t.dim() == rank - 1 and "slots" in made):
+            first, last = (n if t.shape[d] == full[d] else 1 for d, n in ((0, 3), (-1, 5000)))
+            t = t.repeat(first, *[1] * (t.dim() - 2), last) if rank > 1 else t.repeat(30000)
+        elif t.dim() > 1 or name == "weight" or (t.dim() == 1 and rank == 2):
+            t = t.repeat(*[1] * (t.dim() - 1), 5000 if t.shape[-1] == full[-1] else 1)
         # Different numbers everywhere, or the order of a sum would not show.
         if t.dim() and t.is_floating_point():
             wiggle = 1 - 0.3 * torch.rand(t.shape, generator=torch.Generator().manual_seed(1))

@@ -135,7 +135,11 @@ def _resized(sample, shape_of):
         if "target" in tensors:
             before = len(full) - t.dim()  # dimensions that the tensor is broadcast along
             one_for_all = t.dim() == 0 or (t.dim() == 1 and len(full) > 2)  # or one per channel
-            shape = t.shape if one_for_all else shape_of((1,) * before + t.shape)[before:]
+            # The target of slots has no dimension of slots, the second one.
+            at = 1 if name == "target" else 0
+            padded = (*t.shape[:at], *(1,) * before, *t.shape[at:])
+            new = shape_of(padded)
+            shape = t.shape if one_for_all else (*new[:at], *new[at + before :])
         else:  # latents, which the others broadcast to
             shape = t.shape if name == "seed" else _broadcast_shape(t.shape, full, shape_of(full))
         for d, n in enumerate(shape):

@@ -502,7 +502,8 @@ def slot_loss(
         with torch.no_grad():
             terms = _slot_terms(slots, target, mask, scale, composition, mask_is_logits, likelihood)
             posterior = torch.exp(terms - torch.logsumexp(terms, 1, keepdim=True))
-            responsibilities = torch.where(mask == -math.inf, 0.0, posterior)
+            # (Forward-mode AD goes on without grad mode.)
+            responsibilities = torch.where(mask == -math.inf, 0.0, posterior).detach()
     w: Tensor | float = 1.0
     if weight is not None:
         dropped, w = _weights(weight, dtype)
