@@ -351,7 +351,9 @@ def test_every_kernel_runs(kernels):
     """Each instantiation that the sources make: what these tests run is what a GPU would."""
     ran = set()
     options = ("likelihood", "channels", "reduction", "parameterization", "dim")
-    likelihoods = {(s.op, *map(s.options.get, options)): s for s in SAMPLES}
+    # The last of each kind: one without broadcasting, which takes kernels of mixed types, where there is one.
+    alike = sorted(SAMPLES, key=lambda s: len({m.shape for n, m in s.tensors.items() if n != "seed"}) == 1)
+    likelihoods = {(s.op, *map(s.options.get, options)): s for s in alike}
     for sample in likelihoods.values():
         for dtype, size in (
             (torch.float64, 3),
@@ -363,11 +365,22 @@ def test_every_kernel_runs(kernels):
         ):
             sized = _with_last_extent(sample, size)
             ran |= _check(kernels, sized, sized.inputs(dtype=dtype, grad=True))
-            if "fg" in sized.tensors or "prediction" in sized.tensors:
+            if "target" in sized.tensors:
                 bare, weighted = _without_maps(sized), _weighted(sized)
                 ran |= _check(kernels, bare, bare.inputs(dtype=dtype, grad=True))
                 ran |= _check(kernels, bare, _layers_alone(bare.inputs(dtype=dtype, grad=True)))
+            if "target" in sized.tensors and "slots" not in sized.tensors:
                 ran |= _check(kernels, weighted, weighted.inputs(dtype=dtype, grad=True))
+    # What the table has only with broadcasting, or for the losses of elements.
+    for word, dtype in itertools.product(("logvar", "log_std", "std"), HALVES):
+        alike = _latents("gaussian_kl", 3, 16, parameterization=word)
+        ran |= _check(kernels, alike, alike.inputs(dtype=dtype, grad=True))
+    for likelihood, op in itertools.product(
+        reference.LIKELIHOODS, ("slot_mixture_loss", "slot_blended_loss")
+    ):
+        shapes = {"slots": (2, 3, 3, 16), "target": (2, 3, 16), "mask_logits": (2, 3, 1, 16)}
+        reduced = Sample(op, {n: Make("unit", s) for n, s in shapes.items()}, {"likelihood": likelihood})
+        ran |= _check(kernels, reduced, _layers_alone(reduced.inputs(dtype=torch.float32, grad=True)))
     # Several times: where memory begins, and so whether it is aligned, is drawn.
     for seed, dtype, size in itertools.product(
         range(4), (torch.float64, torch.float32, *HALVES), (3, 12, 16)

@@ -50,7 +50,10 @@ def run() -> None:
                 (z.sum() + kl + f.bernoulli_kl(mu, logvar) + f.gaussian_kl(mu, logvar)).backward()
                 for word in ("std", "log_std"):
                     z, kl = f.sample_gaussian(mu, logvar, parameterization=word)
-                    (z.sum() + kl + f.gaussian_kl(mu, logvar, parameterization=word)).backward()
+                    # (The gradient of a plain sum is expanded, which takes another kernel.)
+                    ((z * z).sum() + kl + f.gaussian_kl(mu, logvar, parameterization=word)).backward()
+                    with torch.no_grad():
+                        f.gaussian_kl(mu, logvar, parameterization=word)
                 for word in ("std", "log_std", "logvar"):
                     f.gaussian_log_prob(mu, mu, logvar, parameterization=word).backward()
                     f.gaussian_log_prob(mu.detach(), 0.0, logvar.detach(), parameterization=word)
@@ -58,6 +61,8 @@ def run() -> None:
                 with torch.no_grad():
                     f.gaussian_kl(mu, logvar)
                     f.bernoulli_kl(mu, logvar)
+                    f.categorical_kl(mu)
+                    f.categorical_kl(mu, logvar)
             for size in (side * side, 4 * side + 4):  # multiples of 8, of 4, and neither
                 f.philox_normal(3, (size,), dtype=dtype, device=DEVICE)
     by_blocks()
