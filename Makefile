@@ -54,7 +54,8 @@ fuzz: build
 # exceptions they watch. -S: without it an editable install would come before PYTHONPATH.
 asan_site := $(CURDIR)/build/asan/site
 asan_tests := $(addprefix tests/test_,$(addsuffix .py,values dtypes layouts losses numerics philox errors \
-  derivatives determinism transforms dispatcher nn fuzz call_alone forward_gradients saved_draws hard_selection))
+  derivatives determinism transforms dispatcher nn fuzz call_alone forward_gradients saved_draws hard_selection \
+  weights latents distributions slots adopting))
 asan_run := LD_PRELOAD="$(foreach lib,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(lib).so))" \
   ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   PYTHONPATH="$(asan_site):$$($(run) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $(run) -S

@@ -32,7 +32,7 @@ THREADS = 256  # of a block
 NAME = re.compile(
     r"(\w+_kernel)<(?:[\w:]*::Format<)?(\w+)(?:, (\d), (?:[\w:]*::)?(\w+)>)? ?"
     r"(?:, (true|false))?(?:, (true|false))?(?:, [\w:]*::(LogSpread<\d>|Std))?"
-    r"(?:, [\w:]*::(\w+), [^>]*\)(\d))? ?>"
+    r"(?:, [\w:]*::(\w+)(?:, [^>]*\)(\d))?(?:, (true|false))?)? ?>"
 )
 # What the first flag of a kernel says; of the others, whether there are draws.
 FLAGS = {
@@ -40,7 +40,7 @@ FLAGS = {
     "categorical_kernel": ("with a prior", "uniform"),
 }
 SPREADS = {"LogSpread<1>": "logvar", "LogSpread<2>": "log_std", "Std": "std"}
-COMPOSITIONS = ("masked", "blended", "mixture")
+COMPOSITIONS = ("masked", "blended", "mixture", "mixture", "plain")
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;?\s*/\* 0x([0-9a-f]{16}) \*/")
 ENCODING = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
 
@@ -71,11 +71,15 @@ def lines(*args: str) -> Iterator[str]:
 def readable(mangled: str) -> str:
     """For instance "backward_kernel float V=4 of Any, Gaussian masked"."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
-    match = NAME.search(name)
+    # Of kernels that take weights and maps of scales.
+    plain = re.sub(r"[\w:]*::WithMaps<([\w:]*::Format<[^<>]*>) ?>", r"\1", name)
+    match = NAME.search(plain)
     if not match:
         raise SystemExit(f"a kernel whose name is not understood: {name}")
-    kernel, dtype, width, storage, flag, second_flag, spread, likelihood, composition = match.groups()
-    parts = [kernel, dtype]
+    kernel, dtype, width, storage, flag, second_flag, spread, likelihood, composition, last_flag = (
+        match.groups()
+    )
+    parts = [kernel, dtype, *(["with maps"] if plain != name else [])]
     if width:
         parts += [f"V={width}", "of", storage]
     on, off = FLAGS.get(kernel, ("draws", "no draws"))
@@ -86,7 +90,11 @@ def readable(mangled: str) -> str:
     if spread:
         parts.append(SPREADS[spread])
     if likelihood:
-        parts += [likelihood, COMPOSITIONS[int(composition)]]
+        parts.append(likelihood)
+    if composition:
+        parts.append(COMPOSITIONS[int(composition)])
+    if last_flag:
+        parts.append("gradients" if last_flag == "true" else "no gradients")
     return " ".join(parts)
 
 
