@@ -38,7 +38,7 @@ def _large(sample, device):
     return made
 
 
-@pytest.mark.not_emulated  # where torch's own sum of a CUDA tensor is that of the CPU, which threads share
+@pytest.mark.not_emulated("torch's own sum of a CUDA tensor is that of the CPU there, which threads share")
 @each(SAMPLES[::2])
 def test_threads_change_no_bit(sample, device, threads):
     inputs = _large(sample, device)
