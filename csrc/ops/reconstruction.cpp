@@ -212,8 +212,8 @@ void ReconstructionLoss::check() const {
   const bool masked = composition == Composition::masked;
   const char* name = image_name(*this);
   check_float(name, fg);
-  TORCH_CHECK_VALUE(fg.dim() >= 3 && fg.dim() <= kDims && (plain(*this) || fg.sym_size(1) != 0), name, " has shape ",
-                    fg.sym_sizes(),
+  TORCH_CHECK_VALUE(fg.dim() >= 3 && fg.dim() <= kDims && (plain(*this) || fg.sym_size(1) != 0), name,
+                    " has shape ", fg.sym_sizes(),
                     ", expected [B, C, *spatial] with at least one channel and 1 to 3 spatial dimensions");
   TORCH_CHECK_VALUE(fg.sym_size(1) < int64_t{1} << 31, name, " has ", fg.sym_size(1),
                     " channels, expected fewer than 2**31");
