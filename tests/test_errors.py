@@ -305,6 +305,10 @@ BAD_CALLS = [
     ("batch_dims", BLENDED, _mask(batch_dims=True)),
     ("batch_dims", MIXTURE, _logits(batch_dims="2")),
     ("mask", MASKED, _mask(batch_dims=2, mask=M[0])),
+    ("target", PLAIN, _plain(batch_dims=2, target=X[:1])),
+    ("mask", MASKED, {n: t[None] for n, t in _mask(mask=M[:1]).items()} | {"batch_dims": 2}),
+    ("target", SLOTS, {"slots": X[None, :, None], "target": X[None, :1], "log_mask": X[None, :, None, :1],
+                       "batch_dims": 2}),
     # importance_weighted_bound
     ("log_p", BOUND, {"log_p": None, "log_q": Z}),
     ("log_q", BOUND, {"log_p": Z, "log_q": Z[:1]}),

@@ -233,10 +233,8 @@ def test_reference_is_the_specification_of_a_weighted_area(device):
     """Second derivatives come from it: the kernels' first ones are its own, with everything at once."""
     x, y, t, m = (_make(2, 2, 3, 4, seed=k).to(device) for k in range(4))
     w = _holes((2, 2, 3, 4)).abs().to(device)
-    leaves = {
-        n: v.requires_grad_() for n, v in {"fg": x, "bg": y, "target": t, "mask": m / 2, "weight": w}.items()
-    }
-    leaves = {n: v.detach().requires_grad_() for n, v in leaves.items()}
+    operands = {"fg": x, "bg": y, "target": t, "mask": m / 2, "weight": w}
+    leaves = {n: v.requires_grad_() for n, v in operands.items()}
     ours = fgbg_cuda.masked_reconstruction_loss(**leaves, normalize="area")
     theirs = reference.reconstruction_loss(
         leaves["fg"], leaves["bg"], leaves["target"], leaves["mask"], 1.0, 1.0, leaves["weight"], "masked",

@@ -171,15 +171,16 @@ def sample_dimensions(name: str, value: object, batch_dims: int, others: int) ->
 
 
 def companion(
-    name: str, value: object, other_name: str, other: Tensor, batch_dims: int, same_rank: bool
+    name: str, value: object, other_name: str, other: Tensor, batch_dims: int, broadcasts: bool
 ) -> None:
-    """A tensor whose dimensions of samples are those of another tensor or broadcast to them. (What the other
-    dimensions may be, C++ says when those have become one.)"""
+    """A tensor whose dimensions of samples are those of another tensor or, if it ``broadcasts``, broadcast to
+    them. (What the other dimensions may be, C++ says when those have become one.)"""
     strided(name, value)
     rank = other.dim()
     padded = (1,) * (rank - value.dim()) + value.shape
-    fits = value.dim() == rank if same_rank else value.dim() <= rank
-    if not fits or any(n not in (1, m) for n, m in zip(padded, other.shape[:batch_dims], strict=False)):
+    fits = value.dim() <= rank if broadcasts else value.dim() == rank
+    sizes = zip(padded, other.shape[:batch_dims], strict=False)
+    if not fits or any(n != m and not (broadcasts and n == 1) for n, m in sizes):
         raise ValueError(
             f"{name} has shape {list(value.shape)}, expected one to go with {other_name} of shape "
             f"{list(other.shape)} and its batch_dims={batch_dims} dimensions of samples"

@@ -336,8 +336,8 @@ def _merged(images: _Images, batch_dims: int, **names: str) -> tuple[_Images, to
     _checks.sample_dimensions(name, image, batch_dims, 0 if plain else 2)
     for other, t in images._asdict().items():
         if t is not None and (isinstance(t, Tensor) or not other.endswith("scale")):
-            same = other in ("bg", "target", "mask", "mask_logits")
-            _checks.companion(names.get(other, other), t, name, image, batch_dims, same)
+            broadcasts = other == "weight" or other.endswith("scale")
+            _checks.companion(names.get(other, other), t, name, image, batch_dims, broadcasts)
     rank, has_channels = image.dim(), image.dim() > batch_dims + 1
 
     def merged(t: Tensor, first: int, last: int) -> Tensor:

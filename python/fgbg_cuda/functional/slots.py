@@ -194,18 +194,18 @@ def _merged(operands: _Operands, composition: str, batch_dims: int) -> tuple[_Op
         return t.flatten(0, batch_dims - 1)
 
     image = slots.select(batch_dims, 0)
-    _checks.companion("target", target, "slots", image, batch_dims, True)
+    _checks.companion("target", target, "slots", image, batch_dims, False)
     changed = {"slots": merged(slots, rank), "target": target.flatten(0, batch_dims - 1)}
     for name in ("mask_logits", "log_mask"):
         if getattr(operands, name) is not None:
-            _checks.companion(name, getattr(operands, name), "slots", slots, batch_dims, True)
+            _checks.companion(name, getattr(operands, name), "slots", slots, batch_dims, False)
             changed[name] = merged(getattr(operands, name), rank)
     if isinstance(scale, Tensor) and scale.dim() > 1:
         of = image if composition == "blended" else slots
-        _checks.companion("scale", scale, "slots", of, batch_dims, False)
+        _checks.companion("scale", scale, "slots", of, batch_dims, True)
         changed["scale"] = merged(scale, of.dim())
     if weight is not None:
-        _checks.companion("weight", weight, "slots", image, batch_dims, False)
+        _checks.companion("weight", weight, "slots", image, batch_dims, True)
         changed["weight"] = merged(weight, rank - 1)
     return operands._replace(**changed), samples
 
