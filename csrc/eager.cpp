@@ -252,7 +252,7 @@ py::object categorical_kl(handle logits, handle prior_logits, int64_t dim, handl
   ops::CategoricalKl op;
   op.logits = tensor("logits", logits);
   op.prior_logits = optional_tensor("prior_logits", prior_logits);
-  op.dim = dim < 0 ? dim + op.logits.dim() : dim;
+  op.dim = dim < 0 && dim >= -op.logits.dim() ? dim + op.logits.dim() : dim;
   op.reduction = word<Reduction>("reduction", reduction);
   op.batch_dims = batch_dims;
   const Tensor like = op.logits;

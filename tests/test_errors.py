@@ -390,6 +390,12 @@ def test_the_ops_check_for_themselves(device):
             call()
 
 
+def test_a_dim_that_there_is_not_is_named_as_it_was_given(device):
+    for dim in (2, -3):
+        with pytest.raises(ValueError, match=f"dim is {dim}, expected a dimension"):
+            CATEGORICAL(Z.to(device), dim=dim)
+
+
 NUMBERS = [
     0.5,
     np.float32(0.5),

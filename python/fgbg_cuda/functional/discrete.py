@@ -107,7 +107,7 @@ def categorical_kl(
         kl = _routes.eager.categorical_kl(logits, prior, dim, reduction, batch_dims)
         if kl is not None:
             return kl
-    if dim < 0:
+    if -logits.dim() <= dim < 0:
         dim += logits.dim()
     op = _routes.traced_op("categorical_kl", logits.device)
     if op is None:
