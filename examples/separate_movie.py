@@ -31,8 +31,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.measure import regionprops
 
 from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, Separation
-from fgbg_cuda.vae.figures import save_separation
-from fgbg_cuda.vae.metrics import background_mse, mask_dice, mask_iou, threshold_scores
+from fgbg_cuda.vae.evaluation.figures import save_separation
+from fgbg_cuda.vae.evaluation.metrics import background_mse, mask_dice, mask_iou, threshold_scores
 
 SIDE = 64  # of a frame, in pixels; a nucleus is about 25 long
 BLACK, WHITE = 100, 3000  # what a camera of 12 bits would count for 0 and 1

@@ -20,8 +20,8 @@ yaml = pytest.importorskip("yaml")
 import fgbg_cuda  # noqa: E402
 from fgbg_cuda.__main__ import COMMANDS, main  # noqa: E402
 from fgbg_cuda.vae import LayeredVAEModule, NonFiniteLossError  # noqa: E402
-from fgbg_cuda.vae import data as vae_data  # noqa: E402
-from fgbg_cuda.vae.cli import CONFIGS  # noqa: E402
+from fgbg_cuda.vae.commands.fit import CONFIGS  # noqa: E402
+from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),

@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment  # noqa:
 from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 
 from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule  # noqa: E402
-from fgbg_cuda.vae.data import Batches, ShuffledBatches  # noqa: E402
+from fgbg_cuda.vae.data.loaders import Batches, ShuffledBatches  # noqa: E402
 from fgbg_cuda.vae.errors import InputError  # noqa: E402
 
 pytestmark = [

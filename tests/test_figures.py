@@ -17,9 +17,14 @@ from matplotlib.image import imread  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 from fgbg_cuda.vae import LayeredVAE, LayeredVAEModule, Separation  # noqa: E402
-from fgbg_cuda.vae.figures import curves_figure, overlay_figure, separation_figure, traversal_figure  # noqa: E402
-from fgbg_cuda.vae.models import Latent, LayeredOutput  # noqa: E402
-from fgbg_cuda.vae.pictures import Pictures  # noqa: E402
+from fgbg_cuda.vae.evaluation.figures import (  # noqa: E402
+    curves_figure,
+    overlay_figure,
+    separation_figure,
+    traversal_figure,
+)
+from fgbg_cuda.vae.models.layered import Latent, LayeredOutput  # noqa: E402
+from fgbg_cuda.vae.training.pictures import Pictures  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec.* is deprecated", "ignore:.*does not have many workers"

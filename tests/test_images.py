@@ -27,8 +27,8 @@ from fgbg_cuda.vae import (  # noqa: E402
     image_data,
     open_images,
 )
-from fgbg_cuda.vae.images import ImageFolder  # noqa: E402
-from fgbg_cuda.vae.intensity import measure  # noqa: E402
+from fgbg_cuda.vae.data.images import ImageFolder  # noqa: E402
+from fgbg_cuda.vae.data.intensity import measure  # noqa: E402
 
 
 def noise(*shape: int, dtype=np.uint8) -> np.ndarray:

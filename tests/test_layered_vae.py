@@ -22,7 +22,7 @@ from fgbg_cuda.vae import (  # noqa: E402
     ScatteredLightDecoder,
     ScatteredLightEncoder,
 )
-from fgbg_cuda.vae.models import COMPOSITIONS, LIKELIHOODS  # noqa: E402
+from fgbg_cuda.vae.models.layered import COMPOSITIONS, LIKELIHOODS  # noqa: E402
 
 SIZE = (24, 30)
 

@@ -24,7 +24,7 @@ from fgbg_cuda.vae import (
     cells,
     metrics,
 )
-from fgbg_cuda.vae.cells_oracle import posterior
+from fgbg_cuda.vae.evaluation.oracle import posterior
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,11 @@ pytest.importorskip("tensorboard")
 
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
-from fgbg_cuda.vae import DoubleELBOModule, LayeredVAEModule, cell_metrics, reproduce, resume  # noqa: E402
-from fgbg_cuda.vae.reproduce_figures import read_curves  # noqa: E402
+from fgbg_cuda.vae import DoubleELBOModule, LayeredVAEModule  # noqa: E402
+from fgbg_cuda.vae.commands import reproduce  # noqa: E402
+from fgbg_cuda.vae.evaluation import cell_metrics  # noqa: E402
+from fgbg_cuda.vae.evaluation.reproduce_figures import read_curves  # noqa: E402
+from fgbg_cuda.vae.training import resume  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated", "ignore:.*few samples.*")
 

@@ -19,9 +19,9 @@ import imageio.v3 as iio  # noqa: E402
 import tifffile  # noqa: E402
 
 from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, Separation, open_images  # noqa: E402
-from fgbg_cuda.vae.intensity import Intensity  # noqa: E402
-from fgbg_cuda.vae.separate import load_separator, main, separate_images  # noqa: E402
-from fgbg_cuda.vae.tiles import separate_tiles  # noqa: E402
+from fgbg_cuda.vae.data.intensity import Intensity  # noqa: E402
+from fgbg_cuda.vae.separation.separate import load_separator, main, separate_images  # noqa: E402
+from fgbg_cuda.vae.separation.tiles import separate_tiles  # noqa: E402
 
 
 def noise(*shape: int, dtype=np.uint8) -> np.ndarray:
@@ -159,7 +159,7 @@ def test_stacks_beyond_4_gb_are_bigtiff(tmp_path, monkeypatch):
         def frame(self, i):
             return np.zeros((1024, 1024, 1), np.uint16)  # 8 GiB in all
 
-    from fgbg_cuda.vae.writers import TiffWriter
+    from fgbg_cuda.vae.separation.writers import TiffWriter
 
     for count, is_big in ((2**12, True), (100, False)):
         monkeypatch.setattr(Long, "__len__", lambda self, n=count: n)
@@ -223,7 +223,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, kind):
 KILLED = """
 import os, signal, sys
 from fgbg_cuda.vae import Separation, open_images
-from fgbg_cuda.vae.separate import separate_images
+from fgbg_cuda.vae.separation.separate import separate_images
 calls = iter(range(10))
 def separate(x):
     if next(calls) == 3:
@@ -247,7 +247,7 @@ STREAMS = """
 import sys
 import torch
 from fgbg_cuda.vae import Separation, open_images
-from fgbg_cuda.vae.separate import separate_images
+from fgbg_cuda.vae.separation.separate import separate_images
 
 def private_mib():  # without the pages of mapped files, which the kernel takes back when it needs them
     return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) / 1024

@@ -24,8 +24,11 @@ pytest.importorskip("tensorboard")
 
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 
-from fgbg_cuda.vae import DigitsOnTexture, ImageFolder, LayeredVAEModule, NonFiniteLossError, demo, resume  # noqa: E402
-from fgbg_cuda.vae import data as vae_data  # noqa: E402
+from fgbg_cuda.vae import DigitsOnTexture, ImageFolder, LayeredVAEModule, NonFiniteLossError  # noqa: E402
+from fgbg_cuda.vae.commands import demo  # noqa: E402
+from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
+from fgbg_cuda.vae.data.loaders import ShuffledBatches  # noqa: E402
+from fgbg_cuda.vae.training import resume  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")  # one library on another
 
@@ -101,7 +104,7 @@ def test_resuming_after_any_step_gives_the_same_losses_and_parameters(tmp_path):
 
 def test_order_follows_from_seed_and_epoch():
     def order(seed, epoch, first=0):
-        batches = vae_data.ShuffledBatches(20, 6, seed)
+        batches = ShuffledBatches(20, 6, seed)
         batches.set_epoch(epoch)
         batches.first = first
         return list(batches), list(batches)
@@ -144,7 +147,7 @@ def train(out: str, resumed: bool, dies_at_checkpoint: int | None = None) -> Non
 def start():
     """Starts ``train`` in a process of its own; all are forks of one that has the imports behind it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fgbg_cuda.vae.demo", "pytest", "skimage.data"])
+    context.set_forkserver_preload(["fgbg_cuda.vae.commands.demo", "pytest", "skimage.data"])
 
     def start(*arguments) -> multiprocessing.Process:
         process = context.Process(target=train, args=arguments, daemon=True)

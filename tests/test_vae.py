@@ -19,9 +19,9 @@ from fgbg_cuda.vae import (  # noqa: E402
     LayeredVAEModule,
     demo,
 )
-from fgbg_cuda.vae import data as vae_data  # noqa: E402
-from fgbg_cuda.vae.figures import COLUMNS, save_separation  # noqa: E402
-from fgbg_cuda.vae.metrics import (  # noqa: E402
+from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
+from fgbg_cuda.vae.evaluation.figures import COLUMNS, save_separation  # noqa: E402
+from fgbg_cuda.vae.evaluation.metrics import (  # noqa: E402
     background_mse,
     foreground_mse,
     mask_dice,

@@ -10,6 +10,7 @@ COMMANDS = {
     "validate": "score a trained model on the validation images",
     "test": "score a trained model on the test images",
     "separate": "write the foreground, background and mask of every image or frame",
+    "demo": "train a model on digits over texture in minutes, and score it",
     "reproduce": "repeat the experiments whose results are shown in the README",
 }
 
@@ -28,11 +29,13 @@ def main(argv: list[str] | None = None) -> None:
     command = parser.parse_args(arguments[:1]).command
     try:
         if command == "separate":
-            from .vae.separate import main as run
+            from .vae.separation.separate import main as run
+        elif command == "demo":
+            from .vae.commands.demo import main as run
         elif command == "reproduce":
-            from .vae.reproduce import main as run
+            from .vae.commands.reproduce import main as run
         else:
-            from .vae.cli import main as run
+            from .vae.commands.fit import main as run
     except ImportError as error:
         parser.exit(1, f"fgbg {command}: {error}\n")
     run(arguments if command in ("fit", "validate", "test") else arguments[1:])

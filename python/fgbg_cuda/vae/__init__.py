@@ -6,16 +6,16 @@ This subpackage needs the extras (``pip install "fgbg_cuda[demo]"``); the ops th
 from __future__ import annotations
 
 from . import _extras  # noqa: F401  (first: it says what is not installed)
-from .cell_networks import CellsDecoder, CellsEncoder, ScatteredLightDecoder, ScatteredLightEncoder
-from .cells import CellsBatch, CellsUnderDisc
-from .data import BACKGROUNDS, DigitsOnTexture
-from .double_elbo import DoubleELBO, DoubleELBOOutput
-from .image_data import ImagesDataModule
-from .images import ImageFolder, open_images
-from .intensity import Intensity
-from .models import LayeredOutput, LayeredVAE, Separation
-from .module import DoubleELBOModule, LayeredVAEModule, NonFiniteLossError, SeparationModule
-from .object_networks import BackgroundDecoder, BackgroundEncoder, ForegroundDecoder, ForegroundEncoder
+from .data.cells import CellsBatch, CellsUnderDisc
+from .data.digits import BACKGROUNDS, DigitsOnTexture
+from .data.image_data import ImagesDataModule
+from .data.images import ImageFolder, open_images
+from .data.intensity import Intensity
+from .models.cell_networks import CellsDecoder, CellsEncoder, ScatteredLightDecoder, ScatteredLightEncoder
+from .models.double_elbo import DoubleELBO, DoubleELBOOutput
+from .models.layered import LayeredOutput, LayeredVAE, Separation
+from .models.object_networks import BackgroundDecoder, BackgroundEncoder, ForegroundDecoder, ForegroundEncoder
+from .training.modules import DoubleELBOModule, LayeredVAEModule, NonFiniteLossError, SeparationModule
 
 __all__ = [
     "BACKGROUNDS",

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .data import SPLITS, Batches, ResumableLoader, ShuffledBatches
-from .errors import InputError
+from ..errors import InputError
+from ..separation.tiles import MULTIPLE
 from .images import ImageFolder, Images, open_images
 from .intensity import Intensity, IntensityRange, measure
-from .tiles import MULTIPLE
+from .loaders import SPLITS, Batches, ResumableLoader, ShuffledBatches
 
 
 class ImageBatch(NamedTuple):
@@ -43,13 +43,13 @@ class ImagesDataModule(L.LightningDataModule):
     The batches are the same for any number of workers, and a batch is shared out among processes.
 
     Args:
-        images: the folder or file, see :func:`~fgbg_cuda.vae.images.open_images`.
+        images: the folder or file, see :func:`~fgbg_cuda.vae.data.images.open_images`.
         masks: true masks, for scores: a folder of images with the names of those in ``images`` (the suffix
             may differ), or a stack of as many frames. What is not 0 is foreground.
         crop: side in pixels of the square taken at random from each image, a multiple of 8. It moves from
             epoch to epoch in training and stays put for validation and test. Default: whole images.
         intensity_range: the values that become 0 and 1, others being clipped; "auto" measures them. Default:
-            those of the data type, see :class:`~fgbg_cuda.vae.intensity.Intensity`. They are stored
+            those of the data type, see :class:`~fgbg_cuda.vae.data.intensity.Intensity`. They are stored
             in the checkpoint.
         batch_size: images in a batch, all processes together.
         val_fraction, test_fraction: parts of the images held out, at least one image each.

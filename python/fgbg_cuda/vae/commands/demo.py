@@ -1,4 +1,4 @@
-"""``python -m fgbg_cuda.vae.demo``: train the layered VAE on digits over texture, and show it."""
+"""``fgbg demo``: train the layered VAE on digits over texture, and show it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from .data import BACKGROUNDS, DIGIT_SIDE, DigitsOnTexture
-from .figures import save_separation
-from .metrics import threshold_scores
-from .module import LayeredVAEModule, NonFiniteLossError
-from .resume import AtomicCheckpointIO, ResumeCheckpoint, ResumeError, ResumeState, newest_checkpoint
+from ..data.digits import BACKGROUNDS, DIGIT_SIDE, DigitsOnTexture
+from ..evaluation.figures import save_separation
+from ..evaluation.metrics import threshold_scores
+from ..training.modules import LayeredVAEModule, NonFiniteLossError
+from ..training.resume import (
+    AtomicCheckpointIO,
+    ResumeCheckpoint,
+    ResumeError,
+    ResumeState,
+    newest_checkpoint,
+)
 
 CLOSING_SECONDS = 30  # scoring and drawing on a busy machine, kept back from the time limit
 
@@ -159,7 +165,7 @@ def table(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m fgbg_cuda.vae.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="fgbg demo", description=__doc__)
     parser.add_argument("--background", choices=BACKGROUNDS, default=DemoConfig.background)
     parser.add_argument("--size", type=int, choices=sorted(DIGIT_SIDE), default=DemoConfig.size)
     parser.add_argument("--seed", type=int, default=DemoConfig.seed)
@@ -178,7 +184,3 @@ def main(argv: list[str] | None = None) -> None:
     except (ResumeError, NonFiniteLossError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     print(f"\n{table(result)}\n\n{result['seconds']:.0f} s on {result['device']}; see {config.out}/")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError
-from .images import TIFF_SUFFIXES, ArrayStack, ImageFolder, Images, TiffStack
+from ..data.images import TIFF_SUFFIXES, ArrayStack, ImageFolder, Images, TiffStack
+from ..errors import InputError
 
 LAYERS = ("foreground", "background", "mask")
 

@@ -15,10 +15,16 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from .errors import InputError
-from .module import NonFiniteLossError
-from .pictures import Pictures
-from .resume import AtomicCheckpointIO, ResumeCheckpoint, ResumeError, ResumeState, newest_checkpoint
+from ..errors import InputError
+from ..training.modules import NonFiniteLossError
+from ..training.pictures import Pictures
+from ..training.resume import (
+    AtomicCheckpointIO,
+    ResumeCheckpoint,
+    ResumeError,
+    ResumeState,
+    newest_checkpoint,
+)
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 500.0,  # nats per image are large numbers: this cuts the spikes alone
@@ -27,7 +33,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
-CONFIGS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))}
+CONFIGS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))}
 
 # What a resumed run may not change: its schedules were laid out for these.
 DECISIVE = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.max_steps")

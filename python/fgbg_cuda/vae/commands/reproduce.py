@@ -1,4 +1,4 @@
-"""``python -m fgbg_cuda.vae.reproduce``: the thesis's model and the layered VAE on the thesis's sets."""
+"""``fgbg reproduce``: the thesis's model and the layered VAE on the thesis's sets."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from .cell_metrics import cell_f1, covered_precision, evaluate
-from .cells import SETS, CellsUnderDisc
-from .cells_oracle import posterior
-from .figures import save_separation
-from .module import DoubleELBOModule, LayeredVAEModule, SeparationModule
-from .reproduce_figures import save_curves, save_scores
-from .resume import AtomicCheckpointIO, ResumeCheckpoint, ResumeError, ResumeState, newest_checkpoint
+from ..data.cells import SETS, CellsUnderDisc
+from ..evaluation.cell_metrics import cell_f1, covered_precision, evaluate
+from ..evaluation.figures import save_separation
+from ..evaluation.oracle import posterior
+from ..evaluation.reproduce_figures import save_curves, save_scores
+from ..training.modules import DoubleELBOModule, LayeredVAEModule, SeparationModule
+from ..training.resume import (
+    AtomicCheckpointIO,
+    ResumeCheckpoint,
+    ResumeError,
+    ResumeState,
+    newest_checkpoint,
+)
 
 
 class Recipe(NamedTuple):
@@ -367,7 +373,3 @@ def main(argv: list[str] | None = None) -> None:
     except ResumeError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     print(f"\n{table(results)}\nsee {options.out}/")
-
-
-if __name__ == "__main__":
-    main()

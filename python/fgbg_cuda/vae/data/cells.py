@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import SPLITS, InMemorySplits
+from .loaders import SPLITS, InMemorySplits
 
 SIZE = 60
 CELL_SIDE, CELL_VALUE, CELL_PROBABILITY = 6, 0.9, 0.5

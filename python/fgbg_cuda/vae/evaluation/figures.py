@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fgbg_cuda
 
-from .models import Separation
+from ..models.layered import Separation
 
 COLUMNS = ("input", "foreground", "background", "mask", "composite", "truth")
 

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from .figures import curves_figure, overlay_figure, separation_figure, traversal_figure
-from .module import images_of
+from ..evaluation.figures import curves_figure, overlay_figure, separation_figure, traversal_figure
+from .modules import images_of
 
 
 class Pictures(Callback):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .errors import InputError
+from ..errors import InputError
 from .intensity import Intensity
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 IntensityRange = tuple[float, float] | Literal["auto"] | None
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from .cell_networks import CellsDecoder, CellsEncoder, ScatteredLightDecoder, ScatteredLightEncoder
-from .double_elbo import DoubleELBO, DoubleELBOOutput
-from .metrics import truth_scores
-from .models import Latent, LayeredOutput, LayeredVAE, Separation
+from ..evaluation.metrics import truth_scores
+from ..models.cell_networks import CellsDecoder, CellsEncoder, ScatteredLightDecoder, ScatteredLightEncoder
+from ..models.double_elbo import DoubleELBO, DoubleELBOOutput
+from ..models.layered import Latent, LayeredOutput, LayeredVAE, Separation
 
 
 class NonFiniteLossError(RuntimeError):
@@ -30,7 +30,8 @@ class SeparationModule(L.LightningModule):
     """What training has in common for every model that separates images; not a model in itself.
 
     A batch is a tensor of images [B, C, H, W], or a tuple whose first field is one. A NamedTuple may have
-    fields with the truth, which are used for scores alone: see :func:`~fgbg_cuda.vae.metrics.truth_scores`.
+    fields with the truth, which are used for scores alone: see
+    :func:`~fgbg_cuda.vae.evaluation.metrics.truth_scores`.
 
     A subclass says what a batch costs (:meth:`objective`) and what is a bound on log p(x) (:meth:`elbo`).
     Logged are ``train/loss``, ``train/`` each term (every ``log_every_n_steps`` of the trainer), and ``val/``

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import InputError
-from .models import Separation
+from ..errors import InputError
+from ..models.layered import Separation
 
 MULTIPLE = 8  # the networks halve the image three times
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fgbg_cuda
 
-from .models import Latent, Separation
+from ..models.layered import Latent, Separation
 
 
 def _overlap(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +112,7 @@ def active_units(mu: Tensor, least: float = 0.01) -> int:
 def importance_weighted_bound(module: Any, x: Tensor, samples: int) -> Tensor:
     """The bound on log p(x) of images [B, C, H, W] from ``samples`` draws of the latents, in nats: [B].
 
-    ``module`` is a :class:`~fgbg_cuda.vae.module.SeparationModule`; see
+    ``module`` is a :class:`~fgbg_cuda.vae.training.modules.SeparationModule`; see
     :func:`fgbg_cuda.importance_weighted_bound`. One sample has the ELBO as its expectation.
     """
     log_p, log_q = [], []

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import InputError
-from .images import Images, open_images
-from .intensity import Intensity
-from .models import Separation
+from ..data.images import Images, open_images
+from ..data.intensity import Intensity
+from ..errors import InputError
+from ..models.layered import Separation
 from .tiles import MULTIPLE, separate_tiles
 from .writers import LAYERS, layer_writer
 
@@ -74,7 +74,7 @@ def separate_images(
     Args:
         separate: the layers of a batch [B, C, H, W] in [0, 1] on ``device``, as ``module.separate``.
         size: height and width of the images that the model was trained on, see
-            :func:`~fgbg_cuda.vae.tiles.separate_tiles`.
+            :func:`~fgbg_cuda.vae.separation.tiles.separate_tiles`.
 
     Raises:
         FileExistsError: a result is there already, and ``overwrite`` is not set.

@@ -75,7 +75,7 @@ class ResumeState(Callback):
     """Restores what Lightning does not: the random generators and, at times, the place in the epoch.
 
     The state is made of tensors and plain numbers, so that ``weights_only=True`` can load it. The training
-    loader has to be a :class:`~fgbg_cuda.vae.data.ResumableLoader`.
+    loader has to be a :class:`~fgbg_cuda.vae.data.loaders.ResumableLoader`.
     """
 
     def __init__(self) -> None:

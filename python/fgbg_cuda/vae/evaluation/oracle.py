@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cells as recipe
+from ..data import cells as recipe
 
 
 class Posterior(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from .models import Latent, Separation, draw_latent, draw_seed
+from .layered import Latent, Separation, draw_latent, draw_seed
 
 SIDE = 60  # of the images: the layers below are made for it
 PLACES = 8  # of foreground latents, along each side
@@ -68,8 +68,9 @@ class DoubleELBO(nn.Module):
 
     The thesis saw that it separates with a disc in 50 % of the images, and leaks into z1 with 90 %. It says
     nothing about batches; 30 epochs in smaller ones are more steps, and that matters most. Means over seeds 1
-    to 3 on test images, scored as in :func:`~fgbg_cuda.vae.cell_metrics.evaluate` ("disc drawn": by the
-    foreground; F1: of the cells under a disc; R^2: that of the disc's activity, predicted linearly from z2):
+    to 3 on test images, scored as in :func:`~fgbg_cuda.vae.evaluation.cell_metrics.evaluate` ("disc drawn":
+    by the foreground; F1: of the cells under a disc; R^2: that of the disc's activity, predicted linearly
+    from z2):
 
     ==============  ======  ======  ======  ======  =======  =======  ======  ======
     .               disc drawn      F1              fg MSE            R^2

@@ -10,10 +10,10 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import average_precision_score, f1_score, r2_score
 from torch import Tensor
 
-from .cells import CellsBatch, CellsUnderDisc, cell_masks, disc_masks
+from ..data.cells import CellsBatch, CellsUnderDisc, cell_masks, disc_masks
+from ..models.layered import Latent, Separation
+from ..training.modules import SeparationModule
 from .metrics import active_units, ari_fg, background_mse, importance_weighted_bound, mask_dice, mask_iou
-from .models import Latent, Separation
-from .module import SeparationModule
 
 CHUNK = 250  # images decoded at a time
 BOUND_IMAGES, BOUND_SAMPLES = 200, 50
