@@ -19,8 +19,9 @@ import imageio.v3 as iio  # noqa: E402
 import tifffile  # noqa: E402
 
 from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, Separation, open_images  # noqa: E402
+from fgbg_cuda.vae.commands.separate import main  # noqa: E402
 from fgbg_cuda.vae.data.intensity import Intensity  # noqa: E402
-from fgbg_cuda.vae.separation.separate import load_separator, main, separate_images  # noqa: E402
+from fgbg_cuda.vae.separation.separate import load_separator, separate_images  # noqa: E402
 from fgbg_cuda.vae.separation.tiles import separate_tiles  # noqa: E402
 
 

@@ -17,8 +17,8 @@ from fgbg_cuda.vae import (  # noqa: E402
     DigitsOnTexture,
     LayeredVAE,
     LayeredVAEModule,
-    demo,
 )
+from fgbg_cuda.vae.commands import demo  # noqa: E402
 from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
 from fgbg_cuda.vae.evaluation.figures import COLUMNS, save_separation  # noqa: E402
 from fgbg_cuda.vae.evaluation.metrics import (  # noqa: E402

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     command = parser.parse_args(arguments[:1]).command
     try:
         if command == "separate":
-            from .vae.separation.separate import main as run
+            from .vae.commands.separate import main as run
         elif command == "demo":
             from .vae.commands.demo import main as run
         elif command == "reproduce":

@@ -1,0 +1,84 @@
+"""``fgbg separate``: the foreground, background and mask of every image or frame, with a trained model."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from ..data.images import open_images
+from ..data.intensity import Intensity
+from ..errors import InputError
+from ..separation.separate import load_separator, separate_images
+from ..separation.tiles import MULTIPLE
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="fgbg separate",
+        description="Writes the foreground, background and mask of every image or frame into OUT, in the "
+        "format and bit depth of IMAGES (for JPEG: PNG; for .npz: .npy), a few at a time: a stack may be "
+        "larger than memory.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="from fgbg fit; needs nothing else")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="folder of PNG, JPEG, TIFF images, one image, TIFF stack, .npy or .npz",
+    )
+    parser.add_argument("out", metavar="OUT", help="folder for the results")
+    parser.add_argument("--batch-size", type=int, default=16, help="frames in memory at a time (default: 16)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--intensity-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="the values that become 0 and 1 for the model (default: those of its training)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="SIDE",
+        help="side of the overlapping tiles that a larger frame is cut into (default: the training images')",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace results that are there already")
+    options = parser.parse_args(argv)
+    try:
+        run(options)
+    except (InputError, OSError) as error:
+        hint = "; --overwrite replaces it" if isinstance(error, FileExistsError) else ""
+        parser.exit(1, f"{parser.prog}: {error}{hint}\n")
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size is {options.batch_size}, expected 1 or more")
+    if options.tile is not None and (options.tile < MULTIPLE or options.tile % MULTIPLE):
+        raise InputError(f"--tile is {options.tile}, expected a multiple of {MULTIPLE}")
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    module, shape, intensity = load_separator(options.checkpoint, device)
+    if options.intensity_range is not None:
+        intensity = Intensity(tuple(options.intensity_range))
+    images = open_images(options.images, intensity)
+    if shape is not None and images.shape[0] != shape[0]:
+        kinds = {1: "grayscale", 3: "RGB"}
+        raise InputError(
+            f"{options.images} is {kinds[images.shape[0]]}, but the model was trained on {kinds[shape[0]]}"
+        )
+    size = shape and shape[1:]
+    if options.tile is not None:
+        size = (options.tile, options.tile)
+    separate_images(
+        module.separate,
+        images,
+        options.out,
+        size=size,
+        batch_size=options.batch_size,
+        device=device,
+        overwrite=options.overwrite,
+        progress=True,
+    )
+    print(f"{len(images)} frames of {images.shape[1]} x {images.shape[2]} separated; see {options.out}/")
