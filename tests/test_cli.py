@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ yaml = pytest.importorskip("yaml")
 
 import fgbg_cuda  # noqa: E402
 from fgbg_cuda.__main__ import COMMANDS, main  # noqa: E402
-from fgbg_cuda.vae import LayeredVAEModule, NonFiniteLossError  # noqa: E402
+from fgbg_cuda.vae import CellNetworks, LayeredVAEModule, NonFiniteLossError, ObjectNetworks  # noqa: E402
 from fgbg_cuda.vae.commands.fit import CONFIGS  # noqa: E402
 from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
 
@@ -49,7 +50,7 @@ def movie(tmp_path) -> Path:
 def fit(movie: Path, out: Path, *options: str) -> None:
     main(
         [
-            "fit", "--model=LayeredVAEModule", "--model.width=8", "--data=ImagesDataModule",
+            "fit", "--model=LayeredVAEModule", "--model.networks.width=8", "--data=ImagesDataModule",
             f"--data.images={movie}", "--data.crop=32", "--data.batch_size=8", "--data.intensity_range=auto",
             f"--out={out}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--checkpoint_seconds=0",
             "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", *options,
@@ -95,7 +96,11 @@ def test_every_command_has_help(command, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert f"fgbg {command}" in text or f"fgbg [options] {command}" in text
-    options = {"separate": ["--overwrite", "IMAGES"], "reproduce": ["thesis", "--seeds"]}
+    options = {
+        "separate": ["--overwrite", "IMAGES"],
+        "demo": ["--background", "--resume"],
+        "reproduce": ["thesis", "--seeds"],
+    }
     assert all(name in text for name in options.get(command, ["--trainer.precision", "--resume", "--out"]))
 
 
@@ -109,7 +114,20 @@ def test_an_unknown_command(capsys):
 # ---- configs ----
 
 
-@pytest.mark.parametrize("config", ["cells_under_disc", "digits_on_grass", "movie"])
+def test_other_networks_have_their_own_defaults(movie, capsys):
+    """And none of the values of those they stand in for."""
+    options = ["fit", "--model=LayeredVAEModule", "--data=ImagesDataModule", f"--data.images={movie}"]
+    with pytest.raises(SystemExit):
+        main([*options, "--model.networks=CellNetworks", "--print_config"])
+    networks = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["networks"]
+    assert networks["init_args"] == asdict(CellNetworks())
+    with pytest.raises(SystemExit):
+        main([*options, "--model.networks.width=12", "--print_config"])
+    networks = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["networks"]
+    assert networks["init_args"] == asdict(ObjectNetworks(width=12))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_trains_by_its_name(config, movie, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # as who has installed the package and has no checkout
     options = ["--data.batch_size=8"]
@@ -125,7 +143,7 @@ def test_every_config_trains_by_its_name(config, movie, tmp_path, monkeypatch):
 
 
 def test_configs_are_in_the_package_and_in_the_help(capsys):
-    assert list(CONFIGS) == ["cells_under_disc", "digits_on_grass", "movie"]
+    assert list(CONFIGS) == ["cells_under_disc", "digits_on_grass", "double_elbo", "movie"]
     assert all(path.is_relative_to(Path(fgbg_cuda.__file__).parent) for path in CONFIGS.values())
     with pytest.raises(SystemExit):
         main(["fit", "--help"])

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 from lightning.pytorch.plugins.environments import LightningEnvironment  # noqa: E402
 from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 
-from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule  # noqa: E402
+from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, ObjectNetworks  # noqa: E402
 from fgbg_cuda.vae.data.loaders import Batches, ShuffledBatches  # noqa: E402
 from fgbg_cuda.vae.errors import InputError  # noqa: E402
 
@@ -58,7 +58,7 @@ def train(movie: str, out: str, rank: int, world: int, port: int) -> None:
             "plugins": [LightningEnvironment()],
         }
     L.seed_everything(0)
-    module = LayeredVAEModule(width=8).double()
+    module = LayeredVAEModule(networks=ObjectNetworks(width=8)).double()
     record = Record()
     trainer = L.Trainer(
         accelerator="cpu",

@@ -24,9 +24,10 @@ from fgbg_cuda.vae import (  # noqa: E402
     ImagesDataModule,
     Intensity,
     LayeredVAEModule,
-    image_data,
+    ObjectNetworks,
     open_images,
 )
+from fgbg_cuda.vae.data import image_data  # noqa: E402
 from fgbg_cuda.vae.data.images import ImageFolder  # noqa: E402
 from fgbg_cuda.vae.data.intensity import measure  # noqa: E402
 
@@ -426,7 +427,7 @@ def test_training_scores_what_the_batches_have(tmp_path, masked):
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    trainer.fit(LayeredVAEModule(width=8), datamodule=data)
+    trainer.fit(LayeredVAEModule(networks=ObjectNetworks(width=8)), datamodule=data)
     scores = {name for name in trainer.callback_metrics if name.startswith("val/")}
     assert scores == ({"val/elbo", "val/iou", "val/dice"} if masked else {"val/elbo"})
     trainer.save_checkpoint(tmp_path / "some.ckpt")

@@ -61,8 +61,8 @@ def test_it_writes_every_score_config_curve_and_picture(tmp_path):
         for picture in ("curves.png", "separation.png"):
             assert (folder / picture).read_bytes().startswith(b"\x89PNG")
         config = json.loads((folder / "config.json").read_text())
-        assert config["model"] == cls.__name__
-        assert config["data"]["batch_size"] == reproduce.MODELS[model].batch_size
+        assert config["model"]["_class_path"] == f"fgbg_cuda.vae.{cls.__name__}"
+        assert config["data"]["batch_size"] == {"DoubleELBO": 5, "LayeredVAE": 25}[model]
         cls.load_from_checkpoint(folder / "model.ckpt", weights_only=True)
 
 

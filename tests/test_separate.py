@@ -18,7 +18,7 @@ pytest.importorskip("skimage")
 import imageio.v3 as iio  # noqa: E402
 import tifffile  # noqa: E402
 
-from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, Separation, open_images  # noqa: E402
+from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, ObjectNetworks, Separation, open_images  # noqa: E402
 from fgbg_cuda.vae.commands.separate import main  # noqa: E402
 from fgbg_cuda.vae.data.intensity import Intensity  # noqa: E402
 from fgbg_cuda.vae.separation.separate import load_separator, separate_images  # noqa: E402
@@ -307,7 +307,7 @@ def checkpoint(tmp_path_factory) -> Path:
     trainer = L.Trainer(
         accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False
     )
-    trainer.fit(LayeredVAEModule(width=8), datamodule=data)
+    trainer.fit(LayeredVAEModule(networks=ObjectNetworks(width=8)), datamodule=data)
     trainer.save_checkpoint(folder / "some.ckpt")
     return folder / "some.ckpt"
 

@@ -24,7 +24,7 @@ pytest.importorskip("tensorboard")
 
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 
-from fgbg_cuda.vae import DigitsOnTexture, ImageFolder, LayeredVAEModule, NonFiniteLossError  # noqa: E402
+from fgbg_cuda.vae import DigitsOnTexture, ImageFolder, LayeredVAEModule, NonFiniteLossError, ObjectNetworks  # noqa: E402
 from fgbg_cuda.vae.commands import demo  # noqa: E402
 from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
 from fgbg_cuda.vae.data.loaders import ShuffledBatches  # noqa: E402
@@ -62,7 +62,7 @@ def fit(folder: Path, losses: list[float], checkpoint: Path | None = None, seed:
     """Two epochs of three steps; returns the parameters and the random state that training ends with."""
     L.seed_everything(seed)
     data = DigitsOnTexture(size=32, train=25, val=4, test=4, batch_size=8)
-    module = LayeredVAEModule(width=8, **options)
+    module = LayeredVAEModule(networks=ObjectNetworks(width=8), **options)
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=2,

@@ -17,6 +17,8 @@ from fgbg_cuda.vae import (  # noqa: E402
     DigitsOnTexture,
     LayeredVAE,
     LayeredVAEModule,
+    Networks,
+    ObjectNetworks,
 )
 from fgbg_cuda.vae.commands import demo  # noqa: E402
 from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
@@ -152,7 +154,7 @@ def test_thresholds_by_hand():
 
 
 def test_output_shapes_and_ranges():
-    model = LayeredVAE(channels=3, width=8)
+    model = LayeredVAE(shape=(3, 32, 48), networks=ObjectNetworks(width=8))
     x = torch.rand(2, 3, 32, 48)
     out = model(x)
     assert out.foreground.shape == out.background.shape == x.shape
@@ -168,7 +170,7 @@ def test_output_shapes_and_ranges():
 
 
 def test_parts_of_a_batch_get_the_noise_of_the_whole():
-    model = LayeredVAE(width=8)
+    model = LayeredVAE(networks=ObjectNetworks(width=8))
     x = torch.rand(6, 1, 32, 32)
     whole = model(x, seed=5)
     parts = [model(x[:2], seed=5), model(x[2:], seed=5, first=2)]
@@ -182,19 +184,34 @@ def test_parts_of_a_batch_get_the_noise_of_the_whole():
 def test_backgrounds_as_coarse_as_told():
     x = torch.rand(2, 1, 64, 96)
     for cell in (8, 16, 32):
-        model = LayeredVAE(width=8, bg_cell=cell)
+        model = LayeredVAE(networks=ObjectNetworks(width=8, bg_cell=cell))
         mu, _ = model.bg_encoder(x)
         assert mu.shape == (2, 2, 64 // cell, 96 // cell)
         assert model.bg_decoder(mu).shape == x.shape
-    with pytest.raises(ValueError, match="x is 64 x 72, expected multiples of bg_cell, 32"):
-        model(x[..., :72])
+    with pytest.raises(ValueError, match="x is 64 x 72, expected multiples of 32"):
+        model.bg_encoder(x[..., :72])
     with pytest.raises(ValueError, match="bg_cell is 12, expected 8, 16 or 32"):
-        LayeredVAE(bg_cell=12)
+        ObjectNetworks(bg_cell=12)
+
+
+@pytest.mark.parametrize("size", [(60, 60), (33, 47), (5, 3)])
+def test_sizes_that_the_networks_do_not_take_are_padded(size):
+    """Each layer is that of the padded image, cut; an image that fits is left alone."""
+    model = LayeredVAE(networks=ObjectNetworks(width=8))
+    x = torch.rand(2, 1, *size)
+    whole = torch.nn.functional.pad(x, (0, -size[1] % 8, 0, -size[0] % 8), mode="replicate")
+    out, padded = model(x, seed=3), model(whole, seed=3)
+    for layer, of_whole in zip(out[:3], padded[:3], strict=True):
+        assert layer.shape == x.shape
+        assert torch.equal(layer, of_whole[..., : size[0], : size[1]])
+    assert torch.equal(out.kl_fg, padded.kl_fg)
+    assert model.reconstruction(out, x).isfinite().all()
+    assert model.separate(x).mask.shape == x.shape
 
 
 def test_mask_is_the_gradient_of_the_likelihood():
     """d log p(x | z) / d logit = posterior - prior: the mask is the posterior of the model."""
-    model = LayeredVAE(width=8).double()
+    model = LayeredVAE(networks=ObjectNetworks(width=8)).double()
     x = torch.rand(2, 1, 32, 32, dtype=torch.float64)
     out = model(x, sample=False)
     logits = out.mask_logits.detach().requires_grad_()
@@ -214,13 +231,19 @@ def test_networks_can_be_replaced():
             logits = z.mean(1).view(-1, 1, 1, 1).expand(-1, -1, 32, 32)
             return torch.sigmoid(logits), logits
 
-    model = LayeredVAE(fg_encoder=Encoder(), fg_decoder=Decoder())
+    class Mine(Networks):
+        size_multiple = 8
+
+        def build(self, shape, likelihood):
+            return Encoder(), Decoder(), *ObjectNetworks().build(shape, likelihood)[2:]
+
+    model = LayeredVAE(networks=Mine())
     assert model.separate(torch.rand(2, 1, 32, 32)).mask.shape == (2, 1, 32, 32)
 
 
 def test_training_lowers_the_loss_and_ends_on_the_plain_elbo(tmp_path, small_data):
     L.seed_everything(0)
-    module = LayeredVAEModule(width=8)
+    module = LayeredVAEModule(networks=ObjectNetworks(width=8))
     losses = []
 
     class Record(L.Callback):
@@ -230,13 +253,13 @@ def test_training_lowers_the_loss_and_ends_on_the_plain_elbo(tmp_path, small_dat
     fit = trainer(tmp_path, max_epochs=8, callbacks=[Record()])
     fit.fit(module, datamodule=small_data)
     assert sum(losses[-4:]) < sum(losses[:4])
-    assert module.model.fg_scale.item() == pytest.approx(module.hparams.fg_scale)
+    assert module.model.fg_scale.item() == pytest.approx(module.model.target_fg_scale)
     scores = fit.test(module, datamodule=small_data, verbose=False)[0]
     assert set(scores) == {f"test/{name}" for name in ("elbo", "iou", "dice", "fg_mse", "bg_mse")}
 
 
 def test_checkpoint_gives_identical_outputs(tmp_path, small_data):
-    module = LayeredVAEModule(width=8, fg_latents=4)
+    module = LayeredVAEModule(networks=ObjectNetworks(width=8, fg_latents=4))
     fit = trainer(tmp_path, max_steps=3)
     fit.fit(module, datamodule=small_data)
     path = tmp_path / "some.ckpt"
@@ -256,7 +279,7 @@ def test_figure_has_a_column_for_each_part(tmp_path):
     from matplotlib.image import imread
 
     image = torch.rand(2, 1, 32, 32)
-    found = LayeredVAE(width=8).separate(image)
+    found = LayeredVAE(networks=ObjectNetworks(width=8)).separate(image)
     save_separation(tmp_path / "picture.png", image, found, image > 0.5)
     height, width = imread(tmp_path / "picture.png").shape[:2]
     assert width > height > 100

@@ -11,16 +11,30 @@ from .data.digits import BACKGROUNDS, DigitsOnTexture
 from .data.image_data import ImagesDataModule
 from .data.images import ImageFolder, open_images
 from .data.intensity import Intensity
-from .models.cell_networks import CellsDecoder, CellsEncoder, ScatteredLightDecoder, ScatteredLightEncoder
+from .models.cell_networks import (
+    CellNetworks,
+    CellsDecoder,
+    CellsEncoder,
+    ScatteredLightDecoder,
+    ScatteredLightEncoder,
+)
 from .models.double_elbo import DoubleELBO, DoubleELBOOutput
 from .models.layered import LayeredOutput, LayeredVAE, Separation
-from .models.object_networks import BackgroundDecoder, BackgroundEncoder, ForegroundDecoder, ForegroundEncoder
+from .models.networks import Networks
+from .models.object_networks import (
+    BackgroundDecoder,
+    BackgroundEncoder,
+    ForegroundDecoder,
+    ForegroundEncoder,
+    ObjectNetworks,
+)
 from .training.modules import DoubleELBOModule, LayeredVAEModule, NonFiniteLossError, SeparationModule
 
 __all__ = [
     "BACKGROUNDS",
     "BackgroundDecoder",
     "BackgroundEncoder",
+    "CellNetworks",
     "CellsBatch",
     "CellsDecoder",
     "CellsEncoder",
@@ -37,7 +51,9 @@ __all__ = [
     "LayeredOutput",
     "LayeredVAE",
     "LayeredVAEModule",
+    "Networks",
     "NonFiniteLossError",
+    "ObjectNetworks",
     "ScatteredLightDecoder",
     "ScatteredLightEncoder",
     "Separation",

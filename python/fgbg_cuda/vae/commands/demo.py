@@ -6,27 +6,21 @@ import argparse
 import json
 import shutil
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from ..data.digits import BACKGROUNDS, DIGIT_SIDE, DigitsOnTexture
 from ..evaluation.figures import save_separation
 from ..evaluation.metrics import threshold_scores
+from ..models.object_networks import ObjectNetworks
 from ..training.modules import LayeredVAEModule, NonFiniteLossError
-from ..training.resume import (
-    AtomicCheckpointIO,
-    ResumeCheckpoint,
-    ResumeError,
-    ResumeState,
-    newest_checkpoint,
-)
+from ..training.resume import ResumeError, newest_checkpoint
+from ..training.trainer import make_trainer, quiet
 
 CLOSING_SECONDS = 30  # scoring and drawing on a busy machine, kept back from the time limit
 
@@ -65,10 +59,7 @@ def run(config: DemoConfig, resume: bool = False) -> dict:
         NonFiniteLossError: the loss became NaN or infinite.
     """
     started = time.monotonic()
-    # A second run writes over the first, as intended, and one of the libraries below warns on
-    # every step of another's deprecation: neither is news for who runs this.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    quiet()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = version = None
@@ -79,25 +70,17 @@ def run(config: DemoConfig, resume: bool = False) -> dict:
     L.seed_everything(config.seed)
     data = DigitsOnTexture(config.background, config.size, config.seed, config.train, config.val, config.test)
     data.setup()
-    module = LayeredVAEModule(width=config.width)
+    module = LayeredVAEModule(networks=ObjectNetworks(width=config.width))
     spent = time.monotonic() - started
-    trainer = L.Trainer(
-        accelerator="auto",
+    trainer = make_trainer(
+        out,
+        "layered_vae.ckpt",
+        config.checkpoint_seconds,
         devices=1,
         max_epochs=config.epochs,
         # The limit is a safety net for slow machines; a run is meant to end by its epochs.
         max_time=timedelta(seconds=max(1.0, 60 * config.max_minutes - spent - CLOSING_SECONDS)),
-        gradient_clip_val=500.0,  # nats per image are large numbers: this cuts the spikes alone
         logger=TensorBoardLogger(out, name="tensorboard", version=version),
-        callbacks=[
-            ResumeState(),
-            ModelCheckpoint(out, filename="layered_vae", enable_version_counter=False),
-            ResumeCheckpoint(out / "checkpoints", config.checkpoint_seconds),
-        ],
-        plugins=[AtomicCheckpointIO()],
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     planned = int(config.epochs * len(data.train_dataloader()))

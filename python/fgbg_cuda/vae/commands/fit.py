@@ -8,30 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from ..errors import InputError
-from ..training.modules import NonFiniteLossError
+from ..training.modules import NonFiniteLossError, images_of
 from ..training.pictures import Pictures
-from ..training.resume import (
-    AtomicCheckpointIO,
-    ResumeCheckpoint,
-    ResumeError,
-    ResumeState,
-    newest_checkpoint,
-)
-
-TRAINER_DEFAULTS = {
-    "gradient_clip_val": 500.0,  # nats per image are large numbers: this cuts the spikes alone
-    "log_every_n_steps": 10,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-}
+from ..training.resume import ResumeError, newest_checkpoint
+from ..training.trainer import DEFAULTS, make_trainer, quiet
 
 CONFIGS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))}
 
@@ -46,6 +35,24 @@ class ConfigFile(ActionConfigFile):
         if value in CONFIGS and not Path(value).is_file():
             value = str(CONFIGS[value])
         super().__call__(parser, namespace, value, option_string)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the settings of a run into its folder, wherever its logger writes."""
+
+    def save_config(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        out = Path(self.config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, out / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+
+
+def shape_of(data: L.LightningDataModule) -> tuple[int, int, int]:
+    """(C, H, W) of the images to train on, for which the model is made."""
+    data.setup("fit")
+    if hasattr(data, "describe"):
+        return data.describe()["shape"]
+    with torch.random.fork_rng():  # the loader draws numbers, and training is to begin with the same ones
+        return tuple(images_of(next(iter(data.train_dataloader()))).shape[1:])
 
 
 class FgbgCLI(LightningCLI):
@@ -67,6 +74,7 @@ class FgbgCLI(LightningCLI):
         return {name: {*skipped[name], "weights_only"} for name in ("fit", "validate", "test")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data", "model.init_args.shape", compute_fn=shape_of, apply_on="instantiate")
         parser.add_argument("--out", default="runs/fit", help="folder for the results of fit")
         parser.add_argument(
             "--resume",
@@ -137,30 +145,31 @@ class FgbgCLI(LightningCLI):
     def test(self, **options: Any) -> None:
         self.trainer.test(**options, weights_only=True)
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+    def instantiate_trainer(self) -> L.Trainer:
+        config = self.config_init[self.subcommand]
+        options = dict(config.trainer)
         if self.subcommand != "fit":
-            return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
-        config, trainer = self.config_init.fit, self.config_init.fit.trainer
-        trainer.callbacks = [*(trainer.callbacks or []), *self._callbacks(config)]
-        return super().instantiate_trainer(
-            logger=TensorBoardLogger(config.out, name="", version=""),
-            plugins=[AtomicCheckpointIO(), *(trainer.plugins or [])],
-            **kwargs,
+            options |= {"logger": options["logger"] or False, "enable_checkpointing": False}
+            return L.Trainer(**options)
+        if options["logger"] in (None, True):
+            options["logger"] = TensorBoardLogger(config.out, name="", version="")
+        callbacks, plugins = (_list(options.pop(name)) for name in ("callbacks", "plugins"))
+        callbacks += self._callbacks(config)
+        if self.save_config_callback and not options["fast_dev_run"]:
+            callbacks.append(SaveConfig(self._parser("fit"), self.config.fit, save_to_log_dir=False))
+        return make_trainer(
+            Path(config.out),
+            "last.ckpt",
+            config.checkpoint_seconds,
+            callbacks=callbacks,
+            plugins=plugins,
+            **options,
         )
 
     @staticmethod
     def _callbacks(config: Any) -> list[Callback]:
         best = {"monitor": config.monitor, "mode": config.monitor_mode}
-        # Its option save_last writes the last one only where that is the best one too.
-        best_and_last = (
-            ModelCheckpoint(config.out, filename="best", enable_version_counter=False, **best),
-            ModelCheckpoint(config.out, filename="last", enable_version_counter=False),
-        )
-        callbacks = [
-            ResumeState(),
-            *best_and_last,
-            ResumeCheckpoint(Path(config.out) / "checkpoints", config.checkpoint_seconds),
-        ]
+        callbacks = [ModelCheckpoint(config.out, filename="best", enable_version_counter=False, **best)]
         if config.pictures:
             callbacks.append(Pictures(Path(config.out) / "pictures", config.pictures))
         if config.patience is not None:
@@ -168,12 +177,14 @@ class FgbgCLI(LightningCLI):
         return callbacks
 
 
+def _list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
 def main(argv: list[str] | None = None) -> None:
-    # One of the libraries below warns on every step of another's deprecation: no news for who runs this.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    quiet()
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")  # for validate
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     try:
         FgbgCLI(
             L.LightningModule,
@@ -181,10 +192,12 @@ def main(argv: list[str] | None = None) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=DEFAULTS,
             auto_configure_optimizers=False,  # each module has its own
             parser_kwargs={"prog": "fgbg", "description": "Trains and scores models that separate images."},
             args=argv,
         )
-    except (InputError, ResumeError, NonFiniteLossError) as error:
+    except (ValueError, ResumeError, NonFiniteLossError) as error:
+        if isinstance(error.__cause__, InputError):  # of the images, which are opened for the model
+            error = error.__cause__
         sys.exit(f"fgbg: {error}")

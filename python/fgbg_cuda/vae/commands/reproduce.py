@@ -10,7 +10,6 @@ import os
 import signal
 import statistics
 import time
-import warnings
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import instantiate_module
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
@@ -27,54 +28,27 @@ from ..evaluation.cell_metrics import cell_f1, covered_precision, evaluate
 from ..evaluation.figures import save_separation
 from ..evaluation.oracle import posterior
 from ..evaluation.reproduce_figures import save_curves, save_scores
-from ..training.modules import DoubleELBOModule, LayeredVAEModule, SeparationModule
-from ..training.resume import (
-    AtomicCheckpointIO,
-    ResumeCheckpoint,
-    ResumeError,
-    ResumeState,
-    newest_checkpoint,
-)
+from ..training.modules import SeparationModule
+from ..training.resume import ResumeError, newest_checkpoint
+from ..training.trainer import make_trainer, quiet
+from .fit import CONFIGS
 
 
 class Recipe(NamedTuple):
-    """How a model is trained."""
+    """How a model is trained: as in a config of the package, with some options of the model changed."""
 
-    module: type[SeparationModule]
-    batch_size: int
+    config: str
     options: dict[str, Any]
 
 
 # Tuned on seeds 0, 10, 11 and 12: none of the seeds below.
 MODELS = {
-    "DoubleELBO": Recipe(DoubleELBOModule, 5, {}),
+    "DoubleELBO": Recipe("double_elbo", {}),
     # With all that the thesis proposes.
     "DoubleELBO-proposals": Recipe(
-        DoubleELBOModule,
-        5,
-        {
-            "fg_latents": 8,
-            "background_sees_foreground": False,
-            "inactive_weight": 4.0,
-        },
+        "double_elbo", {"fg_latents": 8, "background_sees_foreground": False, "inactive_weight": 4.0}
     ),
-    "LayeredVAE": Recipe(
-        LayeredVAEModule,
-        25,
-        {
-            "networks": "cells",
-            "composition": "blended",
-            "likelihood": "bernoulli",
-            "additive": True,
-            "explain_away": True,
-            "fg_latents": 1,
-            "bg_latents": 2,
-            "width": 16,
-            "lr": 1e-2,
-            "kl_warmup": 0.0,
-            "prune": 0.3,
-        },
-    ),
+    "LayeredVAE": Recipe("cells_under_disc", {}),
 }
 ORACLE = "best possible"
 SEEDS = (1, 2, 3)
@@ -247,12 +221,18 @@ class CountEpochs(L.Callback):
             os._exit(1)  # killed, perhaps to be started again, on the same folders
 
 
+def settings(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The class and options of one of :data:`MODELS`, and the options of the data that it is trained on."""
+    config, options = MODELS[model]
+    read = yaml.safe_load(CONFIGS[config].read_text())
+    module = {"_class_path": read["model"]["class_path"], **read["model"].get("init_args", {}), **options}
+    return module, {"batch_size": read["data"]["init_args"]["batch_size"]}
+
+
 def _scores(run: Run, progress: L.Callback) -> dict[str, float]:
     """What a run scores, which is run for it if need be."""
-    options = dict(run.images)
-    if run.model != ORACLE:
-        options["batch_size"] = MODELS[run.model].batch_size
-    data = CellsUnderDisc(run.set, run.seed, **options)
+    options = {} if run.model == ORACLE else settings(run.model)[1]
+    data = CellsUnderDisc(run.set, run.seed, **run.images, **options)
     data.setup()
     return oracle_scores(data) if run.model == ORACLE else _train(run, data, progress)
 
@@ -268,12 +248,9 @@ def oracle_scores(data: CellsUnderDisc) -> dict[str, float]:
 
 def _train(run: Run, data: CellsUnderDisc, progress: L.Callback) -> dict[str, float]:
     """Train one model, or go on training it, or read what it scored."""
-    cls, _, options = MODELS[run.model]
     folder = run.folder
-    # Through JSON, in which a tuple is a list, so that it equals what is read back.
-    config = json.loads(
-        json.dumps({"model": cls.__name__, **options, "data": dict(data.hparams), "epochs": run.epochs})
-    )
+    model, _ = settings(run.model)
+    config = {"model": model, "data": dict(data.hparams), "epochs": run.epochs}
     folder.mkdir(parents=True, exist_ok=True)
     config_path, result_path, checkpoints = (
         folder / name for name in ("config.json", "result.json", "checkpoints")
@@ -288,27 +265,22 @@ def _train(run: Run, data: CellsUnderDisc, progress: L.Callback) -> dict[str, fl
 
     started = time.monotonic()
     checkpoint = newest_checkpoint(checkpoints) if any(checkpoints.glob("*.ckpt")) else None
-    _quiet()
+    quiet()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips, for each of many runs
     L.seed_everything(data.hparams.seed, verbose=False)
-    module = cls(**options)
-    trainer = L.Trainer(
+    module = instantiate_module(SeparationModule, {**model, "shape": data.describe()["shape"]})
+    trainer = make_trainer(
+        folder,
+        "model.ckpt",
+        run.checkpoint_seconds,
         accelerator="cpu",  # these networks are too small to gain from anything else
         max_epochs=run.epochs,
-        gradient_clip_val=500.0,  # nats per image are large numbers: this cuts the spikes alone
         logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
-        callbacks=[
-            ResumeState(),
-            ResumeCheckpoint(checkpoints, run.checkpoint_seconds),
-            progress,
-        ],
+        callbacks=[progress],
         enable_progress_bar=isinstance(progress, Progress),
-        plugins=[AtomicCheckpointIO()],
         log_every_n_steps=len(data.train_dataloader()),
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    trainer.save_checkpoint(folder / "model.ckpt")
     scores = {**evaluate(module, data), "seconds": time.monotonic() - started}
     save_curves(folder / "curves.png", folder / "tensorboard")
     test = data.splits["test"]
@@ -317,17 +289,6 @@ def _train(run: Run, data: CellsUnderDisc, progress: L.Callback) -> dict[str, fl
     save_separation(folder / "separation.png", image, module.separate(image), test.mask[rows])
     result_path.write_text(json.dumps(scores, indent=2) + "\n")
     return scores
-
-
-def _quiet() -> None:
-    """Nothing here is news for who runs this: tips, deprecations between libraries, reused folders."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for message in (
-        ".*LeafSpec.* is deprecated",
-        ".*exists and is not empty",
-        ".*does not have many workers",
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ the few background latents reach the whole image and are too few to describe the
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,44 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from .object_networks import Gaussian
+from ..errors import at_least
+from .networks import Gaussian, Networks
 
 STRIDE = 6  # pixels from one foreground latent to the next
 # Log-odds of the foreground where the latents say nothing. So low that, when training starts, what is large
 # is left to the background, which finds it sooner: the foreground need not unlearn it.
 EMPTY = -6.0
+
+
+@dataclass(frozen=True)
+class CellNetworks(Networks):
+    """For many small objects that stay where they are, over few large smooth ones.
+
+    Args:
+        cell_latents: foreground latents in each 6 x 6 pixels.
+        cell_width: channels of the foreground's networks.
+        light_latents: background latents, for the whole image.
+    """
+
+    # Names that ObjectNetworks does not have: on the command line, the values of those would be kept.
+    cell_latents: int = 1
+    cell_width: int = 16
+    light_latents: int = 2
+
+    size_multiple = STRIDE
+
+    def __post_init__(self) -> None:
+        at_least(1, **asdict(self))
+
+    def build(self, shape: tuple[int, int, int], likelihood: str) -> tuple[nn.Module, ...]:
+        channels, *size = shape
+        value = 2.0 if likelihood == "bernoulli" else 0.5  # logits span a wider range than [0, 1]
+        return (
+            CellsEncoder(channels, self.cell_latents, self.cell_width, size),
+            CellsDecoder(channels, self.cell_latents, self.cell_width, size, value),
+            ScatteredLightEncoder(channels, self.light_latents, size=size),
+            ScatteredLightDecoder(channels, self.light_latents, size=size),
+        )
 
 
 def grid_of(size: tuple[int, int]) -> tuple[int, int]:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
+from ..errors import at_least
 from .layered import Latent, Separation, draw_latent, draw_seed
 
-SIDE = 60  # of the images: the layers below are made for it
+SHAPE = (1, 60, 60)  # of the images: the layers below are made for it
 PLACES = 8  # of foreground latents, along each side
 RECENT = 1000  # training images whose z2 says how far its latents reach
 ENDS = (0.05, 0.95)  # the quantiles of them that count as a latent's ends
@@ -118,18 +119,26 @@ class DoubleELBO(nn.Module):
     ====================================================  ================  ================
 
     Args:
+        shape: of the images: (1, 60, 60), for which the layers are made.
         fg_latents: latents at each of the 8x8 places.
         bg_latents: latents of the whole image.
         background_sees_foreground: False: no interaction into the background decoder, as the thesis proposes.
 
     Raises:
-        ValueError: ``forward`` got images that are not [B, 1, 60, 60].
+        ValueError: the images have another shape.
     """
 
     def __init__(
-        self, fg_latents: int = 4, bg_latents: int = 1, background_sees_foreground: bool = True
+        self,
+        shape: tuple[int, int, int] = SHAPE,
+        fg_latents: int = 4,
+        bg_latents: int = 1,
+        background_sees_foreground: bool = True,
     ) -> None:
         super().__init__()
+        if tuple(shape) != SHAPE:
+            raise ValueError(f"the images are {shape} (C, H, W), but a DoubleELBO takes {SHAPE}")
+        at_least(1, fg_latents=fg_latents, bg_latents=bg_latents)
         self.fg_encoder = nn.Sequential(
             nn.Conv2d(1, 16, 6, stride=3, padding=2),
             nn.ReLU(),
@@ -162,8 +171,8 @@ class DoubleELBO(nn.Module):
         self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0
     ) -> DoubleELBOOutput:
         """Encode and decode x [B, 1, 60, 60]: as :meth:`LayeredVAE.forward`."""
-        if tuple(x.shape[1:]) != (1, SIDE, SIDE):
-            raise ValueError(f"x has shape {list(x.shape)}, expected [B, 1, {SIDE}, {SIDE}]")
+        if tuple(x.shape[1:]) != SHAPE:
+            raise ValueError(f"x has shape {list(x.shape)}, expected [B, 1, 60, 60]")
         seeds = (None, None)
         if sample:
             seed = draw_seed() if seed is None else seed

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from .object_networks import (
-    BackgroundDecoder,
-    BackgroundEncoder,
-    ForegroundDecoder,
-    ForegroundEncoder,
-    Gaussian,
-)
+from ..errors import positive
+from .networks import Gaussian, Networks
+from .object_networks import ObjectNetworks
 
 COMPOSITIONS = ("mixture", "masked", "blended")
 LIKELIHOODS = ("gaussian", "laplace", "bernoulli")
@@ -95,14 +91,12 @@ class LayeredVAE(nn.Module):
     that is flat in tone (``fg_scale`` is small), compact and cheap to describe, while the
     background is anything, coarsely drawn (``bg_scale`` is learned and takes up the texture).
 
+    Images of any size are taken: they are padded with their border pixels to what the networks take, and the
+    layers are cut to the images again.
+
     Args:
-        channels: C of the images.
-        fg_latents, bg_latents: latent channels per cell of the H/8 x W/8 and H/bg_cell x W/bg_cell grids of
-            the default networks.
-        width: channels of the default foreground networks.
-        bg_cell: pixels to a cell of the background, see :class:`BackgroundDecoder`; H, W are multiples of it.
-        fg_scale: standard deviation (Laplace: diversity) of a foreground pixel: sensor noise plus edge
-            pixels.
+        shape: (C, H, W) of the images. (Of the networks that come along, those for cells alone ask for H, W.)
+        networks: :class:`ObjectNetworks`, :class:`CellNetworks`, or your own :class:`Networks`.
         composition: "mixture", "masked" or "blended".
         likelihood: of a pixel: "gaussian", "laplace", or "bernoulli", for which the decoders give logits and
             there are no scales.
@@ -112,12 +106,11 @@ class LayeredVAE(nn.Module):
             (x - E[x | bg]) / std[x | bg], so that z_fg need not carry what z_bg does.
         mask_prior: prior probability of the foreground; "masked" needs one; "blended" may have one, which
             then is a penalty (still a bound, less tight).
+        fg_scale: standard deviation (Laplace: diversity) of a foreground pixel: sensor noise plus edge
+            pixels.
         learn_fg_scale: learn the foreground's scale too, one for each channel, from ``fg_scale`` on. It then
             no longer keeps texture out of the foreground; and where all of the foreground is one value, as
             saturated pixels are, it falls as long as training lasts.
-        fg_encoder, fg_decoder, bg_encoder, bg_decoder: your own networks, with the signatures of
-            the classes in object_networks.py and cell_networks.py (the foreground encoder may return any
-            number of Gaussians; the decoder gets one sample of each).
 
     Raises:
         ValueError: naming the option, what it got, and what it takes.
@@ -125,22 +118,15 @@ class LayeredVAE(nn.Module):
 
     def __init__(
         self,
-        channels: int = 1,
-        fg_latents: int = 8,
-        bg_latents: int = 2,
-        width: int = 32,
-        fg_scale: float = 0.035,
-        bg_cell: int = 8,
+        shape: tuple[int, int, int] = (1, 64, 64),
+        networks: Networks = ObjectNetworks(),  # noqa: B008  (frozen)
         composition: str = "mixture",
         likelihood: str = "gaussian",
         additive: bool = False,
         explain_away: bool = False,
         mask_prior: float | None = None,
+        fg_scale: float = 0.035,
         learn_fg_scale: bool = False,
-        fg_encoder: nn.Module | None = None,
-        fg_decoder: nn.Module | None = None,
-        bg_encoder: nn.Module | None = None,
-        bg_decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if composition not in COMPOSITIONS:
@@ -153,19 +139,19 @@ class LayeredVAE(nn.Module):
             raise ValueError("mask_prior is None, but the composition 'masked' needs a prior of its masks")
         if mask_prior is not None and composition == "mixture":
             raise ValueError("mask_prior: the composition 'mixture' has a prior already, decoded from z_fg")
-        if fg_scale <= 0:
-            raise ValueError(f"fg_scale is {fg_scale}, expected a positive number")
+        positive(fg_scale=fg_scale)
         if learn_fg_scale and (likelihood == "bernoulli" or composition == "blended"):
             kind = "likelihood 'bernoulli'" if likelihood == "bernoulli" else "composition 'blended'"
             raise ValueError(f"learn_fg_scale: the {kind} has no scale of the foreground")
-        if likelihood == "bernoulli" and (fg_decoder is None or bg_decoder is None):
-            raise ValueError("likelihood 'bernoulli' takes logits, but the default decoders give intensities")
         self.composition, self.likelihood, self.mask_prior = composition, likelihood, mask_prior
         self.additive, self.explain_away = additive, explain_away
-        self.fg_encoder = fg_encoder or ForegroundEncoder(channels, fg_latents, width)
-        self.fg_decoder = fg_decoder or ForegroundDecoder(channels, fg_latents, width)
-        self.bg_encoder = bg_encoder or BackgroundEncoder(channels, bg_latents, bg_cell)
-        self.bg_decoder = bg_decoder or BackgroundDecoder(channels, bg_latents, bg_cell)
+        self.target_fg_scale = fg_scale
+        self.size_multiple = networks.size_multiple
+        channels, *size = shape
+        padded = (channels, *(side + -side % self.size_multiple for side in size))
+        self.fg_encoder, self.fg_decoder, self.bg_encoder, self.bg_decoder = networks.build(
+            padded, likelihood
+        )
         self.has_scales = likelihood != "bernoulli"
         self.learn_fg_scale = learn_fg_scale
         if learn_fg_scale:
@@ -205,6 +191,10 @@ class LayeredVAE(nn.Module):
             seed = None
         elif seed is None:
             seed = draw_seed()
+        height, width = x.shape[-2:]
+        below, beside = (-side % self.size_multiple for side in (height, width))
+        if below or beside:
+            x = F.pad(x, (0, beside, 0, below), mode="replicate")
         # The background has the noise of ``seed``, the foreground's latents that of the seeds after it.
         z_bg, kl_bg = self._latents((self.bg_encoder(x),), seed, first)
         background = self.bg_decoder(*(latent.z for latent in z_bg))
@@ -213,7 +203,10 @@ class LayeredVAE(nn.Module):
         foreground, mask_logits = self.fg_decoder(*(latent.z for latent in z_fg))
         if self.additive:
             foreground = background + foreground
-        return LayeredOutput(foreground, background, mask_logits, kl_fg, kl_bg, z_fg, z_bg)
+        layers = (foreground, background, mask_logits)
+        if below or beside:
+            layers = (layer[..., :height, :width] for layer in layers)
+        return LayeredOutput(*layers, kl_fg, kl_bg, z_fg, z_bg)
 
     @staticmethod
     def _latents(

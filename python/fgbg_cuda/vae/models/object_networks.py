@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Gaussian = tuple[Tensor, Tensor]  # (mu, logvar) of a diagonal Gaussian
+from ..errors import at_least
+from .networks import Gaussian, Networks
+
+
+@dataclass(frozen=True)
+class ObjectNetworks(Networks):
+    """For an object that is flat in tone, compact and cheap to describe, over what is drawn coarsely.
+
+    Args:
+        fg_latents: foreground latents in each 8 x 8 pixels, beside those of the tone and of the place.
+        bg_latents: background latents in each ``bg_cell`` x ``bg_cell`` pixels.
+        width: channels of the foreground's networks, a multiple of 4.
+        bg_cell: 8, 16 or 32 pixels, see :class:`BackgroundDecoder`: larger than what is not to be background.
+    """
+
+    fg_latents: int = 8
+    bg_latents: int = 2
+    width: int = 32
+    bg_cell: int = 8
+
+    def __post_init__(self) -> None:
+        at_least(1, **asdict(self))
+        if self.width % 4:
+            raise ValueError(f"width is {self.width}, expected a multiple of 4")
+        if self.bg_cell not in (8, 16, 32):
+            raise ValueError(f"bg_cell is {self.bg_cell}, expected 8, 16 or 32")
+
+    @property
+    def size_multiple(self) -> int:
+        return self.bg_cell
+
+    def build(self, shape: tuple[int, int, int], likelihood: str) -> tuple[nn.Module, ...]:
+        if likelihood == "bernoulli":
+            raise ValueError("likelihood 'bernoulli' takes logits, but ObjectNetworks give intensities")
+        channels = shape[0]
+        return (
+            ForegroundEncoder(channels, self.fg_latents, self.width),
+            ForegroundDecoder(channels, self.fg_latents, self.width),
+            BackgroundEncoder(channels, self.bg_latents, self.bg_cell),
+            BackgroundDecoder(channels, self.bg_latents, self.bg_cell),
+        )
 
 
 def conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -130,9 +172,7 @@ class BackgroundEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Gaussian:
         if x.shape[-2] % self.cell or x.shape[-1] % self.cell:
-            raise ValueError(
-                f"x is {x.shape[-2]} x {x.shape[-1]}, expected multiples of bg_cell, {self.cell}"
-            )
+            raise ValueError(f"x is {x.shape[-2]} x {x.shape[-1]}, expected multiples of {self.cell}")
         mu, logvar = self.net(x).chunk(2, dim=1)
         return mu, logvar
 
@@ -146,8 +186,6 @@ class BackgroundDecoder(nn.Module):
 
     def __init__(self, channels: int = 1, latents: int = 2, cell: int = 8) -> None:
         super().__init__()
-        if cell not in (8, 16, 32):
-            raise ValueError(f"bg_cell is {cell}, expected 8, 16 or 32")
         self.cell = cell
         self.net = nn.Sequential(conv(latents, 16), nn.Conv2d(16, channels, 3, padding=1))
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
+from ..errors import at_least, positive
 from ..evaluation.metrics import truth_scores
-from ..models.cell_networks import CellsDecoder, CellsEncoder, ScatteredLightDecoder, ScatteredLightEncoder
 from ..models.double_elbo import DoubleELBO, DoubleELBOOutput
 from ..models.layered import Latent, LayeredOutput, LayeredVAE, Separation
 
@@ -168,15 +168,11 @@ class LayeredVAEModule(SeparationModule):
     ``fg_scale`` (a tight scale from the start leaves no gradient towards the right tone).
 
     Args:
-        channels, fg_latents, bg_latents, width, fg_scale, composition, likelihood, additive, explain_away,
-            mask_prior: as in :class:`LayeredVAE`.
-        learn_fg_scale: as in :class:`LayeredVAE`, once the warm-up is over.
-        fg_scale_start: the foreground scale of the first step.
         lr: peak of the one-cycle learning rate (Adam).
-        kl_warmup, scale_warmup: their lengths, as fractions of the training.
-        networks: "object" (one compact object over a texture) or "cells" (many small ones that stay where
-            they are, over few large ones).
-        image_size: (H, W), which the networks for cells need to know.
+        kl_warmup: for how much of the training, a fraction, the weight of the KL rises.
+        scale_warmup: for how much of it the foreground's scale falls. A scale that is learned is so from then
+            on.
+        fg_scale_start: the foreground's scale in the first step.
         beta: weight of the KL of the latents after the warm-up (Higgins et al., "beta-VAE", 2017); 1 gives
             the ELBO.
         free_bits: as in :func:`fgbg_cuda.gaussian_kl`, per latent dimension, in nats. (Logged, and in the
@@ -184,61 +180,29 @@ class LayeredVAEModule(SeparationModule):
         prune: in the last third of the training, foreground latents that tell less than this many nats
             are switched off at the start of each epoch: :meth:`CellsEncoder.prune`. 0: none.
         supervised: learn from the true masks too, the field ``mask`` of a batch.
-        bg_cell: as in :class:`LayeredVAE`.
-        model: a :class:`LayeredVAE` with networks of your own in place of all these. It is no
-            hyperparameter: give it again to ``load_from_checkpoint``.
+        model_options: those of :class:`LayeredVAE`.
     """
 
     def __init__(
         self,
-        channels: int = 1,
-        fg_latents: int = 8,
-        bg_latents: int = 2,
-        width: int = 32,
-        fg_scale: float = 0.035,
-        fg_scale_start: float = 0.07,
         lr: float = 2e-3,
         kl_warmup: float = 0.2,
         scale_warmup: float = 0.5,
-        composition: str = "mixture",
-        likelihood: str = "gaussian",
-        additive: bool = False,
-        explain_away: bool = False,
-        mask_prior: float | None = None,
-        networks: str = "object",
-        image_size: tuple[int, int] = (60, 60),
+        fg_scale_start: float = 0.07,
         beta: float = 1.0,
         free_bits: float = 0.0,
         prune: float = 0.0,
         supervised: bool = False,
-        bg_cell: int = 8,
-        learn_fg_scale: bool = False,
-        model: LayeredVAE | None = None,
+        **model_options: Any,
     ) -> None:
-        options = {
-            "composition": composition,
-            "likelihood": likelihood,
-            "additive": additive,
-            "explain_away": explain_away,
-            "mask_prior": mask_prior,
-            "bg_cell": bg_cell,
-            "learn_fg_scale": learn_fg_scale,
-        }
-        if networks not in ("object", "cells"):
-            raise ValueError(f"networks is {networks!r}, expected one of object, cells")
-        if model is None and networks == "cells":
-            value = 2.0 if likelihood == "bernoulli" else 0.5  # logits span a wider range than [0, 1]
-            options |= {
-                "fg_encoder": CellsEncoder(channels, fg_latents, width, image_size),
-                "fg_decoder": CellsDecoder(channels, fg_latents, width, image_size, value),
-                "bg_encoder": ScatteredLightEncoder(channels, bg_latents, size=image_size),
-                "bg_decoder": ScatteredLightDecoder(channels, bg_latents, size=image_size),
-            }
-        model = model or LayeredVAE(channels, fg_latents, bg_latents, width, fg_scale, **options)
-        if prune > 0 and not hasattr(model.fg_encoder, "prune"):
-            raise ValueError(f"prune is {prune}, but {type(model.fg_encoder).__name__} cannot be pruned")
-        super().__init__(model)
-        self.save_hyperparameters(ignore=["model"])
+        at_least(
+            0, kl_warmup=kl_warmup, scale_warmup=scale_warmup, beta=beta, free_bits=free_bits, prune=prune
+        )
+        positive(lr=lr, fg_scale_start=fg_scale_start)
+        super().__init__(LayeredVAE(**model_options))
+        if prune > 0 and not hasattr(self.model.fg_encoder, "prune"):
+            raise ValueError(f"prune is {prune}, but {type(self.model.fg_encoder).__name__} cannot be pruned")
+        self.save_hyperparameters()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         h = self.hparams
@@ -249,7 +213,8 @@ class LayeredVAEModule(SeparationModule):
         if not self.model.has_scales or (self.model.learn_fg_scale and warm):
             return
         progress = 1.0 if warm else done / h.scale_warmup
-        self.model.set_fg_scale(h.fg_scale_start * (h.fg_scale / h.fg_scale_start) ** progress)
+        final = self.model.target_fg_scale
+        self.model.set_fg_scale(h.fg_scale_start * (final / h.fg_scale_start) ** progress)
 
     def objective(self, out: LayeredOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         h, x = self.hparams, images_of(batch)
@@ -296,7 +261,6 @@ class DoubleELBOModule(SeparationModule):
     """Minimises the loss of a :class:`DoubleELBO`, -(ELBO1 + lam ELBO2) + decay * |decoder weights|^2.
 
     Args:
-        fg_latents, bg_latents, background_sees_foreground: as in :class:`DoubleELBO`.
         lam: lambda, the weight of the background's ELBO (the thesis: 450; 100 to 1000 do alike).
         lam_weighs_kl: True: lambda weighs all of ELBO2, as the thesis writes it. One bit in z2 (0.69 nats)
             then costs 312, which on the thesis's sets is more than its use: z2 collapses to its prior, and
@@ -306,21 +270,22 @@ class DoubleELBOModule(SeparationModule):
             more than 1, see :meth:`DoubleELBO.image_weights`.
         lr: learning rate (Adam), constant; chosen on seeds 10 and 11.
         kl_warmup: 0 in the thesis.
+        model_options: those of :class:`DoubleELBO`.
     """
 
     def __init__(
         self,
-        fg_latents: int = 4,
-        bg_latents: int = 1,
-        background_sees_foreground: bool = True,
         lam: float = 450.0,
         lam_weighs_kl: bool = False,
         decay: float = 0.01,
         inactive_weight: float = 1.0,
         lr: float = 3e-3,
         kl_warmup: float = 0.0,
+        **model_options: Any,
     ) -> None:
-        super().__init__(DoubleELBO(fg_latents, bg_latents, background_sees_foreground))
+        at_least(0, lam=lam, decay=decay, kl_warmup=kl_warmup)
+        positive(inactive_weight=inactive_weight, lr=lr)
+        super().__init__(DoubleELBO(**model_options))
         self.save_hyperparameters()
 
     def objective(

@@ -41,6 +41,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         os.replace(unfinished, path)
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest model in the file ``path``: after each validation, and at the end in any case."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.parent, filename=path.stem, enable_version_counter=False)
+        self.path = path
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.path)
+
+
 class ResumeCheckpoint(ModelCheckpoint):
     """Keeps the two newest checkpoints of a run, so that one is left should the other get damaged.
 
