@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 from fgbg_cuda.vae import DoubleELBOModule, LayeredVAEModule  # noqa: E402
 from fgbg_cuda.vae.commands import reproduce  # noqa: E402
 from fgbg_cuda.vae.evaluation import cell_metrics  # noqa: E402
-from fgbg_cuda.vae.evaluation.reproduce_figures import read_curves  # noqa: E402
+from fgbg_cuda.vae.evaluation.figures import read_curves  # noqa: E402
 from fgbg_cuda.vae.training import resume  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated", "ignore:.*few samples.*")
@@ -37,8 +38,8 @@ def quick(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing takes longer than what these tests are about."""
-    for name in ("save_curves", "save_scores", "save_separation"):
-        monkeypatch.setattr(reproduce, name, lambda *arguments: None)
+    for name in ("curves_figure", "save_scores", "save_separation"):
+        monkeypatch.setattr(reproduce, name, MagicMock())
 
 
 def run(out, **options):
@@ -81,7 +82,9 @@ def test_runs_side_by_side_score_as_one_by_one(tmp_path, capsys):
         return {key: value for key, value in result.items() if key not in ("seconds", "bound_gain")}
 
     assert [of(r) for r in together] == [of(r) for results in apart for r in results]
-    with pytest.raises(resume.ResumeError, match=r"seed-[01] has other settings"):  # whichever is first
+    with pytest.raises(
+        resume.ResumeError, match=r"epochs is 3, but the run in .*seed-[01] was started with 2"
+    ):  # whichever is first
         run(tmp_path / "together", jobs=2, **{**options, "epochs": 3})
 
 
@@ -111,7 +114,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, no_pictures):
 
     monkeypatch.setattr(L.Trainer, "fit", refuse)
     assert run(tmp_path) == first
-    with pytest.raises(resume.ResumeError, match=r"seed-0 has other settings"):
+    with pytest.raises(resume.ResumeError, match=r"epochs is 2, but the run in .*seed-0 was started with 1"):
         run(tmp_path, epochs=2)
 
 

@@ -19,7 +19,7 @@ from ..evaluation.figures import save_separation
 from ..evaluation.metrics import threshold_scores
 from ..models.object_networks import ObjectNetworks
 from ..training.modules import LayeredVAEModule, NonFiniteLossError
-from ..training.resume import ResumeError, newest_checkpoint
+from ..training.resume import ResumeError, check_settings, newest_checkpoint
 from ..training.trainer import make_trainer, quiet
 
 CLOSING_SECONDS = 30  # scoring and drawing on a busy machine, kept back from the time limit
@@ -116,10 +116,8 @@ def _find_earlier_run(config: DemoConfig) -> tuple[Path, str | None]:
     """The checkpoint to resume from, and the name of the run's TensorBoard folder, if it has one."""
     out = Path(config.out)
     checkpoint = newest_checkpoint(out / "checkpoints")
-    before = json.loads((out / "config.json").read_text())
-    for name, value in asdict(config).items():
-        if name not in FREE_ON_RESUME and value != before[name]:
-            raise ResumeError(f"{name} is {value!r}, but the run in {out} was started with {before[name]!r}")
+    now = {name: value for name, value in asdict(config).items() if name not in FREE_ON_RESUME}
+    check_settings(now, json.loads((out / "config.json").read_text()), out)
     versions = sorted((out / "tensorboard").glob("version_*"), key=lambda path: path.stat().st_mtime)
     return checkpoint, versions[-1].name if versions else None
 

@@ -19,13 +19,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from ..errors import InputError
 from ..training.modules import NonFiniteLossError, images_of
 from ..training.pictures import Pictures
-from ..training.resume import ResumeError, newest_checkpoint
+from ..training.resume import ResumeError, check_settings, newest_checkpoint
 from ..training.trainer import DEFAULTS, make_trainer, quiet
 
 CONFIGS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))}
 
 # What a resumed run may not change: its schedules were laid out for these.
-DECISIVE = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.max_steps")
+DECISIVE = ("seed_everything", "model", "data")
 
 
 class ConfigFile(ActionConfigFile):
@@ -120,14 +120,12 @@ class FgbgCLI(LightningCLI):
     def _check_same_run(self, saved: Path) -> None:
         before = yaml.safe_load(saved.read_text())
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
-        for name in DECISIVE:
-            ours, theirs = now, before
-            for key in name.split("."):
-                ours, theirs = ours[key], theirs[key]
-            if ours != theirs:
-                raise ResumeError(
-                    f"{name} is {ours!r}, but the run in {saved.parent} was started with {theirs!r}"
-                )
+        now, before = (
+            {key: settings[key] for key in DECISIVE}
+            | {f"trainer.{key}": settings["trainer"][key] for key in ("max_epochs", "max_steps")}
+            for settings in (now, before)
+        )
+        check_settings(now, before, saved.parent)
 
     def fit(self, **options: Any) -> None:
         if self.config.fit.resume:

@@ -25,11 +25,10 @@ from tqdm import tqdm
 
 from ..data.cells import SETS, CellsUnderDisc
 from ..evaluation.cell_metrics import cell_f1, covered_precision, evaluate
-from ..evaluation.figures import save_separation
+from ..evaluation.figures import curves_figure, save_scores, save_separation
 from ..evaluation.oracle import posterior
-from ..evaluation.reproduce_figures import save_curves, save_scores
 from ..training.modules import SeparationModule
-from ..training.resume import ResumeError, newest_checkpoint
+from ..training.resume import ResumeError, check_settings, newest_checkpoint
 from ..training.trainer import make_trainer, quiet
 from .fit import CONFIGS
 
@@ -255,10 +254,8 @@ def _train(run: Run, data: CellsUnderDisc, progress: L.Callback) -> dict[str, fl
     config_path, result_path, checkpoints = (
         folder / name for name in ("config.json", "result.json", "checkpoints")
     )
-    if config_path.exists() and json.loads(config_path.read_text()) != config:
-        raise ResumeError(
-            f"the run in {folder} has other settings: choose another folder, or delete that one"
-        )
+    if config_path.exists():
+        check_settings(config, json.loads(config_path.read_text()), folder)
     if result_path.exists():
         return json.loads(result_path.read_text())
     config_path.write_text(json.dumps(config, indent=2) + "\n")
@@ -282,7 +279,7 @@ def _train(run: Run, data: CellsUnderDisc, progress: L.Callback) -> dict[str, fl
     )
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     scores = {**evaluate(module, data), "seconds": time.monotonic() - started}
-    save_curves(folder / "curves.png", folder / "tensorboard")
+    curves_figure(folder / "tensorboard").savefig(folder / "curves.png", dpi=100)
     test = data.splits["test"]
     rows = slice(PICTURE_ROWS)
     image = test.image[rows]

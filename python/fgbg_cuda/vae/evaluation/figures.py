@@ -17,6 +17,11 @@ import fgbg_cuda
 from ..models.layered import Separation
 
 COLUMNS = ("input", "foreground", "background", "mask", "composite", "truth")
+SCORES = (
+    ("f1_open", "cell F1 in the open"),
+    ("f1_covered", "cell F1 under a disc"),
+    ("leakage", "leakage: R² of discs from z_fg"),
+)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -123,17 +128,28 @@ def traversal_figure(
     )
 
 
+def read_curves(log_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) pairs of every scalar in a TensorBoard folder, with all parts of an interrupted run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})  # 0: all of them
+    events.Reload()
+    # TensorBoard takes the parts in the order of their names, which hold the second and then the text of a
+    # number: parts of the same second may come in any order.
+    return {
+        tag: [(e.step, e.value) for e in sorted(events.Scalars(tag), key=lambda e: (e.step, e.wall_time))]
+        for tag in sorted(events.Tags()["scalars"])
+        if "/" in tag
+    }
+
+
 def curves_figure(log_dir: str | Path) -> Figure | None:
     """Every score and loss against the training step, from the TensorBoard files in ``log_dir``.
 
     None if nothing has been logged yet.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})  # 0: all of them
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if "/" in tag]
-    names = sorted({tag.split("/", 1)[1] for tag in tags})
+    curves = read_curves(log_dir)
+    names = sorted({tag.split("/", 1)[1] for tag in curves})
     if not names:
         return None
     columns = min(4, len(names))
@@ -146,11 +162,27 @@ def curves_figure(log_dir: str | Path) -> Figure | None:
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("step", fontsize=7)
         ax.tick_params(labelsize=7)
-        for tag in (tag for tag in tags if tag.endswith("/" + name)):
-            scalars = events.Scalars(tag)
-            marker = "." if len(scalars) < 20 else None  # a single value is no line
-            ax.plot(
-                [s.step for s in scalars], [s.value for s in scalars], marker=marker, label=tag.split("/")[0]
-            )
+        for tag in (tag for tag in curves if tag.endswith("/" + name)):
+            marker = "." if len(curves[tag]) < 20 else None  # a single value is no line
+            ax.plot(*zip(*curves[tag], strict=True), marker=marker, label=tag.split("/")[0])
         ax.legend(fontsize=7)
     return figure
+
+
+def save_scores(path: str | Path, results: list[dict[str, Any]]) -> None:
+    """One panel for each score, one group for each set, one colour for each model, one dot for each run."""
+    models = list(dict.fromkeys(r["model"] for r in results))
+    sets = list(dict.fromkeys(r["set"] for r in results))
+    figure = _figure(4 * len(SCORES), 3.2)
+    axes = figure.subplots(1, len(SCORES), squeeze=False)[0]
+    for ax, (key, title) in zip(axes, SCORES, strict=True):
+        for i, model in enumerate(models):
+            runs = [r for r in results if r["model"] == model and key in r]
+            x = [sets.index(r["set"]) + 0.15 * (i - (len(models) - 1) / 2) for r in runs]
+            ax.plot(x, [r[key] for r in runs], "o", ms=5, alpha=0.7, color=f"C{i}", label=model)
+        ax.set_title(title, fontsize=10)
+        ax.set_xticks(range(len(sets)), sets)
+        ax.set_ylim(-0.1, 1.05)
+        ax.grid(axis="y", alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)

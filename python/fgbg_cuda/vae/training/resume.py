@@ -154,3 +154,16 @@ def newest_checkpoint(folder: str | Path) -> Path:
             return path
         warnings.warn(f"{path} is truncated or corrupt: resuming from the checkpoint before it", stacklevel=2)
     raise ResumeError(f"nothing to resume in {folder}: it holds {len(found)} checkpoints, none of them whole")
+
+
+def check_settings(now: dict[str, Any], before: dict[str, Any], folder: Path) -> None:
+    """Refuses to go on with the run in ``folder`` with settings other than those it was started with.
+
+    Raises:
+        ResumeError: naming the first that differs.
+    """
+    for name, value in now.items():
+        if value != before[name]:
+            raise ResumeError(
+                f"{name} is {value!r}, but the run in {folder} was started with {before[name]!r}"
+            )
