@@ -18,8 +18,8 @@ from ..data.digits import BACKGROUNDS, DIGIT_SIDE, DigitsOnTexture
 from ..evaluation.figures import save_separation
 from ..evaluation.metrics import threshold_scores
 from ..models.object_networks import ObjectNetworks
-from ..training.modules import LayeredVAEModule, NonFiniteLossError
-from ..training.resume import ResumeError, check_settings, newest_checkpoint
+from ..training.modules import LayeredVAEModule
+from ..training.resume import check_settings, newest_checkpoint
 from ..training.trainer import make_trainer, quiet
 
 CLOSING_SECONDS = 30  # scoring and drawing on a busy machine, kept back from the time limit
@@ -115,7 +115,7 @@ def _forget_earlier_run(config: DemoConfig) -> None:
 def _find_earlier_run(config: DemoConfig) -> tuple[Path, str | None]:
     """The checkpoint to resume from, and the name of the run's TensorBoard folder, if it has one."""
     out = Path(config.out)
-    checkpoint = newest_checkpoint(out / "checkpoints")
+    checkpoint = newest_checkpoint(out)
     now = {name: value for name, value in asdict(config).items() if name not in FREE_ON_RESUME}
     check_settings(now, json.loads((out / "config.json").read_text()), out)
     versions = sorted((out / "tensorboard").glob("version_*"), key=lambda path: path.stat().st_mtime)
@@ -160,8 +160,5 @@ def main(argv: list[str] | None = None) -> None:
     options = vars(parser.parse_args(argv))
     resume = options.pop("resume")
     config = DemoConfig(**options)
-    try:
-        result = run(config, resume)
-    except (ResumeError, NonFiniteLossError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+    result = run(config, resume)
     print(f"\n{table(result)}\n\n{result['seconds']:.0f} s on {result['device']}; see {config.out}/")
