@@ -10,21 +10,20 @@ from ..data.images import open_images
 from ..data.intensity import Intensity
 from ..errors import InputError
 from ..separation.separate import load_separator, separate_images
-from ..separation.tiles import MULTIPLE
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="fgbg separate",
         description="Writes the foreground, background and mask of every image or frame into OUT, in the "
-        "format and bit depth of IMAGES (for JPEG: PNG; for .npz: .npy), a few at a time: a stack may be "
-        "larger than memory.",
+        "format and bit depth of IMAGES (for JPEG and BMP: PNG; for .npz: .npy; for a video: TIFF), a few at "
+        "a time: a stack may be larger than memory.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="from fgbg fit; needs nothing else")
     parser.add_argument(
         "images",
         metavar="IMAGES",
-        help="folder of PNG, JPEG, TIFF images, one image, TIFF stack, .npy or .npz",
+        help="folder of PNG, JPEG, BMP, TIFF images, one image, TIFF stack, .npy, .npz, file.h5:/path, video",
     )
     parser.add_argument("out", metavar="OUT", help="folder for the results")
     parser.add_argument("--batch-size", type=int, default=16, help="frames in memory at a time (default: 16)")
@@ -42,6 +41,9 @@ def main(argv: list[str] | None = None) -> None:
         metavar="SIDE",
         help="side of the overlapping tiles that a larger frame is cut into (default: the training images')",
     )
+    parser.add_argument(
+        "--channel", type=int, metavar="N", help="the channel to read of images with several, counted from 0"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there already")
     options = parser.parse_args(argv)
     try:
@@ -54,15 +56,15 @@ def main(argv: list[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}, expected 1 or more")
-    if options.tile is not None and (options.tile < MULTIPLE or options.tile % MULTIPLE):
-        raise InputError(f"--tile is {options.tile}, expected a multiple of {MULTIPLE}")
+    if options.tile is not None and options.tile < 1:
+        raise InputError(f"--tile is {options.tile}, expected 1 or more")
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     module, shape, intensity = load_separator(options.checkpoint, device)
     if options.intensity_range is not None:
         intensity = Intensity(tuple(options.intensity_range))
-    images = open_images(options.images, intensity)
+    images = open_images(options.images, intensity, options.channel)
     if shape is not None and images.shape[0] != shape[0]:
         kinds = {1: "grayscale", 3: "RGB"}
         raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +15,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
-from ..separation.tiles import MULTIPLE
 from .images import ImageFolder, Images, open_images
-from .intensity import Intensity, IntensityRange, measure
+from .intensity import (
+    Intensity,
+    IntensityRange,
+    Labels,
+    measure,
+    warn_of_other_intensities,
+)
 from .loaders import SPLITS, Batches, ResumableLoader, ShuffledBatches
+
+BATCHES = (
+    50  # in an epoch, at the least: what a few epochs learn is not to depend on how many images there are
+)
 
 
 class ImageBatch(NamedTuple):
@@ -33,21 +44,24 @@ class MaskedImageBatch(NamedTuple):
 
 
 class ImagesDataModule(L.LightningDataModule):
-    """A folder, TIFF stack or array file of images, cut into training, validation and test set.
+    """A folder or file of images, cut into training, validation and test set.
 
     The sets follow from ``seed``. Neighbouring frames of a movie are nearly equal, so those of a stack are
     not dealt out one by one: validation and test get one run of successive frames each, at a place given by
     the seed (the movie's end being joined to its start), and at most three pairs of neighbours are parted.
-    The images of a folder are dealt out at random, unless ``movie`` says that they too are one.
+    The images of a folder are dealt out at random, unless ``movie`` says that they too are one. One or two
+    images are cut across into three parts, one for each set. If they are too small for that, all sets
+    have crops of the whole, and a warning says so.
 
     The batches are the same for any number of workers, and a batch is shared out among processes.
 
     Args:
         images: the folder or file, see :func:`~fgbg_cuda.vae.data.images.open_images`.
         masks: true masks, for scores: a folder of images with the names of those in ``images`` (the suffix
-            may differ), or a stack of as many frames. What is not 0 is foreground.
-        crop: side in pixels of the square taken at random from each image, a multiple of 8. It moves from
-            epoch to epoch in training and stays put for validation and test. Default: whole images.
+            may differ), or a stack of as many frames. They are read by index, whatever the colours of a
+            palette: what is not 0 is foreground.
+        crop: side in pixels of the square taken at random from each image. It moves from epoch to epoch in
+            training and stays put for validation and test. Default: whole images.
         intensity_range: the values that become 0 and 1, others being clipped; "auto" measures them. Default:
             those of the data type, see :class:`~fgbg_cuda.vae.data.intensity.Intensity`. They are stored
             in the checkpoint.
@@ -56,6 +70,10 @@ class ImagesDataModule(L.LightningDataModule):
         movie: whether the images are successive. Default: those of a stack are, those of a folder not.
         seed: fixes the sets, their order and the crops.
         num_workers: processes that read images ahead of the training.
+        channel: the one that is read of images with several, counted from 0. Default: there is one, or RGB.
+        crops_per_image: how often an epoch has each training image, each time with another crop. Default:
+            once, or as often as it takes for an epoch to have 50 batches. Validation and test have as many
+            crops of an image; whole images they have once.
     """
 
     def __init__(
@@ -70,6 +88,8 @@ class ImagesDataModule(L.LightningDataModule):
         movie: bool | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        channel: int | None = None,
+        crops_per_image: int | None = None,
     ) -> None:
         super().__init__()
         images, masks = str(images), None if masks is None else str(masks)  # a checkpoint takes no Path
@@ -80,41 +100,76 @@ class ImagesDataModule(L.LightningDataModule):
         if self.splits:
             return
         h = self.hparams
-        if isinstance(h.intensity_range, (tuple, list)):
-            images = open_images(h.images, Intensity(tuple(h.intensity_range)))
-        elif h.intensity_range == "auto":
-            # Whatever the values are, the images have to open for them to be measured.
-            images = open_images(h.images, Intensity((0, 1)))
-            images.intensity = Intensity(measure(images.sample()))
+        if h.crops_per_image is not None and h.crops_per_image < 1:
+            raise InputError(f"crops_per_image is {h.crops_per_image}, expected 1 or more")
+        # Whatever the values are, the images have to open for them to be measured.
+        given = (0, 1) if h.intensity_range == "auto" else h.intensity_range
+        images = open_images(h.images, Intensity(given and tuple(given)), h.channel)
+        sample = images.sample()
+        if h.intensity_range == "auto":
+            images.intensity = Intensity(measure(sample))
         else:
-            images = open_images(h.images)
-            warn_if_dark(images)
+            warn_of_other_intensities(str(h.images), sample, images.intensity)
+        self.trained = images.intensity.occupied(sample)
         masks = None if h.masks is None else open_masks(h.masks, images)
-        size = images.shape[1:] if h.crop is None else (h.crop, h.crop)
-        if any(side % MULTIPLE or side < MULTIPLE for side in size) or any(
-            side > whole for side, whole in zip(size, images.shape[1:], strict=True)
-        ):
+        whole = images.shape[1:]
+        size = whole if h.crop is None else (h.crop, h.crop)
+        if any(side < 1 or side > most for side, most in zip(size, whole, strict=True)):
             raise InputError(
-                f"crop is {h.crop}, but the images in {h.images} are {images.shape[1]} x {images.shape[2]}: "
-                f"expected a multiple of {MULTIPLE} that fits into them (None takes whole images, whose "
-                "sides then have to be such multiples)"
+                f"crop is {h.crop}, but the images in {h.images} are {whole[0]} x {whole[1]}: "
+                "expected a side that fits into them (None takes whole images)"
             )
-        movie = not isinstance(images, ImageFolder) if h.movie is None else h.movie
-        parts = split(len(images), h.val_fraction, h.test_fraction, movie, h.seed)
-        if len(parts["train"]) < h.batch_size:
+        everywhere = (slice(0, whole[0]), slice(0, whole[1]))
+        if len(images) > 2:
+            movie = not isinstance(images, ImageFolder) if h.movie is None else h.movie
+            parts = split(len(images), h.val_fraction, h.test_fraction, movie, h.seed)
+            regions = dict.fromkeys(SPLITS, everywhere)
+        elif h.crop is None:
             raise InputError(
-                f"batch_size is {h.batch_size}, but {h.images} has only {len(parts['train'])} training images"
+                f"{h.images} has {len(images)} images, expected 3 or more, "
+                "or a crop, for training, validation and test to have parts of them"
             )
-        self.splits = {name: Crops(images, masks, part, size, h.seed) for name, part in parts.items()}
+        else:
+            parts = dict.fromkeys(SPLITS, np.arange(len(images)))
+            regions = split_area(whole, h.crop, h.val_fraction, h.test_fraction)
+            if regions is None:
+                regions = dict.fromkeys(SPLITS, everywhere)
+                warnings.warn(
+                    f"the images in {h.images} are {whole[0]} x {whole[1]}, too small for three parts with "
+                    f"room for a crop of {h.crop}: validation and test have pixels that are trained on",
+                    stacklevel=2,
+                )
+        count = len(parts["train"])
+        per_image = h.crops_per_image or max(1, math.ceil(BATCHES * h.batch_size / count))
+        if count * per_image < h.batch_size:
+            raise InputError(
+                f"batch_size is {h.batch_size}, but an epoch has only {count} training images, "
+                f"{per_image} times: expected a larger crops_per_image or smaller batches"
+            )
+        self.splits = {
+            name: Crops(
+                images,
+                masks,
+                parts[name],
+                size,
+                regions[name],
+                per_image if name == "train" or h.crop is not None else 1,
+                (h.seed, SPLITS.index(name)),
+            )
+            for name in SPLITS
+        }
 
     def describe(self) -> dict[str, Any]:
         """What separating further images needs to know; the module puts it into its checkpoints."""
         train = self.splits["train"]
-        shape = (train.images.shape[0], *train.size)
-        return {"shape": shape, "intensity_range": train.images.intensity.range}
+        return {
+            "shape": (train.images.shape[0], *train.size),
+            "intensity_range": train.images.intensity.range,
+            "trained_intensities": self.trained,
+        }
 
     def train_dataloader(self) -> DataLoader:
-        count, h = len(self.splits["train"].indices), self.hparams
+        count, h = len(self.splits["train"]), self.hparams
         return self._loader(ResumableLoader, "train", ShuffledCrops(count, h.batch_size, h.seed))
 
     def val_dataloader(self) -> DataLoader:
@@ -124,9 +179,7 @@ class ImagesDataModule(L.LightningDataModule):
         return self._eval_loader("test")
 
     def _eval_loader(self, name: str) -> DataLoader:
-        return self._loader(
-            DataLoader, name, Batches(len(self.splits[name].indices), self.hparams.batch_size)
-        )
+        return self._loader(DataLoader, name, Batches(len(self.splits[name]), self.hparams.batch_size))
 
     def _loader(self, kind: type[DataLoader], name: str, batches: Batches) -> DataLoader:
         workers = self.hparams.num_workers
@@ -143,16 +196,27 @@ class ImagesDataModule(L.LightningDataModule):
 
 
 class Crops(Dataset[NamedTuple]):
-    """Batches of crops of the images ``indices``: item ``[k, ...]`` or ``[(k, epoch), ...]``.
+    """Batches of crops, ``per_image`` of each of ``indices``: item ``[k, ...]`` or ``[(k, epoch), ...]``.
 
-    Where a crop lies follows from the seed, the image and the epoch, whoever reads it and when.
+    Where in the ``region`` (rows and columns) a crop lies follows from the seeds, k and the epoch, whoever
+    reads it and when.
     """
 
     def __init__(
-        self, images: Images, masks: Images | None, indices: np.ndarray, size: tuple[int, int], seed: int
+        self,
+        images: Images,
+        masks: Images | None,
+        indices: np.ndarray,
+        size: tuple[int, int],
+        region: tuple[slice, slice],
+        per_image: int,
+        seeds: tuple[int, int],
     ) -> None:
         self.images, self.masks, self.indices = images, masks, indices
-        self.size, self.seed = tuple(size), seed
+        self.size, self.region, self.per_image, self.seeds = tuple(size), region, per_image, seeds
+
+    def __len__(self) -> int:
+        return len(self.indices) * self.per_image
 
     def __getitem__(self, keys: list[int] | list[tuple[int, int]]) -> ImageBatch | MaskedImageBatch:
         places = [self._place(*np.atleast_1d(key)) for key in keys]
@@ -162,11 +226,14 @@ class Crops(Dataset[NamedTuple]):
         return MaskedImageBatch(image, torch.stack([self.masks.window(*place) for place in places]))
 
     def _place(self, k: int, epoch: int = 0) -> tuple[int, slice, slice]:
-        i = int(self.indices[k])
-        corner = np.random.default_rng([self.seed, i, epoch]).integers(
-            np.subtract(self.images.shape[1:], self.size) + 1
-        )
-        return i, *(slice(start, start + side) for start, side in zip(corner, self.size, strict=True))
+        repeat, number = divmod(int(k), len(self.indices))
+        i, (seed, part) = int(self.indices[number]), self.seeds
+        rng = np.random.default_rng([seed, i, epoch, len(SPLITS) * repeat + part])
+        starts = [
+            rng.integers(side.start, side.stop - length + 1)
+            for side, length in zip(self.region, self.size, strict=True)
+        ]
+        return i, *(slice(start, start + side) for start, side in zip(starts, self.size, strict=True))
 
 
 class ShuffledCrops(ShuffledBatches):
@@ -191,43 +258,37 @@ def split(count: int, val: float, test: float, movie: bool, seed: int) -> dict[s
     return {name: np.sort(part) for name, part in zip(SPLITS, (train, val, test), strict=True)}
 
 
-class Labels(Intensity):
-    """Masks of any integer type, labels of objects included: what is not 0 becomes 1."""
-
-    def to_unit(self, pixels: np.ndarray, where: str) -> np.ndarray:
-        if pixels.dtype.kind not in "bui":
-            raise InputError(
-                f"{where} has values of type {pixels.dtype}, expected a mask of integers or bool"
-            )
-        return (pixels != 0).any(-1, keepdims=True).astype(np.float32)
+def split_area(
+    size: tuple[int, int], crop: int, val: float, test: float
+) -> dict[str, tuple[slice, slice]] | None:
+    """The rows and columns of three parts of an image, across its longer side; None: a crop does not fit."""
+    longer = int(np.argmax(size))
+    held_out = [max(crop, round(size[longer] * fraction)) for fraction in (val, test)]
+    ends = np.cumsum([0, size[longer] - sum(held_out), *held_out]).tolist()
+    if ends[1] < crop:
+        return None
+    whole = [slice(0, side) for side in size]
+    return {
+        name: tuple(slice(start, end) if axis == longer else whole[axis] for axis in (0, 1))
+        for name, (start, end) in zip(SPLITS, itertools.pairwise(ends), strict=True)
+    }
 
 
 def open_masks(path: str | Path, images: Images) -> Images:
     """The masks of ``images``: see :class:`ImagesDataModule`.
 
     Raises:
-        InputError: another number or size, or a mask with no image.
+        InputError: another number or size, a mask with no image, or no labels.
     """
     masks = open_images(path, Labels())
+    masks[0]  # says whether these are labels
     if len(masks) != len(images) or masks.shape[1:] != images.shape[1:]:
         raise InputError(
             f"{path} has {len(masks)} masks of {masks.shape[1]} x {masks.shape[2]}, "
             f"expected {len(images)} of {images.shape[1]} x {images.shape[2]} as in {images.path}"
         )
-    if isinstance(masks, ImageFolder) and isinstance(images, ImageFolder):
+    if isinstance(masks, ImageFolder) and isinstance(images, ImageFolder) and len(images) > 1:
         for mask, image in zip(masks.paths, images.paths, strict=True):
             if mask.stem != image.stem:
                 raise InputError(f"{mask} stands beside {image}, expected a mask of that name")
     return masks
-
-
-def warn_if_dark(images: Images) -> None:
-    """Cameras of 10 to 14 bits save 16-bit files: most of the range of the data type is then empty."""
-    frames = images.sample()
-    _, high = images.intensity.bounds(frames[0].dtype)
-    if frames[0].dtype.kind == "u" and (most := max(int(frame.max()) for frame in frames)) < high / 8:
-        warnings.warn(
-            f"no pixel of {images.path} is brighter than {most} of {high:g}: "
-            'the model may see nothing but black; try intensity_range="auto"',
-            stacklevel=2,
-        )

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.images import Images
-from ..data.intensity import Intensity
+from ..data.intensity import Intensity, probability
 from ..errors import InputError
 from ..models.layered import Separation
 from .tiles import separate_tiles
@@ -47,10 +47,9 @@ def load_separator(checkpoint: str | Path, device: str | torch.device = "cpu") -
             f"{checkpoint} names {noted['class_path']}, which is no module that separates images"
         )
     module = kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    values = noted.get("intensity_range")
-    return Separator(
-        module.to(device).eval(), noted.get("shape"), Intensity(None if values is None else tuple(values))
-    )
+    values, trained = (noted.get(name) for name in ("intensity_range", "trained_intensities"))
+    intensity = Intensity(values and tuple(values), trained and tuple(trained))
+    return Separator(module.to(device).eval(), noted.get("shape"), intensity)
 
 
 def separate_images(
@@ -78,7 +77,10 @@ def separate_images(
     Raises:
         FileExistsError: a result is there already, and ``overwrite`` is not set.
         InputError: a frame cannot be read.
+
+    Warns where the values of the images lie elsewhere than those of the training.
     """
+    images.check_intensities()
     with (
         layer_writer(images, out, overwrite) as writer,
         tqdm(total=len(images), unit="frame", disable=not progress) as bar,
@@ -98,7 +100,7 @@ def separate_images(
                     (
                         images.intensity.from_unit(foreground, frame.dtype),
                         images.intensity.from_unit(background, frame.dtype),
-                        Intensity().from_unit(mask, frame.dtype),
+                        probability(frame.dtype).from_unit(mask, frame.dtype),
                     ),
                 )
             bar.update(len(numbers))

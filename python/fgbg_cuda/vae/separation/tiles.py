@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
 from ..models.layered import Separation
-
-MULTIPLE = 8  # the networks halve the image three times
 
 
 def separate_tiles(
@@ -26,12 +23,10 @@ def separate_tiles(
     width) is cut into tiles of that size which overlap by half, and what they say of a pixel is averaged,
     weighted by sin^2 across each tile, as a model sees least at an edge. A frame that is smaller is padded
     to that size with its border pixels (a reflection would show objects twice), and the layers are cut to
-    the frame again. ``size=None`` takes the frame as one tile, padded to multiples of 8.
+    the frame again. ``size=None`` takes the frame as one tile.
     """
     frame = x.shape[-2:]
-    if min(frame) < MULTIPLE:
-        raise InputError(f"the images are {frame[0]} x {frame[1]}, expected {MULTIPLE} x {MULTIPLE} at least")
-    tile = size or tuple(math.ceil(side / MULTIPLE) * MULTIPLE for side in frame)
+    tile = size or frame
     x = F.pad(x, [0, max(0, tile[1] - frame[1]), 0, max(0, tile[0] - frame[0])], mode="replicate")
     starts = [_starts(whole, side) for whole, side in zip(x.shape[-2:], tile, strict=True)]
     if all(len(places) == 1 for places in starts):

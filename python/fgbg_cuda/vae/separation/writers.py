@@ -1,4 +1,4 @@
-"""Writing the layers of images as they come, in the format that the images have."""
+"""Writing the layers of images as they come: in their format, and with what their files say of themselves."""
 
 from __future__ import annotations
 
@@ -7,13 +7,41 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..data.images import TIFF_SUFFIXES, ArrayStack, ImageFolder, Images, TiffStack
+from ..data.images import (
+    TIFF_SUFFIXES,
+    ArrayStack,
+    Hdf5Stack,
+    ImageFolder,
+    Images,
+    Picture,
+    TiffStack,
+    Video,
+    as_stored,
+)
 from ..errors import InputError
 
 LAYERS = ("foreground", "background", "mask")
+
+# Of ImageJ's metadata, those that hold for every layer, and those of what the values mean and how they are
+# shown, which do not hold for a mask.
+IMAGEJ_ALL = (
+    "unit",
+    "yunit",
+    "zunit",
+    "spacing",
+    "finterval",
+    "fps",
+    "tunit",
+    "xorigin",
+    "yorigin",
+    "zorigin",
+)
+IMAGEJ_VALUES = ("cf", "c0", "c1", "vunit", "min", "max")
+LOSSLESS = ("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "ZSTD", "LZMA")
 
 
 @contextlib.contextmanager
@@ -25,10 +53,9 @@ def layer_writer(images: Images, out: str | Path, overwrite: bool = False) -> It
     Raises:
         FileExistsError: a result is there already, and ``overwrite`` is not set.
     """
-    out = Path(out)
-    kind = {ImageFolder: FolderWriter, TiffStack: TiffWriter, ArrayStack: ArrayWriter}[type(images)]
+    out = Path(out).expanduser()
     unfinished = out / ".unfinished"
-    writer = kind(images, unfinished)
+    writer = WRITERS[type(images)](images, unfinished)
     there = [target for target in writer.targets if (out / target).exists()]
     if there and not overwrite:
         raise FileExistsError(f"{out / there[0]} is there already, and nothing is overwritten unasked")
@@ -77,21 +104,31 @@ class FolderWriter(Writer):
         self.targets = [Path(layer, name) for layer in LAYERS for name in self.names]
 
     def write(self, i: int, layers: tuple[np.ndarray, ...]) -> None:
-        import imageio.v3
+        import PIL.Image
         import tifffile
 
+        image = self.images.file(i)
         for layer, pixels in zip(LAYERS, layers, strict=True):
             path = self.folder / layer / self.names[i]
-            if path.suffix.lower() in TIFF_SUFFIXES:
-                tifffile.imwrite(path, pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+            if isinstance(image, Picture):
+                PIL.Image.fromarray(_flat(pixels)).save(path, **({"dpi": image.dpi} if image.dpi else {}))
             else:
-                imageio.v3.imwrite(path, pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+                pixels = as_stored(pixels, image.orientation)
+                with tifffile.TiffWriter(path) as file:
+                    file.write(_flat(pixels, image.planar), **tiff_options(image, layer, pixels))
+
+
+def _flat(pixels: np.ndarray, planar: bool = False) -> np.ndarray:
+    """[H, W], [H, W, 3], or [3, H, W] if planar, of [H, W, C]."""
+    if pixels.shape[-1] == 1:
+        return pixels[..., 0]
+    return np.moveaxis(pixels, -1, 0) if planar else pixels
 
 
 class TiffWriter(Writer):
-    """``mask.tif`` and so on, one uncompressed page a frame, in BigTIFF if larger than 4 GB."""
+    """``mask.tif`` and so on, a page a frame, in BigTIFF if larger than 4 GB."""
 
-    def __init__(self, images: TiffStack, folder: Path) -> None:
+    def __init__(self, images: TiffStack | Video, folder: Path) -> None:
         super().__init__(images, folder)
         self.targets = [Path(f"{layer}.tif") for layer in LAYERS]
 
@@ -101,17 +138,77 @@ class TiffWriter(Writer):
         frame = self.images.frame(0)
         big = len(self.images) * (frame.nbytes + 1000) > 2**32 - 2**25  # with room for each page's header
         self.files = [tifffile.TiffWriter(self.folder / target, bigtiff=big) for target in self.targets]
+        self.options: dict[str, dict[str, Any]] = {}
 
     def write(self, i: int, layers: tuple[np.ndarray, ...]) -> None:
-        for file, pixels in zip(self.files, layers, strict=True):
-            if pixels.shape[-1] == 1:
-                file.write(pixels[..., 0], contiguous=True, photometric="minisblack")
-            else:
-                file.write(pixels, contiguous=True, photometric="rgb")
+        for file, layer, pixels in zip(self.files, LAYERS, layers, strict=True):
+            pixels = as_stored(pixels, self.images.orientation)
+            if i == 0:
+                self.options[layer] = tiff_options(self.images, layer, pixels)
+            file.write(_flat(pixels, self.images.planar), **self.options[layer])
+            self.options[layer]["description"] = None  # the first page's is for all
 
     def close(self) -> None:
         for file in self.files:
             file.close()
+
+
+def tiff_options(images: TiffStack | Video, layer: str, pixels: np.ndarray) -> dict[str, Any]:
+    """How tifffile is to write pages [H, W, C] of a layer: with the tags and metadata of ``images``."""
+    import tifffile
+
+    tags = dict(images.tags)
+    photometric, colormap = tags.pop("photometric", None), tags.pop("colormap", None)
+    if tags.get("compression", tifffile.COMPRESSION.NONE).name not in LOSSLESS:
+        tags |= {"compression": tifffile.COMPRESSION.ADOBE_DEFLATE, "predictor": None}
+    if pixels.shape[-1] == 3:
+        tags |= {"photometric": "rgb", "planarconfig": "separate" if images.planar else "contig"}
+    elif layer == "mask" or photometric not in (
+        tifffile.PHOTOMETRIC.MINISWHITE,
+        tifffile.PHOTOMETRIC.PALETTE,
+    ):
+        tags["photometric"] = "minisblack"
+    else:
+        tags |= {"photometric": photometric, "colormap": colormap}
+    if images.orientation != 1:
+        tags["extratags"] = [(274, "H", 1, images.orientation, True)]
+    packed = (
+        pixels.dtype == bool
+        or tags.get("compression", tifffile.COMPRESSION.NONE) != tifffile.COMPRESSION.NONE
+    )
+    return {
+        "contiguous": not packed,
+        "metadata": None,  # tifffile's own would be of one page
+        "description": _description(images, layer, pixels),
+        **tags,
+    }
+
+
+def _description(images: TiffStack | Video, layer: str, pixels: np.ndarray) -> bytes | None:
+    """ImageJ's or OME's text of the first page, about all of them, if the file had one."""
+    import tifffile
+
+    height, width, samples = pixels.shape
+    axes, shape, stored = "YXS", pixels.shape, (len(images), 1, 1, height, width, samples)
+    if images.planar and samples == 3:
+        axes, shape, stored = "SYX", (3, height, width), (len(images), 3, 1, height, width, 1)
+    if len(images) > 1:
+        axes, shape = images.axis + axes, (len(images), *shape)
+    if samples == 1:
+        axes, shape = axes.replace("S", ""), shape[:-1]
+    if axes[0] not in "TZYS":  # neither format knows another
+        return None
+    if images.kind == "imagej":
+        kept = IMAGEJ_ALL if layer == "mask" else IMAGEJ_ALL + IMAGEJ_VALUES
+        values = {name: images.metadata[name] for name in kept if name in images.metadata}
+        return tifffile.imagej_description(shape, axes, **values).replace("µ", "\\u00B5").encode()
+    if images.kind == "ome":
+        kept = ("Name", "PhysicalSize", "TimeIncrement")
+        values = {name: value for name, value in images.metadata.items() if name.startswith(kept) and value}
+        ome = tifffile.OmeXml()
+        ome.addimage(pixels.dtype, shape, stored, axes=axes, **values)
+        return ome.tostring(declaration=True).encode()
+    return None
 
 
 class ArrayWriter(Writer):
@@ -125,10 +222,9 @@ class ArrayWriter(Writer):
         self.targets = [Path(f"{layer}.npy") for layer in LAYERS]
 
     def open(self) -> None:
-        count, stored = len(self.images), self.images.stored
         self.files = [
-            np.lib.format.open_memmap(self.folder / target, "w+", self.images.frame(0).dtype, (count, *shape))
-            for target, shape in zip(self.targets, (stored, stored, stored[:2]), strict=True)
+            np.lib.format.open_memmap(self.folder / target, "w+", self.images.frame(0).dtype, shape)
+            for target, shape in zip(self.targets, array_shapes(self.images), strict=True)
         ]
         for file in self.files:  # a full disk is an error now; found when a page is touched, it is a crash
             with open(file.filename, "rb+") as reserved:
@@ -142,3 +238,50 @@ class ArrayWriter(Writer):
         for file in self.files:
             file.flush()
         del self.files
+
+
+def array_shapes(images: ArrayStack | Hdf5Stack) -> list[tuple[int, ...]]:
+    """Of the three layers: an axis of channels is there if the images have one, but not for the mask."""
+    channels, height, width = images.shape
+    with_channels = images.channel is None and (images.outer + images.inner)[-1][0] == "S"
+    image = (len(images), height, width, *([channels] if with_channels else []))
+    return [image, image, image[:3]]
+
+
+class Hdf5Writer(Writer):
+    """``mask.h5`` and so on, with a data set of the name, compression and attributes of the input's."""
+
+    def __init__(self, images: Hdf5Stack, folder: Path) -> None:
+        super().__init__(images, folder)
+        self.targets = [Path(f"{layer}.h5") for layer in LAYERS]
+
+    def open(self) -> None:
+        self.files = [self.images.h5py.File(self.folder / target, "w") for target in self.targets]
+        self.data = []
+        for file, shape in zip(self.files, array_shapes(self.images), strict=True):
+            data = file.create_dataset(
+                self.images.dataset,
+                shape,
+                self.images.frame(0).dtype,
+                chunks=(1, *shape[1:]),
+                compression=self.images.compression,
+            )
+            data.attrs.update(self.images.attributes)
+            self.data.append(data)
+
+    def write(self, i: int, layers: tuple[np.ndarray, ...]) -> None:
+        for data, pixels in zip(self.data, layers, strict=True):
+            data[i] = pixels.reshape(data.shape[1:])
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+WRITERS: dict[type[Images], type[Writer]] = {
+    ImageFolder: FolderWriter,
+    TiffStack: TiffWriter,
+    Video: TiffWriter,
+    ArrayStack: ArrayWriter,
+    Hdf5Stack: Hdf5Writer,
+}
