@@ -115,7 +115,7 @@ def _forget_earlier_run(config: DemoConfig) -> None:
 def _find_earlier_run(config: DemoConfig) -> tuple[Path, str | None]:
     """The checkpoint to resume from, and the name of the run's TensorBoard folder, if it has one."""
     out = Path(config.out)
-    checkpoint = newest_checkpoint(out)
+    checkpoint = newest_checkpoint(out / "checkpoints")
     now = {name: value for name, value in asdict(config).items() if name not in FREE_ON_RESUME}
     check_settings(now, json.loads((out / "config.json").read_text()), out)
     versions = sorted((out / "tensorboard").glob("version_*"), key=lambda path: path.stat().st_mtime)

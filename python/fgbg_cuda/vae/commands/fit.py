@@ -12,12 +12,11 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from ..errors import InputError, ResumeError, positive
+from ..errors import InputError, ResumeError, at_least, positive
 from ..evaluation.metrics import warn_of_mask
 from ..training.modules import images_of
 from ..training.pictures import Pictures
@@ -95,16 +94,16 @@ class FgbgCLI(LightningCLI):
         )
         parser.add_argument(
             "--patience",
-            type=NonNegativeInt | None,
+            type=int | None,
             default=None,
             help="stop when MONITOR has not improved for so many validations (default: train to the end)",
         )
         parser.add_argument(
-            "--checkpoint_seconds", type=NonNegativeFloat, default=60.0, help="the most that a kill can cost"
+            "--checkpoint_seconds", type=float, default=60.0, help="the most that a kill can cost"
         )
         parser.add_argument(
             "--pictures",
-            type=NonNegativeInt,
+            type=int,
             default=10,
             help="draw pictures every so many epochs and at the end (0: never)",
         )
@@ -128,6 +127,9 @@ class FgbgCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         config = self.config.fit
+        at_least(0, checkpoint_seconds=config.checkpoint_seconds, pictures=config.pictures)
+        if config.patience is not None:
+            at_least(0, patience=config.patience)
         out = Path(config.out)
         saved = out / "config.yaml"
         if config.resume:

@@ -262,7 +262,7 @@ def _train(run: Run, data: CellsUnderDisc, progress: L.Callback) -> dict[str, fl
     config_path.write_text(json.dumps(config, indent=2) + "\n")
 
     started = time.monotonic()
-    checkpoint = newest_checkpoint(folder) if any(checkpoints.glob("*.ckpt")) else None
+    checkpoint = newest_checkpoint(checkpoints) if any(checkpoints.glob("*.ckpt")) else None
     quiet()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips, for each of many runs
     L.seed_everything(data.hparams.seed, verbose=False)

@@ -23,7 +23,7 @@ from .intensity import (
     measure,
     warn_of_other_intensities,
 )
-from .loaders import SPLITS, Batches, ResumableLoader, ShuffledBatches
+from .loaders import SPLITS, Batches, ResumableLoader, ShuffledBatches, overfits
 
 BATCHES = (
     50  # in an epoch, at the least: what a few epochs learn is not to depend on how many images there are
@@ -169,6 +169,8 @@ class ImagesDataModule(L.LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader:
+        if overfits(self):
+            return self._eval_loader("train")
         count, h = len(self.splits["train"]), self.hparams
         return self._loader(ResumableLoader, "train", ShuffledCrops(count, h.batch_size, h.seed))
 
