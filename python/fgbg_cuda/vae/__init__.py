@@ -29,7 +29,9 @@ from .models.object_networks import (
     ForegroundEncoder,
     ObjectNetworks,
 )
+from .models.scene import SceneOutput, SceneVAE
 from .training.modules import DoubleELBOModule, LayeredVAEModule, SeparationModule
+from .training.scene_module import SceneModule
 
 __all__ = [
     "BACKGROUNDS",
@@ -57,6 +59,9 @@ __all__ = [
     "NonFiniteLossError",
     "ObjectNetworks",
     "ResumeError",
+    "SceneModule",
+    "SceneOutput",
+    "SceneVAE",
     "ScatteredLightDecoder",
     "ScatteredLightEncoder",
     "Separation",

@@ -168,6 +168,12 @@ class ImagesDataModule(L.LightningDataModule):
             "trained_intensities": self.trained,
         }
 
+    def frames(self, count: int) -> Tensor:
+        """At most ``count`` whole training images, spread evenly over them: [N, C, H, W] in [0, 1]."""
+        train = self.splits["train"]
+        some = np.linspace(0, len(train.indices) - 1, min(count, len(train.indices))).round().astype(int)
+        return torch.stack([train.images[i] for i in train.indices[some]])
+
     def train_dataloader(self) -> DataLoader:
         if overfits(self):
             return self._eval_loader("train")

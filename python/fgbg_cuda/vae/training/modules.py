@@ -182,7 +182,7 @@ class SeparationModule(L.LightningModule):
             return {"optimizer": optimizer}
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            self.hparams.lr,
+            [group["lr"] for group in optimizer.param_groups],
             total_steps=steps,
             pct_start=0.15,
         )

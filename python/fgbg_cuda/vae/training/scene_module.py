@@ -1,0 +1,78 @@
+"""Training a scene model with Lightning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, at_least, positive
+from ..models.scene import SceneOutput, SceneVAE
+from .modules import SeparationModule, images_of
+
+FRAMES = 200  # from which the background and its noise are found
+
+
+class SceneModule(SeparationModule):
+    """Minimises the loss of a :class:`SceneVAE` on whole frames of one movie.
+
+    Its background starts from frames of the training set, which the data module gives:
+    ``frames(count) -> [N, C, H, W]``.
+
+    Args:
+        lr: peak of the one-cycle learning rate (Adam).
+        background_lr: the background's, as a part of it: it starts near where it should be.
+        kl_warmup: for how much of the training, a fraction, the weight of the KLs rises.
+        model_options: those of :class:`SceneVAE`.
+    """
+
+    def __init__(
+        self, lr: float = 3e-3, background_lr: float = 0.3, kl_warmup: float = 0.2, **model_options: Any
+    ) -> None:
+        at_least(0, kl_warmup=kl_warmup, background_lr=background_lr)
+        positive(lr=lr)
+        super().__init__(SceneVAE(**model_options))
+        self.save_hyperparameters()
+
+    def on_fit_start(self) -> None:
+        if self.model.started:
+            return  # of a run that is resumed
+        data = self.trainer.datamodule
+        if not hasattr(data, "frames"):
+            raise InputError(
+                f"{type(data).__name__} has no method frames, with which a scene's background starts: expected "
+                "ImagesDataModule, or one that has it"
+            )
+        self.model.start(data.frames(FRAMES).to(self.device))
+
+    def objective(self, out: SceneOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = {
+            "reconstruction": self.model.reconstruction(out).mean(),
+            "tone": self.model.tone_loss(out, images_of(batch)).mean(),
+            "kl_fg": out.kl_fg.mean(),
+            "kl_mask": self.model.mask_kl(out).mean(),
+        }
+        kl = kl_weight * (terms["kl_fg"] + terms["kl_mask"])
+        return terms["reconstruction"] + terms["tone"] + kl, terms
+
+    def elbo(self, out: SceneOutput, x: Tensor) -> Tensor:
+        return -(self.model.reconstruction(out) + out.kl_fg + self.model.mask_kl(out))
+
+    def suspects(self, out: SceneOutput, x: Tensor) -> dict[str, Tensor]:
+        return {
+            "the background": out.background,
+            "the KL of the foreground latents": out.kl_fg,
+            "the mask (mask_logits)": out.mask_logits,
+        }
+
+    def _adam(self) -> torch.optim.Adam:
+        background = [self.model.mean, self.model.components]
+        known = {id(parameter) for parameter in background}
+        networks = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        lr = self.hparams.lr
+        return torch.optim.Adam(
+            [{"params": networks}, {"params": background, "lr": self.hparams.background_lr * lr}],
+            lr,
+            betas=(0.9, 0.99),
+        )
