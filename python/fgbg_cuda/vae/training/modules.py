@@ -171,7 +171,7 @@ class SeparationModule(L.LightningModule):
         self.noise_seed = checkpoint["noise_seed"]
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
+        optimizer = self._adam()
         steps = self._planned_steps()
         if steps is None:
             warnings.warn(
@@ -187,6 +187,14 @@ class SeparationModule(L.LightningModule):
             pct_start=0.15,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _adam(self) -> torch.optim.Adam:
+        if self.dtype == torch.float16:
+            raise InputError(
+                "trainer.precision is 16-true, but Adam's squares of gradients are beyond float16's range: "
+                "expected bf16-true, bf16-mixed, 16-mixed or 32-true"
+            )
+        return torch.optim.Adam(self.parameters(), self.hparams.lr)
 
 
 def free_bits_kl(latents: tuple[Latent, ...], free_bits: float) -> Tensor:
@@ -353,4 +361,4 @@ class DoubleELBOModule(SeparationModule):
         }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), self.hparams.lr)
+        return self._adam()
