@@ -53,7 +53,8 @@ def fit(movie: Path, out: Path, *options: str) -> None:
             "fit", "--model=LayeredVAEModule", "--model.networks.width=8", "--data=ImagesDataModule",
             f"--data.images={movie}", "--data.crop=32", "--data.batch_size=8", "--data.intensity_range=auto",
             f"--out={out}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--checkpoint_seconds=0",
-            "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", *options,
+            "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1",
+            "--data.crops_per_image=1", *options,
         ]
     )  # fmt: skip
 
@@ -247,11 +248,12 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(movie, tmp_path, monkeypa
 
 
 def message(capsys, call) -> str:
+    """What is said of a mistake, on one line."""
     with pytest.raises(SystemExit) as stop:
         call()
-    text = str(stop.value.code)
-    assert text.startswith("fgbg: ")
-    assert "\n" not in text
+    assert stop.value.code == 2
+    text = capsys.readouterr().err.splitlines()[-1]
+    assert text.startswith("fgbg ")
     return text
 
 
@@ -263,13 +265,13 @@ def test_a_run_is_not_overwritten_nor_resumed_as_another(movie, tmp_path, capsys
     said = message(capsys, lambda: fit(movie, out, "--resume", "--trainer.max_epochs=3"))
     assert f"trainer.max_epochs is 3, but the run in {out} was started with 2" in said
     said = message(capsys, lambda: fit(movie, out, "--resume", "--model.lr=0.1"))
-    assert "model is {" in said
+    assert f"model.init_args.lr is 0.1, but the run in {out} was started with 0.002" in said
 
 
 def test_bad_images_and_losses_get_one_sentence(movie, tmp_path, capsys, monkeypatch):
     said = message(capsys, lambda: fit(tmp_path / "nowhere", tmp_path / "run"))
     assert "nowhere is not there, expected a folder of images or a file" in said
-    assert "crop is 12" in message(capsys, lambda: fit(movie, tmp_path / "run", "--data.crop=12"))
+    assert "crop is 41" in message(capsys, lambda: fit(movie, tmp_path / "run", "--data.crop=41"))
 
     def fails(*arguments):
         raise NonFiniteLossError("the loss is nan at step 0")

@@ -527,7 +527,7 @@ def test_training_lowers_the_loss_and_the_checkpoint_says_the_same(tmp_path, opt
     trainer, data = fit(tmp_path, module, 4, [Record()])
     assert sum(losses[-3:]) < sum(losses[:3])
     scores = trainer.test(module, datamodule=data, verbose=False)[0]
-    assert set(scores) == {f"test/{name}" for name in ("elbo", "iou", "dice", "fg_mse", "bg_mse")}
+    assert set(scores) == {f"test/{name}" for name in ("elbo", "mask", "iou", "dice", "fg_mse", "bg_mse")}
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     loaded = LayeredVAEModule.load_from_checkpoint(tmp_path / "some.ckpt", weights_only=True)
     image = data.splits["test"].image

@@ -82,9 +82,8 @@ def test_runs_side_by_side_score_as_one_by_one(tmp_path, capsys):
         return {key: value for key, value in result.items() if key not in ("seconds", "bound_gain")}
 
     assert [of(r) for r in together] == [of(r) for results in apart for r in results]
-    with pytest.raises(
-        resume.ResumeError, match=r"epochs is 3, but the run in .*seed-[01] was started with 2"
-    ):  # whichever is first
+    said = r"epochs is 3, but the run in .*seed-[01] was started with 2"  # whichever is first
+    with pytest.raises(resume.ResumeError, match=said):
         run(tmp_path / "together", jobs=2, **{**options, "epochs": 3})
 
 

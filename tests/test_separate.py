@@ -19,8 +19,8 @@ pytest.importorskip("skimage")
 import imageio.v3 as iio  # noqa: E402
 import tifffile  # noqa: E402
 
+from fgbg_cuda.__main__ import main  # noqa: E402
 from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, ObjectNetworks, Separation, open_images  # noqa: E402
-from fgbg_cuda.vae.commands.separate import main  # noqa: E402
 from fgbg_cuda.vae.data.intensity import Intensity  # noqa: E402
 from fgbg_cuda.vae.separation.separate import load_separator, separate_images  # noqa: E402
 from fgbg_cuda.vae.separation.tiles import separate_tiles  # noqa: E402
@@ -483,7 +483,18 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def test_the_command_needs_nothing_but_the_checkpoint(tmp_path, checkpoint, capsys):
     movie = checkpoint.parent / "movie.npy"
-    main([str(checkpoint), str(movie), str(tmp_path / "out"), "--device", "cpu", "--batch-size", "5"])
+    main(
+        [
+            "separate",
+            str(checkpoint),
+            str(movie),
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+            "--batch-size",
+            "5",
+        ]
+    )
     assert "24 frames of 48 x 48 separated" in capsys.readouterr().out
     module, shape, intensity = load_separator(checkpoint)
     assert isinstance(module, LayeredVAEModule)
@@ -501,6 +512,12 @@ def test_the_command_needs_nothing_but_the_checkpoint(tmp_path, checkpoint, caps
     [
         ("movie.npy", ["--batch-size", "0"], r"--batch-size is 0, expected 1 or more"),
         ("movie.npy", ["--tile", "0"], r"--tile is 0, expected 1 or more"),
+        (
+            "movie.npy",
+            ["--device", "nonsense"],
+            r"--device is 'nonsense', expected cpu or a device that is there",
+        ),
+        ("movie.npy", ["--device", "meta:7x"], r"--device is 'meta:7x', expected cpu or"),
         ("movie.npy", ["--intensity-range", "5", "5"], r"intensity_range is \(5, 5\), expected"),
         ("nowhere", [], r"nowhere is not there, expected a folder of images or a file"),
         ("rgb.png", [], r"rgb\.png is RGB, but the model was trained on grayscale"),
@@ -509,15 +526,15 @@ def test_the_command_needs_nothing_but_the_checkpoint(tmp_path, checkpoint, caps
 def test_the_command_fails_in_one_sentence(tmp_path, checkpoint, capsys, images, options, message):
     iio.imwrite(checkpoint.parent / "rgb.png", noise(32, 32, 3))
     with pytest.raises(SystemExit) as stop:
-        main([str(checkpoint), str(checkpoint.parent / images), str(tmp_path / "out"), *options])
-    assert stop.value.code == 1
+        main(["separate", str(checkpoint), str(checkpoint.parent / images), str(tmp_path / "out"), *options])
+    assert stop.value.code == 2
     text = capsys.readouterr().err
     assert re.fullmatch(rf"fgbg separate: .*{message}.*\n", text)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command_says_how_to_overwrite(tmp_path, checkpoint, capsys):
-    arguments = [str(checkpoint), str(checkpoint.parent / "movie.npy"), str(tmp_path)]
+    arguments = ["separate", str(checkpoint), str(checkpoint.parent / "movie.npy"), str(tmp_path)]
     (tmp_path / "foreground.npy").touch()
     with pytest.raises(SystemExit):
         main(arguments)

@@ -24,6 +24,7 @@ pytest.importorskip("tensorboard")
 
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 
+from fgbg_cuda.__main__ import main  # noqa: E402
 from fgbg_cuda.vae import DigitsOnTexture, ImageFolder, LayeredVAEModule, NonFiniteLossError, ObjectNetworks  # noqa: E402
 from fgbg_cuda.vae.commands import demo  # noqa: E402
 from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
@@ -262,8 +263,8 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, damage):
 
 def test_resume_says_why_it_cannot(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        demo.main(["--resume", "--out", str(tmp_path)])
-    assert stop.value.code == 1
+        main(["demo", "--resume", "--out", str(tmp_path)])
+    assert stop.value.code == 2
     assert "nothing to resume" in capsys.readouterr().err
 
     demo._forget_earlier_run(demo.DemoConfig(out=str(tmp_path), size=32))

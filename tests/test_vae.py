@@ -255,7 +255,7 @@ def test_training_lowers_the_loss_and_ends_on_the_plain_elbo(tmp_path, small_dat
     assert sum(losses[-4:]) < sum(losses[:4])
     assert module.model.fg_scale.item() == pytest.approx(module.model.target_fg_scale)
     scores = fit.test(module, datamodule=small_data, verbose=False)[0]
-    assert set(scores) == {f"test/{name}" for name in ("elbo", "iou", "dice", "fg_mse", "bg_mse")}
+    assert set(scores) == {f"test/{name}" for name in ("elbo", "mask", "iou", "dice", "fg_mse", "bg_mse")}
 
 
 def test_checkpoint_gives_identical_outputs(tmp_path, small_data):
@@ -291,7 +291,7 @@ def test_demo_writes_its_files(tmp_path):
     config = demo.DemoConfig(size=32, out=str(out), epochs=1, train=64, val=8, test=8, rows=2, width=8)
     result = demo.run(config)
     assert json.loads((out / "metrics.json").read_text()) == result
-    assert set(result["test"]) == {"elbo", "iou", "dice", "fg_mse", "bg_mse"}
+    assert set(result["test"]) == {"elbo", "mask", "iou", "dice", "fg_mse", "bg_mse"}
     assert set(result["threshold_iou"]) == {"otsu", "oracle_global", "oracle_per_image"}
     assert result["steps"] == result["steps_planned"] == 1
     assert (out / "separation.png").read_bytes().startswith(b"\x89PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 COMMANDS = {
@@ -21,12 +22,15 @@ def main(argv: list[str] | None = None) -> None:
         prog="fgbg",
         description="Takes images apart into foreground, background and mask.",
         epilog="\n".join(["commands:", *(f"  {name:<10} {text}" for name, text in COMMANDS.items())])
-        + "\n\nThe options of a command: fgbg COMMAND --help",
+        + "\n\nThe options of a command: fgbg COMMAND --help. With --debug an error shows its trace.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
     # What follows the command is read by the command, which alone imports what it needs.
     command = parser.parse_args(arguments[:1]).command
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook, if it starts this, need not be installed here
     try:
         if command == "separate":
             from .vae.commands.separate import main as run
@@ -38,7 +42,14 @@ def main(argv: list[str] | None = None) -> None:
             from .vae.commands.fit import main as run
     except ImportError as error:
         parser.exit(1, f"fgbg {command}: {error}\n")
-    run(arguments if command in ("fit", "validate", "test") else arguments[1:])
+    from .vae.errors import MISTAKES, in_a_sentence
+
+    try:
+        run(arguments if command in ("fit", "validate", "test") else arguments[1:])
+    except MISTAKES as error:
+        if debug:
+            raise
+        parser.exit(2, f"fgbg {command}: {in_a_sentence(error)}\n")
 
 
 if __name__ == "__main__":

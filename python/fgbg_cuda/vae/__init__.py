@@ -11,6 +11,7 @@ from .data.digits import BACKGROUNDS, DigitsOnTexture
 from .data.image_data import ImagesDataModule
 from .data.images import ImageFolder, open_images
 from .data.intensity import Intensity
+from .errors import InputError, NonFiniteLossError, ResumeError
 from .models.cell_networks import (
     CellNetworks,
     CellsDecoder,
@@ -28,7 +29,7 @@ from .models.object_networks import (
     ForegroundEncoder,
     ObjectNetworks,
 )
-from .training.modules import DoubleELBOModule, LayeredVAEModule, NonFiniteLossError, SeparationModule
+from .training.modules import DoubleELBOModule, LayeredVAEModule, SeparationModule
 
 __all__ = [
     "BACKGROUNDS",
@@ -47,6 +48,7 @@ __all__ = [
     "ForegroundEncoder",
     "ImageFolder",
     "ImagesDataModule",
+    "InputError",
     "Intensity",
     "LayeredOutput",
     "LayeredVAE",
@@ -54,6 +56,7 @@ __all__ = [
     "Networks",
     "NonFiniteLossError",
     "ObjectNetworks",
+    "ResumeError",
     "ScatteredLightDecoder",
     "ScatteredLightEncoder",
     "Separation",

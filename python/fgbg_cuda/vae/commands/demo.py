@@ -18,8 +18,8 @@ from ..data.digits import BACKGROUNDS, DIGIT_SIDE, DigitsOnTexture
 from ..evaluation.figures import save_separation
 from ..evaluation.metrics import threshold_scores
 from ..models.object_networks import ObjectNetworks
-from ..training.modules import LayeredVAEModule, NonFiniteLossError
-from ..training.resume import ResumeError, check_settings, newest_checkpoint
+from ..training.modules import LayeredVAEModule
+from ..training.resume import check_settings, newest_checkpoint
 from ..training.trainer import make_trainer, quiet
 
 CLOSING_SECONDS = 30  # scoring and drawing on a busy machine, kept back from the time limit
@@ -160,8 +160,5 @@ def main(argv: list[str] | None = None) -> None:
     options = vars(parser.parse_args(argv))
     resume = options.pop("resume")
     config = DemoConfig(**options)
-    try:
-        result = run(config, resume)
-    except (ResumeError, NonFiniteLossError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+    result = run(config, resume)
     print(f"\n{table(result)}\n\n{result['seconds']:.0f} s on {result['device']}; see {config.out}/")

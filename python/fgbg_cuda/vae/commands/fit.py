@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,21 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo
-from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from ..errors import InputError
-from ..training.modules import NonFiniteLossError, images_of
+from ..errors import InputError, ResumeError, at_least, positive
+from ..evaluation.metrics import warn_of_mask
+from ..training.modules import images_of
 from ..training.pictures import Pictures
-from ..training.resume import ResumeError, check_settings, newest_checkpoint
+from ..training.resume import check_settings, newest_checkpoint
 from ..training.trainer import DEFAULTS, make_trainer, quiet
 
 CONFIGS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))}
 
 # What a resumed run may not change: its schedules were laid out for these.
-DECISIVE = ("seed_everything", "model", "data")
+DECISIVE = ("seed_everything", "model", "data", "trainer")
 
 
 class ConfigFile(ActionConfigFile):
@@ -44,6 +45,11 @@ class SaveConfig(SaveConfigCallback):
         out = Path(self.config.out)
         out.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, out / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+
+
+def model_of(out: str | Path) -> Path | None:
+    """The best model of the run in ``out``, else its last."""
+    return next((path for name in ("best", "last") if (path := Path(out) / f"{name}.ckpt").is_file()), None)
 
 
 def shape_of(data: L.LightningDataModule) -> tuple[int, int, int]:
@@ -84,7 +90,10 @@ class FgbgCLI(LightningCLI):
         )
         parser.add_argument("--monitor", default="val/elbo", help="the score that tells the best model")
         parser.add_argument(
-            "--monitor_mode", default="max", help="max or min: whether more is better or less"
+            "--monitor_mode",
+            choices=("max", "min"),
+            default="max",
+            help="whether more is better or less",
         )
         parser.add_argument(
             "--patience",
@@ -97,35 +106,53 @@ class FgbgCLI(LightningCLI):
         )
         parser.add_argument(
             "--pictures",
-            type=NonNegativeInt,
+            type=int,
             default=10,
             help="draw pictures every so many epochs and at the end (0: never)",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        command = self.config.subcommand
+        config = self.config[command]
+        at_least(0, checkpoint_seconds=config.checkpoint_seconds, pictures=config.pictures)
+        at_least(0, patience=config.patience or 0)
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+            if isinstance(config.trainer[name], (int, float)):  # Lightning divides by it without a look
+                positive(**{f"trainer.{name}": config.trainer[name]})
+        config.out = os.path.expanduser(config.out)
+        if config.ckpt_path is not None:
+            config.ckpt_path = os.path.expanduser(config.ckpt_path)
+        elif command != "fit":
+            config.ckpt_path = model_of(config.out)
+            if config.ckpt_path is None:
+                raise InputError(
+                    f"{config.out} holds no trained model to {command}, and there is no --ckpt_path"
+                )
+
     def before_instantiate_classes(self) -> None:
+        self.save_config_callback = None  # it would save to where the logger does
         if self.subcommand != "fit":
-            self.save_config_callback = None
             return
         config = self.config.fit
-        saved = Path(config.out) / "config.yaml"
+        out = Path(config.out)
+        saved = out / "config.yaml"
         if config.resume:
-            self.checkpoint = newest_checkpoint(Path(config.out) / "checkpoints")
+            self.checkpoint = newest_checkpoint(out / "checkpoints", out / "last.ckpt")
             self._check_same_run(saved)
-            self.save_config_callback = None
-        elif saved.exists() and not config.trainer.fast_dev_run:
-            raise ResumeError(
-                f"{config.out} holds a run: --resume goes on with it, another --out starts a new one"
-            )
+        elif not config.trainer.fast_dev_run and saved.exists():
+            if model_of(out) or any((out / "checkpoints").glob("*.ckpt")):
+                raise ResumeError(
+                    f"{out} holds a run: --resume goes on with it, another --out starts a new one"
+                )
+            for log in out.glob("events.out.tfevents.*"):  # of a start that failed
+                log.unlink()
 
     def _check_same_run(self, saved: Path) -> None:
         before = yaml.safe_load(saved.read_text())
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
-        now, before = (
-            {key: settings[key] for key in DECISIVE}
-            | {f"trainer.{key}": settings["trainer"][key] for key in ("max_epochs", "max_steps")}
-            for settings in (now, before)
-        )
-        check_settings(now, before, saved.parent)
+        now["trainer"] = {name: now["trainer"][name] for name in ("max_epochs", "max_steps")}
+        check_settings({name: now[name] for name in DECISIVE}, before, saved.parent)
 
     def fit(self, **options: Any) -> None:
         if self.config.fit.resume:
@@ -133,9 +160,20 @@ class FgbgCLI(LightningCLI):
         self.trainer.fit(**options, weights_only=True)
 
     def after_fit(self) -> None:
-        if self.trainer.is_global_zero and not self.config.fit.trainer.fast_dev_run:
-            out = self.config.fit.out
-            print(f"see {out}/; next: fgbg separate {out}/best.ckpt IMAGES OUT")
+        config, trainer = self.config.fit, self.trainer
+        if config.trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        if trainer.global_step == 0:
+            raise InputError(
+                f"not a step was trained: max_epochs is {trainer.max_epochs}, max_steps {trainer.max_steps}, "
+                f"limit_train_batches {trainer.limit_train_batches}"
+            )
+        warn_of_mask(trainer.callback_metrics.get("val/mask"), "the validation images")
+        model = model_of(config.out)
+        kept = (
+            "" if model.name == "best.ckpt" else f" (no best.ckpt, as {config.monitor} was never validated)"
+        )
+        print(f"see {config.out}/{kept}; next: fgbg separate {shlex.quote(str(model))} IMAGES OUT")
 
     def validate(self, **options: Any) -> None:
         self.trainer.validate(**options, weights_only=True)
@@ -153,7 +191,7 @@ class FgbgCLI(LightningCLI):
             options["logger"] = TensorBoardLogger(config.out, name="", version="")
         callbacks, plugins = (_list(options.pop(name)) for name in ("callbacks", "plugins"))
         callbacks += self._callbacks(config)
-        if self.save_config_callback and not options["fast_dev_run"]:
+        if not (config.resume or options["fast_dev_run"]):
             callbacks.append(SaveConfig(self._parser("fit"), self.config.fit, save_to_log_dir=False))
         return make_trainer(
             Path(config.out),
@@ -171,7 +209,7 @@ class FgbgCLI(LightningCLI):
         if config.pictures:
             callbacks.append(Pictures(Path(config.out) / "pictures", config.pictures))
         if config.patience is not None:
-            callbacks.append(EarlyStopping(patience=config.patience, **best))
+            callbacks.append(EarlyStopping(patience=config.patience, strict=False, **best))
         return callbacks
 
 
@@ -183,19 +221,19 @@ def main(argv: list[str] | None = None) -> None:
     quiet()
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")  # for validate
-    try:
-        FgbgCLI(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            trainer_defaults=DEFAULTS,
-            auto_configure_optimizers=False,  # each module has its own
-            parser_kwargs={"prog": "fgbg", "description": "Trains and scores models that separate images."},
-            args=argv,
-        )
-    except (ValueError, ResumeError, NonFiniteLossError) as error:
-        if isinstance(error.__cause__, InputError):  # of the images, which are opened for the model
-            error = error.__cause__
-        sys.exit(f"fgbg: {error}")
+    FgbgCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        trainer_defaults=DEFAULTS,
+        auto_configure_optimizers=False,  # each module has its own
+        parser_kwargs={
+            "prog": "fgbg",
+            "description": "Trains and scores models that separate images.",
+            "exit_on_error": False,  # what it says is said in one sentence
+            **{command: {"exit_on_error": False} for command in FgbgCLI.subcommands()},
+        },
+        args=argv,
+    )

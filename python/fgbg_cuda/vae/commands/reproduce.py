@@ -24,11 +24,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from ..data.cells import SETS, CellsUnderDisc
+from ..errors import InputError
 from ..evaluation.cell_metrics import cell_f1, covered_precision, evaluate
 from ..evaluation.figures import curves_figure, save_scores, save_separation
 from ..evaluation.oracle import posterior
 from ..training.modules import SeparationModule
-from ..training.resume import ResumeError, check_settings, newest_checkpoint
+from ..training.resume import check_settings, newest_checkpoint
 from ..training.trainer import make_trainer, quiet
 from .fit import CONFIGS
 
@@ -137,7 +138,7 @@ def reproduce(
         ValueError: an unknown model or set, or fewer jobs than one.
     """
     if jobs < 1:
-        raise ValueError(f"jobs is {jobs}, expected at least 1")
+        raise InputError(f"jobs is {jobs}, expected at least 1")
     out = Path(out)
     runs = [
         Run(m, s, n, out / m / s / f"seed-{n}", epochs, checkpoint_seconds, images or {})
@@ -147,9 +148,9 @@ def reproduce(
     ]
     for run in runs:
         if run.model != ORACLE and run.model not in MODELS:
-            raise ValueError(f"models: got {run.model!r}, takes some of {', '.join(MODELS)}")
+            raise InputError(f"models: got {run.model!r}, takes some of {', '.join(MODELS)}")
         if run.set not in SETS:
-            raise ValueError(f"sets: got {run.set!r}, takes some of {', '.join(SETS)}")
+            raise InputError(f"sets: got {run.set!r}, takes some of {', '.join(SETS)}")
     scores = _side_by_side(runs, jobs) if jobs > 1 else _one_by_one(runs)
     results = [
         {"model": run.model, "set": run.set, "seed": run.seed, **of_run}
@@ -324,10 +325,7 @@ def main(argv: list[str] | None = None) -> None:
         "--jobs", type=int, default=torch.get_num_threads(), help="runs at a time (default: one a core)"
     )
     options = parser.parse_args(argv)
-    try:
-        results = reproduce(
-            options.out, options.seeds, options.sets, options.models, options.epochs, jobs=options.jobs
-        )
-    except ResumeError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+    results = reproduce(
+        options.out, options.seeds, options.sets, options.models, options.epochs, jobs=options.jobs
+    )
     print(f"\n{table(results)}\nsee {options.out}/")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 
 import torch
+from torch import Tensor
 
 from ..data.images import open_images
 from ..data.intensity import Intensity
 from ..errors import InputError
+from ..evaluation.metrics import warn_of_mask
+from ..models.layered import Separation
 from ..separation.separate import load_separator, separate_images
 
 
@@ -45,12 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         "--channel", type=int, metavar="N", help="the channel to read of images with several, counted from 0"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there already")
-    options = parser.parse_args(argv)
-    try:
-        run(options)
-    except (InputError, OSError) as error:
-        hint = "; --overwrite replaces it" if isinstance(error, FileExistsError) else ""
-        parser.exit(1, f"{parser.prog}: {error}{hint}\n")
+    run(parser.parse_args(argv))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -61,6 +60,12 @@ def run(options: argparse.Namespace) -> None:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
+        raise InputError(
+            f"--device is {device!r}, expected cpu or a device that is there ({error})"
+        ) from error
     module, shape, intensity = load_separator(options.checkpoint, device)
     if options.intensity_range is not None:
         intensity = Intensity(tuple(options.intensity_range))
@@ -73,14 +78,25 @@ def run(options: argparse.Namespace) -> None:
     size = shape and shape[1:]
     if options.tile is not None:
         size = (options.tile, options.tile)
-    separate_images(
-        module.separate,
-        images,
-        options.out,
-        size=size,
-        batch_size=options.batch_size,
-        device=device,
-        overwrite=options.overwrite,
-        progress=True,
-    )
+    shares = []
+
+    def separate(x: Tensor) -> Separation:
+        found = module.separate(x)
+        shares.append(found.mask.mean().item())
+        return found
+
+    try:
+        separate_images(
+            separate,
+            images,
+            options.out,
+            size=size,
+            batch_size=options.batch_size,
+            device=device,
+            overwrite=options.overwrite,
+            progress=True,
+        )
+    except FileExistsError as error:
+        raise InputError(f"{error}; --overwrite replaces it") from error
+    warn_of_mask(statistics.mean(shares), options.images)
     print(f"{len(images)} frames of {images.shape[1]} x {images.shape[2]} separated; see {options.out}/")

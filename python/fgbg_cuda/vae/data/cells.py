@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError, at_least
 from .loaders import SPLITS, InMemorySplits
 
 SIZE = 60
@@ -76,7 +77,7 @@ class NoisySplit(NamedTuple):
 def draw(name: str, count: int, *, seed: int, split: str) -> NoisySplit:
     """``count`` images of set ``name``, unscaled; the same for the same arguments on every machine."""
     if name not in SETS:
-        raise ValueError(f"name: got {name!r}, takes one of {', '.join(SETS)}")
+        raise InputError(f"name: got {name!r}, takes one of {', '.join(SETS)}")
     rng = np.random.default_rng([seed, list(SETS).index(name), SPLITS.index(split)])
     cells = rng.random((count, len(CELL_CORNERS))) < CELL_PROBABILITY
     discs = rng.random((count, len(SETS[name]))) < SETS[name]
@@ -137,6 +138,8 @@ class CellsUnderDisc(InMemorySplits):
         batch_size: int = 25,
     ) -> None:
         super().__init__()
+        at_least(0, seed=seed)
+        at_least(1, train=train, val=val, test=test, batch_size=batch_size)
         self.save_hyperparameters()
         self.splits: dict[str, CellsBatch] = {}
         self.threshold: float | None = None

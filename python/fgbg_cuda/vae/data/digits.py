@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError, at_least
 from .loaders import SPLITS, InMemorySplits
 
 BACKGROUNDS = ("grass", "brick", "gravel")
@@ -66,7 +67,7 @@ def load_texture(name: str) -> np.ndarray:
     import skimage.data
 
     if name not in BACKGROUNDS:
-        raise ValueError(f"background: got {name!r}, takes one of {', '.join(BACKGROUNDS)}")
+        raise InputError(f"background: got {name!r}, takes one of {', '.join(BACKGROUNDS)}")
     return getattr(skimage.data, name)().astype(np.float32) / 255
 
 
@@ -87,7 +88,7 @@ def make_split(split: str, count: int, *, background: str, size: int, seed: int)
     Position, crop and tone are drawn independently.
     """
     if size not in DIGIT_SIDE:
-        raise ValueError(f"size: got {size}, takes one of {sorted(DIGIT_SIDE)}")
+        raise InputError(f"size: got {size}, takes one of {sorted(DIGIT_SIDE)}")
     side = DIGIT_SIDE[size]
     first, last = DIGIT_RANGES[split]
     glyphs = scale_digits(load_digits(seed)[first:last], side)
@@ -130,6 +131,8 @@ class DigitsOnTexture(InMemorySplits):
         batch_size: int = 64,
     ) -> None:
         super().__init__()
+        at_least(0, seed=seed)
+        at_least(1, train=train, val=val, test=test, batch_size=batch_size)
         self.save_hyperparameters()
         self.splits: dict[str, Batch] = {}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import InputError
+from ..errors import InputError, at_least
 from .images import ImageFolder, Images, open_images
 from .intensity import (
     Intensity,
@@ -23,7 +23,7 @@ from .intensity import (
     measure,
     warn_of_other_intensities,
 )
-from .loaders import SPLITS, Batches, ResumableLoader, ShuffledBatches
+from .loaders import SPLITS, Batches, ResumableLoader, ShuffledBatches, overfits
 
 BATCHES = (
     50  # in an epoch, at the least: what a few epochs learn is not to depend on how many images there are
@@ -92,6 +92,8 @@ class ImagesDataModule(L.LightningDataModule):
         crops_per_image: int | None = None,
     ) -> None:
         super().__init__()
+        at_least(0, seed=seed, num_workers=num_workers)
+        at_least(1, batch_size=batch_size, crops_per_image=crops_per_image or 1)
         images, masks = str(images), None if masks is None else str(masks)  # a checkpoint takes no Path
         self.save_hyperparameters()
         self.splits: dict[str, Crops] = {}
@@ -100,8 +102,6 @@ class ImagesDataModule(L.LightningDataModule):
         if self.splits:
             return
         h = self.hparams
-        if h.crops_per_image is not None and h.crops_per_image < 1:
-            raise InputError(f"crops_per_image is {h.crops_per_image}, expected 1 or more")
         # Whatever the values are, the images have to open for them to be measured.
         given = (0, 1) if h.intensity_range == "auto" else h.intensity_range
         images = open_images(h.images, Intensity(given and tuple(given)), h.channel)
@@ -169,6 +169,8 @@ class ImagesDataModule(L.LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader:
+        if overfits(self):
+            return self._eval_loader("train")
         count, h = len(self.splits["train"]), self.hparams
         return self._loader(ResumableLoader, "train", ShuffledCrops(count, h.batch_size, h.seed))
 

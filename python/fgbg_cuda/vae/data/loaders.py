@@ -10,7 +10,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 
 from ..errors import InputError
 
@@ -18,12 +18,17 @@ SPLITS = ("train", "val", "test")
 SCORED_TOGETHER = 50
 
 
-class Batches(DistributedSampler):
+class Batches(DistributedSampler, SequentialSampler):
     """Batches of the indices below ``count``, in order; the last one may be short.
 
     With several processes each gets its part of every batch: together they see what one process would.
-    (Being a DistributedSampler tells Lightning that this is taken care of.)
+    (Being a DistributedSampler tells Lightning that this is taken care of; being a SequentialSampler, that
+    ``overfit_batches`` need not put one in its place, which would give single images.)
+
+    ``first`` is the batch at which the next pass, and only that, starts.
     """
+
+    first = 0
 
     def __init__(self, count: int, batch_size: int, seed: int = 0) -> None:
         several = dist.is_available() and dist.is_initialized()
@@ -47,20 +52,21 @@ class Batches(DistributedSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.order()
-        for first, last in itertools.pairwise(self.bounds):
+        start, self.first = self.first, 0
+        for first, last in itertools.islice(itertools.pairwise(self.bounds), start, None):
             yield order[first:last].tensor_split(self.num_replicas)[self.rank].tolist()
 
 
 class ShuffledBatches(Batches):
     """Full batches of indices, in an order that follows from ``seed`` and the epoch alone.
 
-    Lightning calls ``set_epoch``; ``first`` is the batch at which the next pass, and only that, starts.
+    Lightning calls ``set_epoch``.
     """
-
-    first = 0
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         super().__init__(count, batch_size, seed)
+        if count < batch_size:
+            raise InputError(f"batch_size is {batch_size}, but there are only {count} training images")
         self.bounds = list(range(0, count + 1, batch_size))
 
     def order(self) -> Tensor:
@@ -69,13 +75,9 @@ class ShuffledBatches(Batches):
             order = torch.randperm(self.count, generator=generator)
         return order
 
-    def __iter__(self) -> Iterator[list[int]]:
-        first, self.first = self.first, 0
-        yield from itertools.islice(super().__iter__(), first, None)
-
 
 class ResumableLoader(DataLoader):
-    """A loader over :class:`ShuffledBatches` whose place in the epoch Lightning saves and restores."""
+    """A loader over :class:`Batches` whose place in the epoch Lightning saves and restores."""
 
     batches = 0  # handed out in this epoch; the sampler does not know, as workers run ahead of it
 
@@ -90,6 +92,11 @@ class ResumableLoader(DataLoader):
         for batch in super().__iter__():
             self.batches += 1
             yield batch
+
+
+def overfits(data: L.LightningDataModule) -> bool:
+    """Whether the trainer is to see the same few batches again and again: they are then not shuffled."""
+    return data.trainer is not None and data.trainer.overfit_batches > 0
 
 
 def in_memory_loader(images: NamedTuple, batch_size: int, *, shuffle: bool, seed: int) -> DataLoader:
@@ -115,7 +122,8 @@ class InMemorySplits(L.LightningDataModule):
     def _loader(self, split: str) -> DataLoader:
         h, train = self.hparams, split == "train"
         batch_size = h.batch_size if train else max(h.batch_size, SCORED_TOGETHER)
-        return in_memory_loader(self.splits[split], batch_size, shuffle=train, seed=h.seed)
+        shuffle = train and not overfits(self)
+        return in_memory_loader(self.splits[split], batch_size, shuffle=shuffle, seed=h.seed)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train")

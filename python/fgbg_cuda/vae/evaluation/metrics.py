@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,16 @@ def truth_scores(found: Separation, batch: Any) -> dict[str, Tensor]:
     if background is not None:
         scores["bg_mse"] = background_mse(found.background, background)
     return scores
+
+
+def warn_of_mask(share: Tensor | float | None, where: str) -> None:
+    """Warns if the masks cover so little or so much of ``where``, on average, that nothing was separated."""
+    if share is not None and not 0.001 <= share <= 0.9:
+        warnings.warn(
+            f"the masks cover {float(share):.2%} of {where}: one layer shows everything; try a bg_cell or a "
+            "crop of another size, another fg_scale, another seed_everything",
+            stacklevel=2,
+        )
 
 
 def threshold_scores(image: Tensor, truth: Tensor, levels: int = 99) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from ..errors import at_least
+from ..errors import InputError, at_least
 from .networks import Gaussian, Networks
 
 STRIDE = 6  # pixels from one foreground latent to the next
@@ -64,13 +64,13 @@ def grid_of(size: tuple[int, int]) -> tuple[int, int]:
     """
     height, width = size
     if height % STRIDE or width % STRIDE:
-        raise ValueError(f"size is {height} x {width}, expected multiples of {STRIDE}")
+        raise InputError(f"size is {height} x {width}, expected multiples of {STRIDE}")
     return height // STRIDE, width // STRIDE
 
 
 def check_size(x: Tensor, size: tuple[int, int]) -> None:
     if tuple(x.shape[-2:]) != tuple(size):
-        raise ValueError(
+        raise InputError(
             f"x has shape {list(x.shape)}, but these networks were made for {size[0]} x {size[1]}"
         )
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from ..errors import at_least
-from .layered import Latent, Separation, draw_latent, draw_seed
+from ..errors import InputError, at_least
+from .layered import Latent, Separation, draw_latent, draw_seed, quantile
 
 SHAPE = (1, 60, 60)  # of the images: the layers below are made for it
 PLACES = 8  # of foreground latents, along each side
@@ -137,7 +137,7 @@ class DoubleELBO(nn.Module):
     ) -> None:
         super().__init__()
         if tuple(shape) != SHAPE:
-            raise ValueError(f"the images are {shape} (C, H, W), but a DoubleELBO takes {SHAPE}")
+            raise InputError(f"the images are {shape} (C, H, W), but a DoubleELBO takes {SHAPE}")
         at_least(1, fg_latents=fg_latents, bg_latents=bg_latents)
         self.fg_encoder = nn.Sequential(
             nn.Conv2d(1, 16, 6, stride=3, padding=2),
@@ -172,7 +172,7 @@ class DoubleELBO(nn.Module):
     ) -> DoubleELBOOutput:
         """Encode and decode x [B, 1, 60, 60]: as :meth:`LayeredVAE.forward`."""
         if tuple(x.shape[1:]) != SHAPE:
-            raise ValueError(f"x has shape {list(x.shape)}, expected [B, 1, 60, 60]")
+            raise InputError(f"x has shape {list(x.shape)}, expected [B, 1, 60, 60]")
         seeds = (None, None)
         if sample:
             seed = draw_seed() if seed is None else seed
@@ -234,8 +234,7 @@ class DoubleELBO(nn.Module):
         images last seen in training, from the 5 % quantile to the 95 %. So the background may be inactive in
         as few as a tenth of the images: then that end is the middle of those.
         """
-        quantiles = torch.tensor((*ENDS, 0.5)).to(self.recent_z_bg)
-        low, high, middle = torch.quantile(self.recent_z_bg, quantiles, dim=0)
+        low, high, middle = (quantile(self.recent_z_bg, q, dim=0) for q in (*ENDS, 0.5))
         inactive = []
         for latent in range(self.bg_latents):
             brightness = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from ..errors import positive
+from ..errors import InputError, positive
 from .networks import Gaussian, Networks
 from .object_networks import ObjectNetworks
 
@@ -44,6 +44,11 @@ def draw_latent(mu: Tensor, logvar: Tensor, seed: int | None, first: int) -> tup
     offset = first * mu.shape[1:].numel()
     z, kl = fgbg_cuda.sample_gaussian(mu, logvar, seed=seed, offset=offset, reduction="sample")
     return Latent(z, mu, logvar), kl
+
+
+def quantile(x: Tensor, q: float, dim: int) -> Tensor:
+    """As torch's own, which takes neither bfloat16 nor float16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).quantile(q, dim).to(x.dtype)
 
 
 class LayeredOutput(NamedTuple):
@@ -130,19 +135,19 @@ class LayeredVAE(nn.Module):
     ) -> None:
         super().__init__()
         if composition not in COMPOSITIONS:
-            raise ValueError(f"composition is {composition!r}, expected one of {', '.join(COMPOSITIONS)}")
+            raise InputError(f"composition is {composition!r}, expected one of {', '.join(COMPOSITIONS)}")
         if likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood is {likelihood!r}, expected one of {', '.join(LIKELIHOODS)}")
+            raise InputError(f"likelihood is {likelihood!r}, expected one of {', '.join(LIKELIHOODS)}")
         if mask_prior is not None and not 0 < mask_prior < 1:
-            raise ValueError(f"mask_prior is {mask_prior}, expected a probability between 0 and 1")
+            raise InputError(f"mask_prior is {mask_prior}, expected a probability between 0 and 1")
         if mask_prior is None and composition == "masked":
-            raise ValueError("mask_prior is None, but the composition 'masked' needs a prior of its masks")
+            raise InputError("mask_prior is None, but the composition 'masked' needs a prior of its masks")
         if mask_prior is not None and composition == "mixture":
-            raise ValueError("mask_prior: the composition 'mixture' has a prior already, decoded from z_fg")
+            raise InputError("mask_prior: the composition 'mixture' has a prior already, decoded from z_fg")
         positive(fg_scale=fg_scale)
         if learn_fg_scale and (likelihood == "bernoulli" or composition == "blended"):
             kind = "likelihood 'bernoulli'" if likelihood == "bernoulli" else "composition 'blended'"
-            raise ValueError(f"learn_fg_scale: the {kind} has no scale of the foreground")
+            raise InputError(f"learn_fg_scale: the {kind} has no scale of the foreground")
         self.composition, self.likelihood, self.mask_prior = composition, likelihood, mask_prior
         self.additive, self.explain_away = additive, explain_away
         self.target_fg_scale = fg_scale
@@ -296,7 +301,7 @@ class LayeredVAE(nn.Module):
         foreground, background = self.mean(out.foreground), self.mean(out.background)
         composite = self._compose(mask, out.foreground, out.background)
         if self.additive:
-            dark = out.background.flatten(2).quantile(DARK, dim=2)[:, :, None, None]
+            dark = quantile(out.background.flatten(2), DARK, dim=2)[:, :, None, None]
             foreground = self._compose(mask, dark + out.foreground - out.background, dark)
         return Separation(foreground, background, mask, composite)
 

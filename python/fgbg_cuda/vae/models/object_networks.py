@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import at_least
+from ..errors import InputError, at_least
 from .networks import Gaussian, Networks
 
 
@@ -31,9 +31,9 @@ class ObjectNetworks(Networks):
     def __post_init__(self) -> None:
         at_least(1, **asdict(self))
         if self.width % 4:
-            raise ValueError(f"width is {self.width}, expected a multiple of 4")
+            raise InputError(f"width is {self.width}, expected a multiple of 4")
         if self.bg_cell not in (8, 16, 32):
-            raise ValueError(f"bg_cell is {self.bg_cell}, expected 8, 16 or 32")
+            raise InputError(f"bg_cell is {self.bg_cell}, expected 8, 16 or 32")
 
     @property
     def size_multiple(self) -> int:
@@ -41,7 +41,7 @@ class ObjectNetworks(Networks):
 
     def build(self, shape: tuple[int, int, int], likelihood: str) -> tuple[nn.Module, ...]:
         if likelihood == "bernoulli":
-            raise ValueError("likelihood 'bernoulli' takes logits, but ObjectNetworks give intensities")
+            raise InputError("likelihood 'bernoulli' takes logits, but ObjectNetworks give intensities")
         channels = shape[0]
         return (
             ForegroundEncoder(channels, self.fg_latents, self.width),
@@ -172,7 +172,7 @@ class BackgroundEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Gaussian:
         if x.shape[-2] % self.cell or x.shape[-1] % self.cell:
-            raise ValueError(f"x is {x.shape[-2]} x {x.shape[-1]}, expected multiples of {self.cell}")
+            raise InputError(f"x is {x.shape[-2]} x {x.shape[-1]}, expected multiples of {self.cell}")
         mu, logvar = self.net(x).chunk(2, dim=1)
         return mu, logvar
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning as L
@@ -11,19 +12,35 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from ..errors import at_least, positive
+from ..errors import InputError, NonFiniteLossError, at_least, positive
 from ..evaluation.metrics import truth_scores
 from ..models.double_elbo import DoubleELBO, DoubleELBOOutput
 from ..models.layered import Latent, LayeredOutput, LayeredVAE, Separation
 
-
-class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite; the message says through which term, and where."""
+ASSUMED_STEPS = 1000  # where the number of steps is not known, the warm-ups are those of so long a training
 
 
 def images_of(batch: Any) -> Tensor:
-    """The images [B, C, H, W] of a batch: the batch itself, or its first field."""
-    return batch if isinstance(batch, Tensor) else batch[0]
+    """The images [B, C, H, W] of a batch: the batch itself, or its first field.
+
+    Raises:
+        InputError: it is something else.
+    """
+    images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        what = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(
+            f"a batch has images of type {what}, expected a tensor of floats [B, C, H, W], or a tuple whose "
+            "first field is one"
+        )
+    return images
+
+
+def check_range(images: Tensor) -> None:
+    """Refuses images far outside [0, 1]. (Noise that was added may reach a little beyond.)"""
+    least, most = (value.item() for value in images.aminmax())
+    if least < -1 or most > 2:
+        raise InputError(f"the images have values from {least:g} to {most:g}, expected 0 to 1")
 
 
 class SeparationModule(L.LightningModule):
@@ -35,7 +52,7 @@ class SeparationModule(L.LightningModule):
 
     A subclass says what a batch costs (:meth:`objective`) and what is a bound on log p(x) (:meth:`elbo`).
     Logged are ``train/loss``, ``train/`` each term (every ``log_every_n_steps`` of the trainer), and ``val/``
-    or ``test/`` ``elbo`` and the scores.
+    or ``test/`` ``elbo``, ``mask`` (its mean) and the scores.
 
     Of the hyperparameters of a subclass, two are read here: the KL's weight rises linearly from 0 to 1 over
     the first ``kl_warmup`` of the training, a fraction; ``lr`` is the peak of a one-cycle schedule.
@@ -73,8 +90,10 @@ class SeparationModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = images_of(batch)
+        if batch_idx == 0:
+            check_range(x)
         out = self.model(x, **self._noise(x, batch_idx))
-        steps = self.hparams.kl_warmup * self.trainer.estimated_stepping_batches
+        steps = self.hparams.kl_warmup * (self._planned_steps() or ASSUMED_STEPS)
         weight = min(1.0, (self.global_step + 1) / max(1.0, steps))
         loss, terms = self.objective(out, batch, weight)
         if not torch.isfinite(loss):
@@ -89,6 +108,11 @@ class SeparationModule(L.LightningModule):
         if every > 0 and (self.global_step + 1) % every == 0:
             self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
         return loss
+
+    def _planned_steps(self) -> int | None:
+        """The number of steps of the whole training; None if nothing but a time limit or the user ends it."""
+        steps = self.trainer.estimated_stepping_batches
+        return int(steps) if 0 < steps < float("inf") else None
 
     def _noise(self, x: Tensor, batch_idx: int) -> dict[str, int]:
         """The noise of x [B, C, H, W], this process's part of a batch: its part of the batch's noise.
@@ -113,9 +137,11 @@ class SeparationModule(L.LightningModule):
 
     def _score(self, batch: Any, batch_idx: int, stage: str) -> None:
         x = images_of(batch)
+        found = self.separate(x)
         scores = {
             "elbo": self.elbo(self.model(x, **self._noise(x, batch_idx)), x),
-            **truth_scores(self.separate(x), batch),
+            "mask": found.mask.flatten(1).mean(1),
+            **truth_scores(found, batch),
         }
         self.log_dict(
             {f"{stage}/{name}": value.mean() for name, value in scores.items()},
@@ -145,14 +171,30 @@ class SeparationModule(L.LightningModule):
         self.noise_seed = checkpoint["noise_seed"]
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
+        optimizer = self._adam()
+        steps = self._planned_steps()
+        if steps is None:
+            warnings.warn(
+                f"the number of steps is not known: the learning rate stays at {self.hparams.lr:g}, and the "
+                f"warm-ups are those of {ASSUMED_STEPS} steps; trainer.max_steps gives a number",
+                stacklevel=2,
+            )
+            return {"optimizer": optimizer}
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             self.hparams.lr,
-            total_steps=int(self.trainer.estimated_stepping_batches),
+            total_steps=steps,
             pct_start=0.15,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _adam(self) -> torch.optim.Adam:
+        if self.dtype == torch.float16:
+            raise InputError(
+                "trainer.precision is 16-true, but Adam's squares of gradients are beyond float16's range: "
+                "expected bf16-true, bf16-mixed, 16-mixed or 32-true"
+            )
+        return torch.optim.Adam(self.parameters(), self.hparams.lr)
 
 
 def free_bits_kl(latents: tuple[Latent, ...], free_bits: float) -> Tensor:
@@ -201,12 +243,12 @@ class LayeredVAEModule(SeparationModule):
         positive(lr=lr, fg_scale_start=fg_scale_start)
         super().__init__(LayeredVAE(**model_options))
         if prune > 0 and not hasattr(self.model.fg_encoder, "prune"):
-            raise ValueError(f"prune is {prune}, but {type(self.model.fg_encoder).__name__} cannot be pruned")
+            raise InputError(f"prune is {prune}, but {type(self.model.fg_encoder).__name__} cannot be pruned")
         self.save_hyperparameters()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         h = self.hparams
-        done = self.global_step / self.trainer.estimated_stepping_batches
+        done = self.global_step / (self._planned_steps() or ASSUMED_STEPS)
         if h.prune > 0 and batch_idx == 0 and done >= 2 / 3:
             self.model.fg_encoder.prune(h.prune)
         warm = done >= h.scale_warmup
@@ -220,7 +262,7 @@ class LayeredVAEModule(SeparationModule):
         h, x = self.hparams, images_of(batch)
         if h.supervised:
             if not hasattr(batch, "mask"):
-                raise ValueError(f"supervised: a batch needs a field mask, got a {type(batch).__name__}")
+                raise InputError(f"supervised: a batch needs a field mask, got a {type(batch).__name__}")
             reconstruction = self.model.supervised_reconstruction(out, x, batch.mask).mean()
         else:
             reconstruction = self.model.reconstruction(out, x).mean()
@@ -319,4 +361,4 @@ class DoubleELBOModule(SeparationModule):
         }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), self.hparams.lr)
+        return self._adam()

@@ -16,9 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-
-class ResumeError(RuntimeError):
-    """There is no run to continue, or not the one asked for."""
+from ..errors import ResumeError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -87,7 +85,7 @@ class ResumeState(Callback):
     """Restores what Lightning does not: the random generators and, at times, the place in the epoch.
 
     The state is made of tensors and plain numbers, so that ``weights_only=True`` can load it. The training
-    loader has to be a :class:`~fgbg_cuda.vae.data.loaders.ResumableLoader`.
+    loader should be a :class:`~fgbg_cuda.vae.data.loaders.ResumableLoader`.
     """
 
     def __init__(self) -> None:
@@ -116,7 +114,9 @@ class ResumeState(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._restore()
-        if self.loaded is not None:
+        if self.loaded is not None and not hasattr(trainer.train_dataloader, "load_state_dict"):
+            warnings.warn("the loader of the training images starts anew, as it cannot resume", stacklevel=2)
+        elif self.loaded is not None:
             # Lightning restores a loader as it makes it; one made before the checkpoint is read, for a
             # scheduler that asks for the number of steps, it forgets.
             trainer.train_dataloader.load_state_dict({"batches": trainer.fit_loop.batch_idx + 1})
@@ -135,15 +135,15 @@ class ResumeState(Callback):
         self.loaded = None
 
 
-def newest_checkpoint(folder: str | Path) -> Path:
-    """The newest whole checkpoint of a :class:`ResumeCheckpoint` in ``folder``.
+def newest_checkpoint(folder: str | Path, *others: Path) -> Path:
+    """The newest whole checkpoint of a :class:`ResumeCheckpoint` in ``folder``, else one of the ``others``.
 
     Warns of each newer one that is truncated or corrupt.
 
     Raises:
         ResumeError: there is none.
     """
-    found = sorted(Path(folder).glob("*.ckpt"), reverse=True)
+    found = [*sorted(Path(folder).glob("*.ckpt"), reverse=True), *(path for path in others if path.exists())]
     for path in found:
         try:
             with zipfile.ZipFile(path) as archive:  # torch.save writes a zip archive, with checksums
@@ -156,14 +156,17 @@ def newest_checkpoint(folder: str | Path) -> Path:
     raise ResumeError(f"nothing to resume in {folder}: it holds {len(found)} checkpoints, none of them whole")
 
 
-def check_settings(now: dict[str, Any], before: dict[str, Any], folder: Path) -> None:
+def check_settings(now: dict[str, Any], before: dict[str, Any], folder: Path, within: str = "") -> None:
     """Refuses to go on with the run in ``folder`` with settings other than those it was started with.
 
     Raises:
         ResumeError: naming the first that differs.
     """
     for name, value in now.items():
-        if value != before[name]:
+        was = before.get(name)
+        if isinstance(value, dict) and isinstance(was, dict):
+            check_settings(value, was, folder, f"{within}{name}.")
+        elif value != was:
             raise ResumeError(
-                f"{name} is {value!r}, but the run in {folder} was started with {before[name]!r}"
+                f"{within}{name} is {value!r}, but the run in {folder} was started with {was!r}"
             )
