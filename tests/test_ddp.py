@@ -73,7 +73,7 @@ def train(movie: str, out: str, rank: int, world: int, port: int) -> None:
         **options,
     )
     data = ImagesDataModule(
-        movie, crop=16, batch_size=8, val_fraction=0.125, test_fraction=0.05
+        movie, crop=16, batch_size=8, val_fraction=0.125, test_fraction=0.05, crops_per_image=1
     )  # 33, 5 and 2
     trainer.fit(module, datamodule=data)
     torch.save(

@@ -17,12 +17,15 @@ import torch
 
 L = pytest.importorskip("lightning")
 pytest.importorskip("skimage")
+pytest.importorskip("tensorboard")
 
 import imageio.v3 as iio  # noqa: E402
 import PIL.Image  # noqa: E402
 import PIL.ImageOps  # noqa: E402
 import tifffile  # noqa: E402
+from ome_files import write_ome_set  # noqa: E402
 
+from fgbg_cuda.__main__ import main  # noqa: E402
 from fgbg_cuda.vae import (  # noqa: E402
     ImagesDataModule,
     Intensity,
@@ -314,31 +317,10 @@ def test_the_data_module_reads_the_channel_that_is_chosen(tmp_path):
     assert shown < {(frame[1] / 65535).astype(np.float32).tobytes() for frame in pixels}
 
 
-def ome_set(folder: Path, *shape: int) -> np.ndarray:
-    """One OME-TIFF in many files of a page each, T x C of them, as Micro-Manager writes it."""
-    pixels = noise(*shape, dtype=np.uint16)
-    places = list(np.ndindex(shape[:2]))
-    names = [f"img_channel{c:03}_time{t:03}.tif" for t, c in places]
-    data = "".join(
-        f'<TiffData FirstT="{t}" FirstC="{c}" FirstZ="0" IFD="0" PlaneCount="1">'
-        f'<UUID FileName="{name}">urn:uuid:{k}</UUID></TiffData>'
-        for k, ((t, c), name) in enumerate(zip(places, names, strict=True))
-    )
-    for k, ((t, c), name) in enumerate(zip(places, names, strict=True)):
-        ome = (
-            '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
-            f'UUID="urn:uuid:{k}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" '
-            f'Type="uint16" SizeT="{shape[0]}" SizeC="{shape[1]}" '
-            f'SizeZ="1" SizeY="{shape[2]}" SizeX="{shape[3]}">'
-            f"{data}</Pixels></Image></OME>"
-        )
-        tifffile.imwrite(folder / name, pixels[t, c], description=ome.encode(), metadata=None)
-    return pixels
-
-
 @pytest.mark.parametrize("channels", [1, 2])
 def test_an_ome_tiff_of_many_files_is_one_movie(tmp_path, channels):
-    pixels = ome_set(tmp_path, 4, channels, 8, 12)
+    pixels = noise(4, channels, 8, 12, dtype=np.uint16)
+    write_ome_set(tmp_path, pixels)
     channel = None if channels == 1 else 1
     for path in (tmp_path, tmp_path / "img_channel000_time002.tif"):
         images = open_images(path, channel=channel)
@@ -463,6 +445,32 @@ def test_frames_of_a_video_in_any_order(tmp_path, name, codec, pixel_format, sha
     assert all(torch.equal(item[0], images[i]) for i, item in enumerate(loader))
 
 
+def test_a_video_is_turned_as_players_turn_it(tmp_path):
+    movie = np.repeat(np.arange(0, 240, 15, dtype=np.uint8)[:, None], 32, 1)[None].repeat(
+        3, 0
+    )  # darkest on top
+    video(tmp_path / "phone.mp4", np.stack([movie] * 3, -1), "mpeg4", "yuv420p")
+    data = bytearray((tmp_path / "phone.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 44  # of the track's header: where the picture's axes point to
+    struct.pack_into(">9i", data, matrix, 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # to the right
+    (tmp_path / "phone.mp4").write_bytes(data)
+    images = open_images(tmp_path / "phone.mp4")
+    assert images.shape == (3, 32, 16)
+    across = images.frame(0)[..., 0].mean(0)
+    assert across[0] > 200  # what was on top is now on the right
+    assert across[-1] < 30
+
+
+@pytest.mark.parametrize(("module", "extra", "name"), [("av", "video", "a.mp4"), ("h5py", "hdf5", "a.h5")])
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch, module, extra, name):
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).touch()
+    with pytest.raises(
+        ValueError, match=rf'to read .*{name}, pip install "fgbg_cuda\[{extra}\]" \({module} is'
+    ):
+        open_images(tmp_path / name)
+
+
 # ---- files that are no good ----
 
 
@@ -504,7 +512,7 @@ def test_no_file_stays_open(tmp_path, recwarn):
         PIL.Image.fromarray(frame).save(tmp_path / "folder" / f"{i}.png")
         tifffile.imwrite(tmp_path / "folder" / f"{i}.tif", frame)
     (tmp_path / "set").mkdir()
-    ome_set(tmp_path / "set", 3, 1, 8, 8)
+    write_ome_set(tmp_path / "set", noise(3, 1, 8, 8, dtype=np.uint16))
     (tmp_path / "damaged.tif").write_bytes((tmp_path / "packed.tif").read_bytes()[:999])
     before = os.listdir("/proc/self/fd")
     with warnings.catch_warnings():
@@ -770,6 +778,25 @@ def test_images_of_any_size_are_trained_on(tmp_path):
         trainer.fit(module, datamodule=data)
         found = module.separate(data.splits["val"][[0]].image)
         assert found.foreground.shape == (1, *shape)
+
+
+def test_colours_train_with_the_config_for_movies(tmp_path):
+    movie = save_stack(tmp_path / "movie.tif", noise(10, 60, 44, 3))
+    main(
+        [
+            "fit", "--config=movie", f"--data.images={movie}", "--data.crop=40", "--data.batch_size=4",
+            "--data.intensity_range=[0, 255]", f"--out={tmp_path}/run", "--pictures=0",
+            "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+        ]
+    )  # fmt: skip
+    main(["separate", f"{tmp_path}/run/last.ckpt", str(movie), f"{tmp_path}/layers", "--device=cpu"])
+    assert tifffile.imread(tmp_path / "layers" / "foreground.tif").shape == (10, 60, 44, 3)
+    assert tifffile.imread(tmp_path / "layers" / "mask.tif").shape == (10, 60, 44)
+
+
+def test_a_model_for_other_channels_says_so():
+    with pytest.raises(ValueError, match="x has 3 channels, expected 1 as in the model's shape"):
+        LayeredVAEModule(networks=ObjectNetworks(width=4)).separate(torch.rand(2, 3, 16, 16))
 
 
 # ---- masks ----

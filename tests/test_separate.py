@@ -18,6 +18,7 @@ pytest.importorskip("skimage")
 
 import imageio.v3 as iio  # noqa: E402
 import tifffile  # noqa: E402
+from ome_files import write_ome_set  # noqa: E402
 
 from fgbg_cuda.__main__ import main  # noqa: E402
 from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, ObjectNetworks, Separation, open_images  # noqa: E402
@@ -272,6 +273,16 @@ def test_the_layers_of_one_channel_have_no_axis_of_channels(tmp_path):
     for layer in ("foreground", "mask"):
         found = described(tmp_path / "out" / f"{layer}.tif")
         assert (found["axes"], found["imagej"]["finterval"]) == ("TYX", 2.0)
+
+
+def test_the_layers_of_an_ome_tiff_of_many_files_are_one_file_each(tmp_path):
+    (tmp_path / "in").mkdir()
+    movie = noise(3, 16, 24, dtype=np.uint16)
+    write_ome_set(tmp_path / "in", movie[:, None])
+    separate_images(known, open_images(tmp_path / "in"), tmp_path / "out")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "foreground.tif"), movie)
+    found = described(tmp_path / "out" / "mask.tif")
+    assert (found["axes"], found["ome"]["PhysicalSizeX"]) == ("TYX", 0.65)
 
 
 def test_pictures_come_out_upright_and_as_large(tmp_path):

@@ -438,9 +438,12 @@ class TiffStack(Stack):
 
     def _page(self, number: int) -> np.ndarray:
         page = self.pieces[number]
-        with page.parent.filehandle as file:
-            file.open()
+        file = page.parent.filehandle
+        file.open()
+        try:
             return page.asarray()
+        finally:
+            file.close()
 
 
 class _Complaints(logging.Handler):
