@@ -289,7 +289,7 @@ def open_masks(path: str | Path, images: Images) -> Images:
             f"{path} has {len(masks)} masks of {masks.shape[1]} x {masks.shape[2]}, "
             f"expected {len(images)} of {images.shape[1]} x {images.shape[2]} as in {images.path}"
         )
-    if isinstance(masks, ImageFolder) and isinstance(images, ImageFolder) and len(images) > 1:
+    if isinstance(masks, ImageFolder) and isinstance(images, ImageFolder) and images.path.is_dir():
         for mask, image in zip(masks.paths, images.paths, strict=True):
             if mask.stem != image.stem:
                 raise InputError(f"{mask} stands beside {image}, expected a mask of that name")

@@ -33,7 +33,9 @@ def separate_tiles(
     """
     frame = x.shape[-2:]
     tile = size or frame
-    x = F.pad(x, [0, max(0, tile[1] - frame[1]), 0, max(0, tile[0] - frame[0])], mode="replicate")
+    below, beside = (max(0, side - whole) for side, whole in zip(tile, frame, strict=True))
+    if below or beside:
+        x = F.pad(x, (0, beside, 0, below), mode="replicate")
     starts = [_starts(whole, side) for whole, side in zip(x.shape[-2:], tile, strict=True)]
     if all(len(places) == 1 for places in starts):
         found = separate(x)
