@@ -691,7 +691,156 @@ def test_bad_options_say_what_is_allowed(movie, options, message):
         data.setup()
 
 
+# ---- few and large images ----
+
+
+def places(split: image_data.Crops, epochs: int) -> np.ndarray:
+    """Which pixels of a single image the crops of a set show."""
+    seen = np.zeros(split.images.shape[1:], bool)
+    for k, epoch in itertools.product(range(len(split)), range(epochs)):
+        _, rows, columns = split._place(k, epoch)
+        assert (rows.stop - rows.start, columns.stop - columns.start) == split.size
+        seen[rows, columns] = True
+    return seen
+
+
+@pytest.mark.parametrize("shape", [(40, 200), (200, 48)])
+def test_one_large_image_is_trained_on_and_scored_in_parts(tmp_path, shape):
+    PIL.Image.fromarray(noise(*shape)).save(tmp_path / "still.png")
+    data = ImagesDataModule(tmp_path / "still.png", crop=32, batch_size=4, crops_per_image=40)
+    data.setup()
+    assert {name: len(split) for name, split in data.splits.items()} == dict.fromkeys(data.splits, 40)
+    assert len(data.train_dataloader()) == 10
+    train, val, test = (places(data.splits[name], 3) for name in ("train", "val", "test"))
+    assert not (train & val).any()
+    assert not (train & test).any()
+    assert not (val & test).any()
+    assert train.mean() > 0.6
+    batch = next(iter(data.train_dataloader())).image
+    assert len({image.numpy().tobytes() for image in batch}) == 4
+
+
+def test_an_image_with_no_room_for_three_parts_is_shared_with_a_warning(tmp_path):
+    PIL.Image.fromarray(noise(40, 90)).save(tmp_path / "still.png")
+    data = ImagesDataModule(tmp_path / "still.png", crop=32, batch_size=4)
+    with pytest.warns(UserWarning, match="40 x 90, too small for three parts with room for a crop of 32"):
+        data.setup()
+    for split in data.splits.values():  # each has crops from everywhere, of its own
+        assert places(split, 1).mean() > 0.95
+    starts = [{str(split._place(k)) for k in range(5)} for split in data.splits.values()]
+    assert not starts[0] & starts[1]
+    with pytest.raises(ValueError, match="has 1 images, expected 3 or more, or a crop"):
+        ImagesDataModule(tmp_path / "still.png", batch_size=4).setup()
+
+
+@pytest.mark.parametrize(("count", "crop"), [(3, None), (10, 16), (60, 16), (60, None), (500, 16)])
+def test_few_images_are_no_reason_for_few_steps(tmp_path, count, crop):
+    movie = save_stack(tmp_path / "movie.npy", noise(count, 20, 20))
+    data = ImagesDataModule(movie, crop=crop, batch_size=4)
+    data.setup()
+    held_out = max(1, round(count / 10))
+    steps, images = len(data.train_dataloader()), count - 2 * held_out
+    assert steps == images // 4 if images > 200 else 50 <= steps < 50 + images
+    shown = torch.cat([batch.image for batch in data.train_dataloader()])
+    differ = len({image.numpy().tobytes() for image in shown})
+    if crop is None:
+        assert differ == images
+        assert len(data.splits["val"]) == held_out  # a whole image again tells nothing new
+    else:  # 25 places in an image
+        assert differ > min(15 * images, 0.9 * len(shown))
+
+
+def test_images_of_any_size_are_trained_on(tmp_path):
+    """60 x 60 is no multiple of 8, nor is 44 of 32, the cell of the background."""
+    for size, crop, networks in ((60, None, {}), (50, 44, {"bg_cell": 32})):
+        movie = save_stack(tmp_path / f"{size}.npy", noise(8, size, size, 3))
+        data = ImagesDataModule(movie, crop=crop, batch_size=4)
+        data.setup()
+        shape = data.describe()["shape"]
+        module = LayeredVAEModule(shape=shape, networks=ObjectNetworks(width=4, **networks))
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=2,
+            limit_val_batches=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=data)
+        found = module.separate(data.splits["val"][[0]].image)
+        assert found.foreground.shape == (1, *shape)
+
+
 # ---- masks ----
+
+
+LABELS = np.array([[0, 0, 1, 1, 0, 0, 0, 3], [0, 255, 255, 0, 0, 2, 2, 0]] * 4, np.uint8)
+
+
+def palette_png(path: Path) -> None:
+    """As ImageJ writes a mask with an inverting table: 0 is shown white, 255 black."""
+    image = PIL.Image.fromarray(LABELS)
+    image.putpalette(np.repeat(np.arange(256)[::-1], 3).tolist())
+    image.save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("palette.png", palette_png),
+        ("16.png", lambda p: PIL.Image.fromarray(LABELS.astype(np.uint16) * 200).save(p)),
+        ("bool.png", lambda p: PIL.Image.fromarray(LABELS > 0).save(p)),
+        ("0-255.png", lambda p: PIL.Image.fromarray(np.uint8(255) * (LABELS > 0)).save(p)),
+        ("0-255.bmp", lambda p: PIL.Image.fromarray(np.uint8(255) * (LABELS > 0)).save(p)),
+        ("white.tif", lambda p: tifffile.imwrite(p, LABELS, photometric="miniswhite")),
+        (
+            "palette.tif",
+            lambda p: tifffile.imwrite(
+                p,
+                LABELS,
+                photometric="palette",
+                colormap=np.tile(np.arange(65535, -1, -257, np.uint16), (3, 1)),
+            ),
+        ),
+        ("32.tif", lambda p: tifffile.imwrite(p, LABELS.astype(np.int32) * 70000)),
+        ("bool.tif", lambda p: tifffile.imwrite(p, LABELS > 0)),
+        ("labels.npy", lambda p: np.save(p, LABELS[None].astype(np.int64))),
+        ("bool.npy", lambda p: np.save(p, LABELS[None] > 0)),
+    ],
+)
+def test_masks_are_read_by_index(tmp_path, name, write):
+    write(tmp_path / name)
+    tifffile.imwrite(tmp_path / "image.tif", noise(8, 8))
+    masks = image_data.open_masks(tmp_path / name, open_images(tmp_path / "image.tif"))
+    np.testing.assert_array_equal(masks[0][0], LABELS > 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "message"),
+    [
+        ("colours.png", noise(8, 8, 3), r"colours\.png has colours, expected a mask of one integer or bool"),
+        ("colours.npy", noise(1, 8, 8, 3), r"colours\.npy has colours, expected a mask"),
+        ("lossy.jpg", LABELS, r"lossy\.jpg is a JPEG, whose compression changes labels"),
+    ],
+)
+def test_masks_that_are_no_labels(tmp_path, name, pixels, message):
+    (np.save if name.endswith("npy") else iio.imwrite)(tmp_path / name, pixels)
+    tifffile.imwrite(tmp_path / "image.tif", noise(8, 8))
+    with pytest.raises(ValueError, match=message):
+        image_data.open_masks(tmp_path / name, open_images(tmp_path / "image.tif"))
+
+
+def test_supervised_training_gets_the_labels_of_a_palette(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(6):
+        PIL.Image.fromarray(np.where(LABELS > 0, 200, 20).astype(np.uint8)).save(tmp_path / f"images/{i}.png")
+        palette_png(tmp_path / f"masks/{i}.png")
+    data = ImagesDataModule(tmp_path / "images", tmp_path / "masks", batch_size=2)
+    data.setup()
+    for batch in data.train_dataloader():
+        assert torch.equal(batch.mask, (batch.image > 0.5).float())
 
 
 def test_masks_go_with_their_images(tmp_path):
