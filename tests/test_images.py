@@ -684,7 +684,7 @@ def test_crops_are_parts_of_the_images_and_move(movie):
         ({"crop": 20}, None),
         ({"crop": 48}, "crop is 48, but .* are 40 x 56: expected a side that fits"),
         ({"crop": 0}, "crop is 0"),
-        ({"crops_per_image": 0}, "crops_per_image is 0, expected 1 or more"),
+        ({"crops_per_image": 0}, "crops_per_image is 0, expected at least 1"),
         (
             {"batch_size": 65, "crops_per_image": 2},
             r"batch_size is 65, but an epoch has only 32 training images, 2 times",
@@ -926,7 +926,7 @@ def test_training_scores_what_the_batches_have(tmp_path, masked):
     )
     trainer.fit(LayeredVAEModule(networks=ObjectNetworks(width=8)), datamodule=data)
     scores = {name for name in trainer.callback_metrics if name.startswith("val/")}
-    assert scores == ({"val/elbo", "val/iou", "val/dice"} if masked else {"val/elbo"})
+    assert scores == ({"val/elbo", "val/mask", "val/iou", "val/dice"} if masked else {"val/elbo", "val/mask"})
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     noted = torch.load(tmp_path / "some.ckpt", weights_only=True)["separation"]
     assert noted["shape"] == (1, 32, 32)

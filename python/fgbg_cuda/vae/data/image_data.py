@@ -93,7 +93,9 @@ class ImagesDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         at_least(0, seed=seed, num_workers=num_workers)
-        at_least(1, batch_size=batch_size, crops_per_image=crops_per_image or 1)
+        at_least(1, batch_size=batch_size)
+        if crops_per_image is not None:
+            at_least(1, crops_per_image=crops_per_image)
         images, masks = str(images), None if masks is None else str(masks)  # a checkpoint takes no Path
         self.save_hyperparameters()
         self.splits: dict[str, Crops] = {}

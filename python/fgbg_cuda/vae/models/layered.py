@@ -151,6 +151,7 @@ class LayeredVAE(nn.Module):
         self.composition, self.likelihood, self.mask_prior = composition, likelihood, mask_prior
         self.additive, self.explain_away = additive, explain_away
         self.target_fg_scale = fg_scale
+        self.networks = networks
         self.size_multiple = networks.size_multiple
         channels, *size = shape
         self.channels = channels
