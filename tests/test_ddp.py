@@ -72,9 +72,8 @@ def train(movie: str, out: str, rank: int, world: int, port: int) -> None:
         num_sanity_val_steps=0,
         **options,
     )
-    data = ImagesDataModule(
-        movie, crop=16, batch_size=8, val_fraction=0.125, test_fraction=0.05
-    )  # 33, 5 and 2
+    sizes = {"val_fraction": 0.125, "test_fraction": 0.05}  # 33, 5 and 2 images
+    data = ImagesDataModule(movie, crop=16, batch_size=8, crops_per_image=1, **sizes)
     trainer.fit(module, datamodule=data)
     torch.save(
         {

@@ -17,12 +17,15 @@ import torch
 
 L = pytest.importorskip("lightning")
 pytest.importorskip("skimage")
+pytest.importorskip("tensorboard")
 
 import imageio.v3 as iio  # noqa: E402
 import PIL.Image  # noqa: E402
 import PIL.ImageOps  # noqa: E402
 import tifffile  # noqa: E402
+from ome_files import write_ome_set  # noqa: E402
 
+from fgbg_cuda.__main__ import main  # noqa: E402
 from fgbg_cuda.vae import (  # noqa: E402
     ImagesDataModule,
     Intensity,
@@ -314,31 +317,10 @@ def test_the_data_module_reads_the_channel_that_is_chosen(tmp_path):
     assert shown < {(frame[1] / 65535).astype(np.float32).tobytes() for frame in pixels}
 
 
-def ome_set(folder: Path, *shape: int) -> np.ndarray:
-    """One OME-TIFF in many files of a page each, T x C of them, as Micro-Manager writes it."""
-    pixels = noise(*shape, dtype=np.uint16)
-    places = list(np.ndindex(shape[:2]))
-    names = [f"img_channel{c:03}_time{t:03}.tif" for t, c in places]
-    data = "".join(
-        f'<TiffData FirstT="{t}" FirstC="{c}" FirstZ="0" IFD="0" PlaneCount="1">'
-        f'<UUID FileName="{name}">urn:uuid:{k}</UUID></TiffData>'
-        for k, ((t, c), name) in enumerate(zip(places, names, strict=True))
-    )
-    for k, ((t, c), name) in enumerate(zip(places, names, strict=True)):
-        ome = (
-            '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
-            f'UUID="urn:uuid:{k}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" '
-            f'Type="uint16" SizeT="{shape[0]}" SizeC="{shape[1]}" '
-            f'SizeZ="1" SizeY="{shape[2]}" SizeX="{shape[3]}">'
-            f"{data}</Pixels></Image></OME>"
-        )
-        tifffile.imwrite(folder / name, pixels[t, c], description=ome.encode(), metadata=None)
-    return pixels
-
-
 @pytest.mark.parametrize("channels", [1, 2])
 def test_an_ome_tiff_of_many_files_is_one_movie(tmp_path, channels):
-    pixels = ome_set(tmp_path, 4, channels, 8, 12)
+    pixels = noise(4, channels, 8, 12, dtype=np.uint16)
+    write_ome_set(tmp_path, pixels)
     channel = None if channels == 1 else 1
     for path in (tmp_path, tmp_path / "img_channel000_time002.tif"):
         images = open_images(path, channel=channel)
@@ -463,6 +445,32 @@ def test_frames_of_a_video_in_any_order(tmp_path, name, codec, pixel_format, sha
     assert all(torch.equal(item[0], images[i]) for i, item in enumerate(loader))
 
 
+def test_a_video_is_turned_as_players_turn_it(tmp_path):
+    movie = np.repeat(np.arange(0, 240, 15, dtype=np.uint8)[:, None], 32, 1)[None].repeat(
+        3, 0
+    )  # darkest on top
+    video(tmp_path / "phone.mp4", np.stack([movie] * 3, -1), "mpeg4", "yuv420p")
+    data = bytearray((tmp_path / "phone.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 44  # of the track's header: where the picture's axes point to
+    struct.pack_into(">9i", data, matrix, 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # to the right
+    (tmp_path / "phone.mp4").write_bytes(data)
+    images = open_images(tmp_path / "phone.mp4")
+    assert images.shape == (3, 32, 16)
+    across = images.frame(0)[..., 0].mean(0)
+    assert across[0] > 200  # what was on top is now on the right
+    assert across[-1] < 30
+
+
+@pytest.mark.parametrize(("module", "extra", "name"), [("av", "video", "a.mp4"), ("h5py", "hdf5", "a.h5")])
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch, module, extra, name):
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).touch()
+    with pytest.raises(
+        ValueError, match=rf'to read .*{name}, pip install "fgbg_cuda\[{extra}\]" \({module} is'
+    ):
+        open_images(tmp_path / name)
+
+
 # ---- files that are no good ----
 
 
@@ -504,7 +512,7 @@ def test_no_file_stays_open(tmp_path, recwarn):
         PIL.Image.fromarray(frame).save(tmp_path / "folder" / f"{i}.png")
         tifffile.imwrite(tmp_path / "folder" / f"{i}.tif", frame)
     (tmp_path / "set").mkdir()
-    ome_set(tmp_path / "set", 3, 1, 8, 8)
+    write_ome_set(tmp_path / "set", noise(3, 1, 8, 8, dtype=np.uint16))
     (tmp_path / "damaged.tif").write_bytes((tmp_path / "packed.tif").read_bytes()[:999])
     before = os.listdir("/proc/self/fd")
     with warnings.catch_warnings():
@@ -676,7 +684,7 @@ def test_crops_are_parts_of_the_images_and_move(movie):
         ({"crop": 20}, None),
         ({"crop": 48}, "crop is 48, but .* are 40 x 56: expected a side that fits"),
         ({"crop": 0}, "crop is 0"),
-        ({"crops_per_image": 0}, "crops_per_image is 0, expected 1 or more"),
+        ({"crops_per_image": 0}, "crops_per_image is 0, expected at least 1"),
         (
             {"batch_size": 65, "crops_per_image": 2},
             r"batch_size is 65, but an epoch has only 32 training images, 2 times",
@@ -691,7 +699,175 @@ def test_bad_options_say_what_is_allowed(movie, options, message):
         data.setup()
 
 
+# ---- few and large images ----
+
+
+def places(split: image_data.Crops, epochs: int) -> np.ndarray:
+    """Which pixels of a single image the crops of a set show."""
+    seen = np.zeros(split.images.shape[1:], bool)
+    for k, epoch in itertools.product(range(len(split)), range(epochs)):
+        _, rows, columns = split._place(k, epoch)
+        assert (rows.stop - rows.start, columns.stop - columns.start) == split.size
+        seen[rows, columns] = True
+    return seen
+
+
+@pytest.mark.parametrize("shape", [(40, 200), (200, 48)])
+def test_one_large_image_is_trained_on_and_scored_in_parts(tmp_path, shape):
+    PIL.Image.fromarray(noise(*shape)).save(tmp_path / "still.png")
+    data = ImagesDataModule(tmp_path / "still.png", crop=32, batch_size=4, crops_per_image=40)
+    data.setup()
+    assert {name: len(split) for name, split in data.splits.items()} == dict.fromkeys(data.splits, 40)
+    assert len(data.train_dataloader()) == 10
+    train, val, test = (places(data.splits[name], 3) for name in ("train", "val", "test"))
+    assert not (train & val).any()
+    assert not (train & test).any()
+    assert not (val & test).any()
+    assert train.mean() > 0.6
+    batch = next(iter(data.train_dataloader())).image
+    assert len({image.numpy().tobytes() for image in batch}) == 4
+
+
+def test_an_image_with_no_room_for_three_parts_is_shared_with_a_warning(tmp_path):
+    PIL.Image.fromarray(noise(40, 90)).save(tmp_path / "still.png")
+    data = ImagesDataModule(tmp_path / "still.png", crop=32, batch_size=4)
+    with pytest.warns(UserWarning, match="40 x 90, too small for three parts with room for a crop of 32"):
+        data.setup()
+    for split in data.splits.values():  # each has crops from everywhere, of its own
+        assert places(split, 1).mean() > 0.95
+    starts = [{str(split._place(k)) for k in range(5)} for split in data.splits.values()]
+    assert not starts[0] & starts[1]
+    with pytest.raises(ValueError, match="has 1 images, expected 3 or more, or a crop"):
+        ImagesDataModule(tmp_path / "still.png", batch_size=4).setup()
+
+
+@pytest.mark.parametrize(("count", "crop"), [(3, None), (10, 16), (60, 16), (60, None), (500, 16)])
+def test_few_images_are_no_reason_for_few_steps(tmp_path, count, crop):
+    movie = save_stack(tmp_path / "movie.npy", noise(count, 20, 20))
+    data = ImagesDataModule(movie, crop=crop, batch_size=4)
+    data.setup()
+    held_out = max(1, round(count / 10))
+    steps, images = len(data.train_dataloader()), count - 2 * held_out
+    assert steps == images // 4 if images > 200 else 50 <= steps < 50 + images
+    shown = torch.cat([batch.image for batch in data.train_dataloader()])
+    differ = len({image.numpy().tobytes() for image in shown})
+    if crop is None:
+        assert differ == images
+        assert len(data.splits["val"]) == held_out  # a whole image again tells nothing new
+    else:  # 25 places in an image
+        assert differ > min(15 * images, 0.9 * len(shown))
+
+
+def test_images_of_any_size_are_trained_on(tmp_path):
+    """60 x 60 is no multiple of 8, nor is 44 of 32, the cell of the background."""
+    for size, crop, networks in ((60, None, {}), (50, 44, {"bg_cell": 32})):
+        movie = save_stack(tmp_path / f"{size}.npy", noise(8, size, size, 3))
+        data = ImagesDataModule(movie, crop=crop, batch_size=4)
+        data.setup()
+        shape = data.describe()["shape"]
+        module = LayeredVAEModule(shape=shape, networks=ObjectNetworks(width=4, **networks))
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=2,
+            limit_val_batches=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=data)
+        found = module.separate(data.splits["val"][[0]].image)
+        assert found.foreground.shape == (1, *shape)
+
+
+def test_colours_train_with_the_config_for_movies(tmp_path):
+    movie = save_stack(tmp_path / "movie.tif", noise(10, 60, 44, 3))
+    main(
+        [
+            "fit", "--config=movie", f"--data.images={movie}", "--data.crop=40", "--data.batch_size=4",
+            "--data.intensity_range=[0, 255]", f"--out={tmp_path}/run", "--pictures=0",
+            "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+        ]
+    )  # fmt: skip
+    main(["separate", f"{tmp_path}/run/last.ckpt", str(movie), f"{tmp_path}/layers", "--device=cpu"])
+    assert tifffile.imread(tmp_path / "layers" / "foreground.tif").shape == (10, 60, 44, 3)
+    assert tifffile.imread(tmp_path / "layers" / "mask.tif").shape == (10, 60, 44)
+
+
+def test_a_model_for_other_channels_says_so():
+    with pytest.raises(ValueError, match="x has 3 channels, expected 1 as in the model's shape"):
+        LayeredVAEModule(networks=ObjectNetworks(width=4)).separate(torch.rand(2, 3, 16, 16))
+
+
 # ---- masks ----
+
+
+LABELS = np.array([[0, 0, 1, 1, 0, 0, 0, 3], [0, 255, 255, 0, 0, 2, 2, 0]] * 4, np.uint8)
+
+
+def palette_png(path: Path) -> None:
+    """As ImageJ writes a mask with an inverting table: 0 is shown white, 255 black."""
+    image = PIL.Image.fromarray(LABELS)
+    image.putpalette(np.repeat(np.arange(256)[::-1], 3).tolist())
+    image.save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("palette.png", palette_png),
+        ("16.png", lambda p: PIL.Image.fromarray(LABELS.astype(np.uint16) * 200).save(p)),
+        ("bool.png", lambda p: PIL.Image.fromarray(LABELS > 0).save(p)),
+        ("0-255.png", lambda p: PIL.Image.fromarray(np.uint8(255) * (LABELS > 0)).save(p)),
+        ("0-255.bmp", lambda p: PIL.Image.fromarray(np.uint8(255) * (LABELS > 0)).save(p)),
+        ("white.tif", lambda p: tifffile.imwrite(p, LABELS, photometric="miniswhite")),
+        (
+            "palette.tif",
+            lambda p: tifffile.imwrite(
+                p,
+                LABELS,
+                photometric="palette",
+                colormap=np.tile(np.arange(65535, -1, -257, np.uint16), (3, 1)),
+            ),
+        ),
+        ("32.tif", lambda p: tifffile.imwrite(p, LABELS.astype(np.int32) * 70000)),
+        ("bool.tif", lambda p: tifffile.imwrite(p, LABELS > 0)),
+        ("labels.npy", lambda p: np.save(p, LABELS[None].astype(np.int64))),
+        ("bool.npy", lambda p: np.save(p, LABELS[None] > 0)),
+    ],
+)
+def test_masks_are_read_by_index(tmp_path, name, write):
+    write(tmp_path / name)
+    tifffile.imwrite(tmp_path / "image.tif", noise(8, 8))
+    masks = image_data.open_masks(tmp_path / name, open_images(tmp_path / "image.tif"))
+    np.testing.assert_array_equal(masks[0][0], LABELS > 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "message"),
+    [
+        ("colours.png", noise(8, 8, 3), r"colours\.png has colours, expected a mask of one integer or bool"),
+        ("colours.npy", noise(1, 8, 8, 3), r"colours\.npy has colours, expected a mask"),
+        ("lossy.jpg", LABELS, r"lossy\.jpg is a JPEG, whose compression changes labels"),
+    ],
+)
+def test_masks_that_are_no_labels(tmp_path, name, pixels, message):
+    (np.save if name.endswith("npy") else iio.imwrite)(tmp_path / name, pixels)
+    tifffile.imwrite(tmp_path / "image.tif", noise(8, 8))
+    with pytest.raises(ValueError, match=message):
+        image_data.open_masks(tmp_path / name, open_images(tmp_path / "image.tif"))
+
+
+def test_supervised_training_gets_the_labels_of_a_palette(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(6):
+        PIL.Image.fromarray(np.where(LABELS > 0, 200, 20).astype(np.uint8)).save(tmp_path / f"images/{i}.png")
+        palette_png(tmp_path / f"masks/{i}.png")
+    data = ImagesDataModule(tmp_path / "images", tmp_path / "masks", batch_size=2)
+    data.setup()
+    for batch in data.train_dataloader():
+        assert torch.equal(batch.mask, (batch.image > 0.5).float())
 
 
 def test_masks_go_with_their_images(tmp_path):
@@ -750,7 +926,7 @@ def test_training_scores_what_the_batches_have(tmp_path, masked):
     )
     trainer.fit(LayeredVAEModule(networks=ObjectNetworks(width=8)), datamodule=data)
     scores = {name for name in trainer.callback_metrics if name.startswith("val/")}
-    assert scores == ({"val/elbo", "val/iou", "val/dice"} if masked else {"val/elbo"})
+    assert scores == ({"val/elbo", "val/mask", "val/iou", "val/dice"} if masked else {"val/elbo", "val/mask"})
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     noted = torch.load(tmp_path / "some.ckpt", weights_only=True)["separation"]
     assert noted["shape"] == (1, 32, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -241,6 +242,13 @@ def test_networks_can_be_replaced():
     assert model.separate(torch.rand(2, 1, 32, 32)).mask.shape == (2, 1, 32, 32)
 
 
+def test_what_the_networks_make_is_channels_last():
+    """As it is faster; the images themselves may come in any layout."""
+    out = LayeredVAEModule(shape=(3, 32, 32), networks=ObjectNetworks(width=8)).model(torch.rand(2, 3, 32, 32))
+    assert out.background.is_contiguous(memory_format=torch.channels_last)
+    assert not out.background.is_contiguous()
+
+
 def test_training_lowers_the_loss_and_ends_on_the_plain_elbo(tmp_path, small_data):
     L.seed_everything(0)
     module = LayeredVAEModule(networks=ObjectNetworks(width=8))
@@ -258,15 +266,28 @@ def test_training_lowers_the_loss_and_ends_on_the_plain_elbo(tmp_path, small_dat
     assert set(scores) == {f"test/{name}" for name in ("elbo", "mask", "iou", "dice", "fg_mse", "bg_mse")}
 
 
-def test_checkpoint_gives_identical_outputs(tmp_path, small_data):
-    module = LayeredVAEModule(networks=ObjectNetworks(width=8, fg_latents=4))
+@dataclass(frozen=True)
+class Narrow(Networks):
+    """Networks of one's own."""
+
+    width: int = 12
+    size_multiple = 8
+
+    def build(self, shape, likelihood):
+        return ObjectNetworks(width=self.width).build(shape, likelihood)
+
+
+@pytest.mark.parametrize("networks", [ObjectNetworks(width=8, fg_latents=4), Narrow(4)])
+def test_checkpoint_gives_identical_outputs(networks, tmp_path, small_data):
+    module = LayeredVAEModule(networks=networks)
     fit = trainer(tmp_path, max_steps=3)
     fit.fit(module, datamodule=small_data)
     path = tmp_path / "some.ckpt"
     fit.save_checkpoint(path)
     torch.load(path, weights_only=True)  # nothing but tensors and plain values inside
     loaded = LayeredVAEModule.load_from_checkpoint(path, weights_only=True)
-    assert loaded.hparams == module.hparams
+    assert {name: loaded.hparams[name] for name in module.hparams} == dict(module.hparams)
+    assert loaded.model.networks == networks
     image = small_data.splits["test"].image
     before, after = module.eval().model.separate(image), loaded.eval().model.separate(image)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

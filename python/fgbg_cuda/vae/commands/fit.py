@@ -90,7 +90,10 @@ class FgbgCLI(LightningCLI):
         )
         parser.add_argument("--monitor", default="val/elbo", help="the score that tells the best model")
         parser.add_argument(
-            "--monitor_mode", default="max", help="max or min: whether more is better or less"
+            "--monitor_mode",
+            choices=("max", "min"),
+            default="max",
+            help="whether more is better or less",
         )
         parser.add_argument(
             "--patience",
@@ -112,6 +115,11 @@ class FgbgCLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]
+        at_least(0, checkpoint_seconds=config.checkpoint_seconds, pictures=config.pictures)
+        at_least(0, patience=config.patience or 0)
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+            if isinstance(config.trainer[name], (int, float)):  # Lightning divides by it without a look
+                positive(**{f"trainer.{name}": config.trainer[name]})
         config.out = os.path.expanduser(config.out)
         if config.ckpt_path is not None:
             config.ckpt_path = os.path.expanduser(config.ckpt_path)
@@ -127,9 +135,6 @@ class FgbgCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         config = self.config.fit
-        at_least(0, checkpoint_seconds=config.checkpoint_seconds, pictures=config.pictures)
-        if config.patience is not None:
-            at_least(0, patience=config.patience)
         out = Path(config.out)
         saved = out / "config.yaml"
         if config.resume:
@@ -182,11 +187,6 @@ class FgbgCLI(LightningCLI):
         if self.subcommand != "fit":
             options |= {"logger": options["logger"] or False, "enable_checkpointing": False}
             return L.Trainer(**options)
-        names = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
-        # Lightning divides by them without a look.
-        positive(
-            **{f"trainer.{name}": options[name] for name in names if isinstance(options[name], (int, float))}
-        )
         if options["logger"] in (None, True):
             options["logger"] = TensorBoardLogger(config.out, name="", version="")
         callbacks, plugins = (_list(options.pop(name)) for name in ("callbacks", "plugins"))

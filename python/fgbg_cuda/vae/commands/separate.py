@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 
 import torch
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    for name in ("checkpoint", "images", "out"):
+        setattr(options, name, os.path.expanduser(getattr(options, name)))
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}, expected 1 or more")
     if options.tile is not None and options.tile < 1:

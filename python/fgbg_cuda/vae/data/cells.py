@@ -139,7 +139,7 @@ class CellsUnderDisc(InMemorySplits):
     ) -> None:
         super().__init__()
         at_least(0, seed=seed)
-        at_least(1, train=train, val=val, test=test)
+        at_least(1, train=train, val=val, test=test, batch_size=batch_size)
         self.save_hyperparameters()
         self.splits: dict[str, CellsBatch] = {}
         self.threshold: float | None = None

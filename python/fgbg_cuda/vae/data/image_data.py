@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import InputError
+from ..errors import InputError, at_least
 from .images import ImageFolder, Images, open_images
 from .intensity import (
     Intensity,
@@ -92,6 +92,10 @@ class ImagesDataModule(L.LightningDataModule):
         crops_per_image: int | None = None,
     ) -> None:
         super().__init__()
+        at_least(0, seed=seed, num_workers=num_workers)
+        at_least(1, batch_size=batch_size)
+        if crops_per_image is not None:
+            at_least(1, crops_per_image=crops_per_image)
         images, masks = str(images), None if masks is None else str(masks)  # a checkpoint takes no Path
         self.save_hyperparameters()
         self.splits: dict[str, Crops] = {}
@@ -100,8 +104,6 @@ class ImagesDataModule(L.LightningDataModule):
         if self.splits:
             return
         h = self.hparams
-        if h.crops_per_image is not None and h.crops_per_image < 1:
-            raise InputError(f"crops_per_image is {h.crops_per_image}, expected 1 or more")
         # Whatever the values are, the images have to open for them to be measured.
         given = (0, 1) if h.intensity_range == "auto" else h.intensity_range
         images = open_images(h.images, Intensity(given and tuple(given)), h.channel)
@@ -295,7 +297,7 @@ def open_masks(path: str | Path, images: Images) -> Images:
             f"{path} has {len(masks)} masks of {masks.shape[1]} x {masks.shape[2]}, "
             f"expected {len(images)} of {images.shape[1]} x {images.shape[2]} as in {images.path}"
         )
-    if isinstance(masks, ImageFolder) and isinstance(images, ImageFolder) and len(images) > 1:
+    if isinstance(masks, ImageFolder) and isinstance(images, ImageFolder) and images.path.is_dir():
         for mask, image in zip(masks.paths, images.paths, strict=True):
             if mask.stem != image.stem:
                 raise InputError(f"{mask} stands beside {image}, expected a mask of that name")

@@ -217,7 +217,8 @@ class Stack(Images):
         orientation: int = 1,
     ) -> None:
         super().__init__(path, intensity, channel)
-        self.outer, self.inner, self.orientation = outer, inner, orientation
+        self.outer, self.inner = outer, inner
+        self.orientation = orientation if orientation in ORIENTATIONS else 1  # 0 and other nonsense: as it is
         sizes = outer + inner
         has = " x ".join(f"{axis}={size}" for axis, size in sizes)
         many = [(axis, size) for axis, size in sizes if size > 1 and axis not in "YX"]
@@ -241,7 +242,7 @@ class Stack(Images):
         if channel is not None and not 0 <= channel < count:
             raise InputError(f"channel is {channel}, but {path} has {count} (axes {has}), counted from 0")
         height, width = (dict(inner)[axis] for axis in "YX")
-        if ORIENTATIONS[orientation][0]:
+        if ORIENTATIONS[self.orientation][0]:
             height, width = width, height
         self.shape = (1 if channel is not None else count, height, width)
 
@@ -300,9 +301,7 @@ class Picture(Stack):
         if self.pixels.dtype == np.int32:  # how older versions of Pillow give 16 bits
             self.pixels = self.pixels.astype(np.uint16)
         inner = list(zip("YXS", self.pixels.shape, strict=False))
-        super().__init__(
-            path, intensity, channel, [], inner, orientation if orientation in ORIENTATIONS else 1
-        )
+        super().__init__(path, intensity, channel, [], inner, orientation)
 
     def piece(self, index: tuple[int, ...]) -> np.ndarray:
         return self.pixels
@@ -438,9 +437,12 @@ class TiffStack(Stack):
 
     def _page(self, number: int) -> np.ndarray:
         page = self.pieces[number]
-        with page.parent.filehandle as file:
-            file.open()
+        file = page.parent.filehandle
+        file.open()
+        try:
             return page.asarray()
+        finally:
+            file.close()
 
 
 class _Complaints(logging.Handler):

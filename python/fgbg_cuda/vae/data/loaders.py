@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 
-from ..errors import InputError, at_least
+from ..errors import InputError
 
 SPLITS = ("train", "val", "test")
 SCORED_TOGETHER = 50
@@ -31,7 +31,6 @@ class Batches(DistributedSampler, SequentialSampler):
     first = 0
 
     def __init__(self, count: int, batch_size: int, seed: int = 0) -> None:
-        at_least(1, batch_size=batch_size)
         several = dist.is_available() and dist.is_initialized()
         world, rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
         if batch_size % world or count < world:

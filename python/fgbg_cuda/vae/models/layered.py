@@ -151,8 +151,10 @@ class LayeredVAE(nn.Module):
         self.composition, self.likelihood, self.mask_prior = composition, likelihood, mask_prior
         self.additive, self.explain_away = additive, explain_away
         self.target_fg_scale = fg_scale
+        self.networks = networks
         self.size_multiple = networks.size_multiple
         channels, *size = shape
+        self.channels = channels
         padded = (channels, *(side + -side % self.size_multiple for side in size))
         self.fg_encoder, self.fg_decoder, self.bg_encoder, self.bg_decoder = networks.build(
             padded, likelihood
@@ -196,6 +198,8 @@ class LayeredVAE(nn.Module):
             seed = None
         elif seed is None:
             seed = draw_seed()
+        if x.shape[1] != self.channels:
+            raise InputError(f"x has {x.shape[1]} channels, expected {self.channels} as in the model's shape")
         height, width = x.shape[-2:]
         below, beside = (-side % self.size_multiple for side in (height, width))
         if below or beside:

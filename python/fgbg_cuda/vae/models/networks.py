@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
 Gaussian = tuple[Tensor, Tensor]  # (mu, logvar) of a diagonal Gaussian
@@ -13,17 +12,14 @@ Gaussian = tuple[Tensor, Tensor]  # (mu, logvar) of a diagonal Gaussian
 class Networks(ABC):
     """How the four networks of a :class:`LayeredVAE` are made.
 
-    Networks of your own are a subclass, a frozen dataclass of plain values: these go into checkpoints.
+    Networks of your own are a subclass in a module that can be imported, a frozen dataclass of plain values:
+    its name and the values go into checkpoints.
 
     Attributes:
         size_multiple: the networks take images whose H and W are multiples of it; others are padded.
     """
 
     size_multiple: int
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        torch.serialization.add_safe_globals([cls])  # so that such a checkpoint loads with weights_only=True
 
     @abstractmethod
     def build(self, shape: tuple[int, int, int], likelihood: str) -> tuple[nn.Module, ...]:

@@ -113,7 +113,7 @@ class ForegroundEncoder(nn.Module):
         # level out of the features, and the tone is just that.
         pixels = 4 * F.pixel_unshuffle(x - 0.5, 2)
         weights = self.tone_attention(fine, coarse)
-        pooled = (torch.cat([fine, pixels], dim=1).flatten(2) * weights).sum(-1)
+        pooled = torch.cat([(weights @ seen.flatten(2).mT)[:, 0] for seen in (fine, pixels)], dim=1)
         tone = self.tone(pooled).chunk(2, dim=1)
         weights = self.centre_attention(fine, coarse)[:, 0]
         centre = weights @ coordinates(*fine.shape[-2:], like=x).flatten(1).t()

@@ -111,7 +111,9 @@ class FolderWriter(Writer):
         for layer, pixels in zip(LAYERS, layers, strict=True):
             path = self.folder / layer / self.names[i]
             if isinstance(image, Picture):
-                PIL.Image.fromarray(_flat(pixels)).save(path, **({"dpi": image.dpi} if image.dpi else {}))
+                # Level 3 takes a quarter of the time of the default for files that are 2 % larger.
+                dpi = {"dpi": image.dpi} if image.dpi else {}
+                PIL.Image.fromarray(_flat(pixels)).save(path, compress_level=3, **dpi)
             else:
                 pixels = as_stored(pixels, image.orientation)
                 with tifffile.TiffWriter(path) as file:

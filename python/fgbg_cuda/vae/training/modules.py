@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import lightning as L
@@ -17,7 +18,12 @@ from ..evaluation.metrics import truth_scores
 from ..models.double_elbo import DoubleELBO, DoubleELBOOutput
 from ..models.layered import Latent, LayeredOutput, LayeredVAE, Separation
 
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # makes a module of what the command line notes
 ASSUMED_STEPS = 1000  # where the number of steps is not known, the warm-ups are those of so long a training
+
+
+def path_of(instance: Any) -> str:
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
 def images_of(batch: Any) -> Tensor:
@@ -162,7 +168,7 @@ class SeparationModule(L.LightningModule):
         """Notes what it takes to separate images with this checkpoint and nothing else."""
         describe = getattr(self.trainer.datamodule, "describe", dict)
         checkpoint["separation"] = {
-            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "class_path": path_of(self),
             **describe(),
         }
         checkpoint["noise_seed"] = self.noise_seed
@@ -171,7 +177,7 @@ class SeparationModule(L.LightningModule):
         self.noise_seed = checkpoint["noise_seed"]
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
+        optimizer = self._adam()
         steps = self._planned_steps()
         if steps is None:
             warnings.warn(
@@ -187,6 +193,14 @@ class SeparationModule(L.LightningModule):
             pct_start=0.15,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _adam(self) -> torch.optim.Adam:
+        if self.dtype == torch.float16:
+            raise InputError(
+                "trainer.precision is 16-true, but Adam's squares of gradients are beyond float16's range: "
+                "expected bf16-true, bf16-mixed, 16-mixed or 32-true"
+            )
+        return torch.optim.Adam(self.parameters(), self.hparams.lr)
 
 
 def free_bits_kl(latents: tuple[Latent, ...], free_bits: float) -> Tensor:
@@ -237,6 +251,14 @@ class LayeredVAEModule(SeparationModule):
         if prune > 0 and not hasattr(self.model.fg_encoder, "prune"):
             raise InputError(f"prune is {prune}, but {type(self.model.fg_encoder).__name__} cannot be pruned")
         self.save_hyperparameters()
+        networks = self.model.networks
+        if is_dataclass(networks):
+            # By name and values, as from the command line: it takes no pickled class to load them.
+            self.hparams.update(
+                _class_path=path_of(self),
+                _instantiator=INSTANTIATOR,
+                networks={"class_path": path_of(networks), "init_args": asdict(networks)},
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         h = self.hparams
@@ -353,4 +375,4 @@ class DoubleELBOModule(SeparationModule):
         }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), self.hparams.lr)
+        return self._adam()
