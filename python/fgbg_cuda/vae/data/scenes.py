@@ -17,7 +17,7 @@ class Scene(NamedTuple):
 
     frames: np.ndarray  # uint8 [T, H, W, C] (C 1 or 3), of cells uint16
     mask: np.ndarray  # bool [T, H, W]: where the foreground is; of cells, where one is active
-    background: np.ndarray  # float32 [T, H, W, C] in the units of the frames, noise-free
+    background: np.ndarray  # float32 [T, H, W, C] in the units of the frames, noise-free, objects left out
     footprints: np.ndarray | None = None  # float32 [N, H, W], at most 1
     traces: np.ndarray | None = None  # float32 [N, T], what a cell adds where its footprint is 1
 
@@ -32,7 +32,7 @@ def _photograph(name: str, height: int, width: int, channels: int, rng: np.rando
         image = image[..., None] * tint
     if image.shape[-1] != channels:
         image = image.mean(-1, keepdims=True)
-    top, left = (rng.integers(0, side - wanted + 1) for side, wanted in zip(image.shape, (height, width)))
+    top, left = rng.integers(0, image.shape[0] - height + 1), rng.integers(0, image.shape[1] - width + 1)
     return image[top : top + height, left : left + width]
 
 
@@ -98,14 +98,15 @@ def _draw(frame: np.ndarray, mask: np.ndarray, thing: _Object, t: int) -> None:
     mask[y0:y1, x0:x1] |= here
 
 
-def _movie(background: np.ndarray, objects: list[_Object], noise: float, rng: np.random.Generator) -> Scene:
-    """Objects over a background [T, H, W, C] in [0, 1], with sensor noise, in 8 bits."""
+def _movie(
+    background: np.ndarray, objects: list[_Object], noise: float, rng: np.random.Generator
+) -> Scene:
+    """Objects over a background [T, H, W, C] in [0, 1], as a lens blurs them, with sensor noise, in 8 bits."""
     frames, mask = background.copy(), np.zeros(background.shape[:3], bool)
     for t in range(len(frames)):
         for thing in objects:
             _draw(frames[t], mask[t], thing, t)
-    # A frame's edges are soft over a pixel, as a lens makes them.
-    frames = ndimage.gaussian_filter(frames, (0, 0.6, 0.6, 0))
+    frames, background = (ndimage.gaussian_filter(layer, (0, 0.6, 0.6, 0)) for layer in (frames, background))
     frames += noise * rng.standard_normal(frames.shape, dtype=np.float32)
     return Scene(np.round(255 * frames.clip(0, 1)).astype(np.uint8), mask, 255 * background)
 

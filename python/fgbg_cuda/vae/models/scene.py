@@ -1,4 +1,4 @@
-"""A scene model for movies of a camera that stands still: many opaque objects over a background that is known."""
+"""A scene model for movies of a camera that stands still: opaque objects over one background."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class SceneVAE(nn.Module):
       the ``rank`` largest principal components of what is left, clipped so that objects hardly count. z is
       not encoded but solved for each frame, by least squares that give outliers little weight
       (:meth:`background`), with z ~ N(0, t^2) a priori: t is found in the movie, from the median absolute
-      deviation of z. So what changes in less than half of the frames, as an object that stops, is no change of
-      the background.
+      deviation of z. So what differs in less than half of the frames, as an object that stops does, is no
+      change of the background.
     - A pixel of the background is :math:`(1 - \epsilon) N(x; b, \sigma^2) + \epsilon`, with a :math:`\sigma`
       of its own, from the median absolute deviation over the frames: leaves that move have a larger one. Of
       the foreground, which may look like anything, it is uniform in [0, 1]: log p = 0.
@@ -160,7 +160,7 @@ class SceneVAE(nn.Module):
         """z [B, rank] of what differs from the mean [B, C, H, W].
 
         Iteratively reweighted least squares on means of 8 x 8 pixels, with Cauchy's weights 1 / (1 + (r /
-        2.5 s)^2), s from the median of the residuals' magnitudes (Holland & Welsch, 1977), and the prior of z.
+        2.5 s)^2), s from the median of the residuals' magnitudes (Holland & Welsch, 1977), and z's prior.
         """
         u, seen = _pooled(self.components), _pooled(rest)
         least = 1e-3 * u.square().sum(1).mean()  # keeps what pooling has left nothing of out of z
@@ -206,8 +206,8 @@ class SceneVAE(nn.Module):
 
     def reconstruction(self, out: SceneOutput) -> Tensor:
         """-log p(x | z) in nats: [B], evidence being averaged over windows."""
-        l = out.mask_logits
-        nats = -torch.logaddexp(F.logsigmoid(l), F.logsigmoid(-l) - self._averaged(out.nats))
+        logits = out.mask_logits
+        nats = -torch.logaddexp(F.logsigmoid(logits), F.logsigmoid(-logits) - self._averaged(out.nats))
         return nats.flatten(1).sum(1)
 
     def tone_loss(self, out: SceneOutput, x: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ class SceneModule(SeparationModule):
         data = self.trainer.datamodule
         if not hasattr(data, "frames"):
             raise InputError(
-                f"{type(data).__name__} has no method frames, with which a scene's background starts: expected "
-                "ImagesDataModule, or one that has it"
+                f"{type(data).__name__} has no method frames, with which a scene's background starts: "
+                "expected ImagesDataModule, or one that has it"
             )
         self.model.start(data.frames(FRAMES).to(self.device))
 
