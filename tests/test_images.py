@@ -744,6 +744,8 @@ def test_an_image_with_no_room_for_three_parts_is_shared_with_a_warning(tmp_path
         assert places(split, 1).mean() > 0.95
     starts = [{str(split._place(k)) for k in range(5)} for split in data.splits.values()]
     assert not starts[0] & starts[1]
+    with pytest.raises(ValueError, match=r"val_fraction is 0\.5 .*, expected fractions that leave images"):
+        ImagesDataModule(tmp_path / "still.png", crop=8, val_fraction=0.5, test_fraction=0.5).setup()
     with pytest.raises(ValueError, match="has 1 images, expected 3 or more, or a crop"):
         ImagesDataModule(tmp_path / "still.png", batch_size=4).setup()
 
