@@ -242,6 +242,13 @@ def test_networks_can_be_replaced():
     assert model.separate(torch.rand(2, 1, 32, 32)).mask.shape == (2, 1, 32, 32)
 
 
+def test_what_the_networks_make_is_channels_last():
+    """As it is faster; the images themselves may come in any layout."""
+    out = LayeredVAEModule(shape=(3, 32, 32), networks=ObjectNetworks(width=8)).model(torch.rand(2, 3, 32, 32))
+    assert out.background.is_contiguous(memory_format=torch.channels_last)
+    assert not out.background.is_contiguous()
+
+
 def test_training_lowers_the_loss_and_ends_on_the_plain_elbo(tmp_path, small_data):
     L.seed_everything(0)
     module = LayeredVAEModule(networks=ObjectNetworks(width=8))
