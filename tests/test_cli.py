@@ -30,6 +30,7 @@ from fgbg_cuda.vae import (  # noqa: E402
     NonFiniteLossError,
     ObjectNetworks,
 )
+from fgbg_cuda.vae.commands import demo, reproduce  # noqa: E402
 from fgbg_cuda.vae.commands.fit import CONFIGS  # noqa: E402
 from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
 from fgbg_cuda.vae.separation.separate import load_separator  # noqa: E402
@@ -378,6 +379,15 @@ def test_a_tilde_is_the_home_folder(movie, tmp_path, monkeypatch, capsys):
     assert "val/elbo" in capsys.readouterr().out
     main(["separate", "~/run/best.ckpt", "~/movie.npy", "~/layers", "--device=cpu"])
     assert (tmp_path / "layers" / "mask.npy").exists()
+    outs = []
+    monkeypatch.setattr(demo, "run", lambda config, resume: outs.append(config.out) or sys.exit())
+    monkeypatch.setattr(
+        reproduce, "reproduce", lambda out, *arguments, **options: outs.append(out) or sys.exit()
+    )
+    for command in ("demo", "reproduce"):
+        with pytest.raises(SystemExit):
+            main([command, "--out=~/there"])
+    assert outs == [str(tmp_path / "there")] * 2
     assert not Path("~").exists()
 
 
