@@ -304,7 +304,14 @@ def next_step(capsys) -> Path:
     ["check_val_every_n_epoch=5", "max_steps=1", "limit_val_batches=0", "overfit_batches=1"],
 )
 def test_there_is_a_model_whatever_is_validated(option, movie, tmp_path, capsys):
-    fit(movie, tmp_path / "run", f"--trainer.{option}", "--patience=1", "--checkpoint_seconds=60")
+    fit(
+        movie,
+        tmp_path / "run",
+        f"--trainer.{option}",
+        "--patience=1",
+        "--checkpoint_seconds=60",
+        "--pictures=0",
+    )
     validated = option == "overfit_batches=1"
     model = next_step(capsys)
     assert model == tmp_path / "run" / ("best.ckpt" if validated else "last.ckpt")
@@ -398,12 +405,13 @@ def test_the_backend_of_a_notebook_does_not_matter():
 
 
 def test_the_logger_is_the_one_that_was_asked_for(movie, tmp_path):
-    fit(movie, tmp_path / "none", "--trainer.logger=false", "--trainer.max_epochs=1")
+    fit(movie, tmp_path / "none", "--trainer.logger=false", "--trainer.max_epochs=1", "--pictures=0")
     fit(
         movie,
         tmp_path / "csv",
         "--trainer.logger=CSVLogger",
         f"--trainer.logger.save_dir={tmp_path}/logs",
+        "--pictures=0",
         "--trainer.max_epochs=1",
     )
     for out in (tmp_path / "none", tmp_path / "csv"):
