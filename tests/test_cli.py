@@ -30,6 +30,7 @@ from fgbg_cuda.vae import (  # noqa: E402
     NonFiniteLossError,
     ObjectNetworks,
 )
+from fgbg_cuda.vae.commands import demo, reproduce  # noqa: E402
 from fgbg_cuda.vae.commands.fit import CONFIGS  # noqa: E402
 from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
 from fgbg_cuda.vae.separation.separate import load_separator  # noqa: E402
@@ -303,7 +304,14 @@ def next_step(capsys) -> Path:
     ["check_val_every_n_epoch=5", "max_steps=1", "limit_val_batches=0", "overfit_batches=1"],
 )
 def test_there_is_a_model_whatever_is_validated(option, movie, tmp_path, capsys):
-    fit(movie, tmp_path / "run", f"--trainer.{option}", "--patience=1", "--checkpoint_seconds=60")
+    fit(
+        movie,
+        tmp_path / "run",
+        f"--trainer.{option}",
+        "--patience=1",
+        "--checkpoint_seconds=60",
+        "--pictures=0",
+    )
     validated = option == "overfit_batches=1"
     model = next_step(capsys)
     assert model == tmp_path / "run" / ("best.ckpt" if validated else "last.ckpt")
@@ -378,6 +386,15 @@ def test_a_tilde_is_the_home_folder(movie, tmp_path, monkeypatch, capsys):
     assert "val/elbo" in capsys.readouterr().out
     main(["separate", "~/run/best.ckpt", "~/movie.npy", "~/layers", "--device=cpu"])
     assert (tmp_path / "layers" / "mask.npy").exists()
+    outs = []
+    monkeypatch.setattr(demo, "run", lambda config, resume: outs.append(config.out) or sys.exit())
+    monkeypatch.setattr(
+        reproduce, "reproduce", lambda out, *arguments, **options: outs.append(out) or sys.exit()
+    )
+    for command in ("demo", "reproduce"):
+        with pytest.raises(SystemExit):
+            main([command, "--out=~/there"])
+    assert outs == [str(tmp_path / "there")] * 2
     assert not Path("~").exists()
 
 
@@ -388,12 +405,13 @@ def test_the_backend_of_a_notebook_does_not_matter():
 
 
 def test_the_logger_is_the_one_that_was_asked_for(movie, tmp_path):
-    fit(movie, tmp_path / "none", "--trainer.logger=false", "--trainer.max_epochs=1")
+    fit(movie, tmp_path / "none", "--trainer.logger=false", "--trainer.max_epochs=1", "--pictures=0")
     fit(
         movie,
         tmp_path / "csv",
         "--trainer.logger=CSVLogger",
         f"--trainer.logger.save_dir={tmp_path}/logs",
+        "--pictures=0",
         "--trainer.max_epochs=1",
     )
     for out in (tmp_path / "none", tmp_path / "csv"):

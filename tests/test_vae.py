@@ -244,9 +244,8 @@ def test_networks_can_be_replaced():
 
 def test_what_the_networks_make_is_channels_last():
     """As it is faster; the images themselves may come in any layout."""
-    out = LayeredVAEModule(shape=(3, 32, 32), networks=ObjectNetworks(width=8)).model(
-        torch.rand(2, 3, 32, 32)
-    )
+    module = LayeredVAEModule(shape=(3, 32, 32), networks=ObjectNetworks(width=8))
+    out = module.model(torch.rand(2, 3, 32, 32))
     assert out.background.is_contiguous(memory_format=torch.channels_last)
     assert not out.background.is_contiguous()
 

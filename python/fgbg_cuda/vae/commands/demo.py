@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--background", choices=BACKGROUNDS, default=DemoConfig.background)
     parser.add_argument("--size", type=int, choices=sorted(DIGIT_SIDE), default=DemoConfig.size)
     parser.add_argument("--seed", type=int, default=DemoConfig.seed)
-    parser.add_argument("--out", default=DemoConfig.out)
+    parser.add_argument("--out", type=os.path.expanduser, default=DemoConfig.out)
     parser.add_argument(
         "--max-minutes", type=float, default=DemoConfig.max_minutes, help="give up training then"
     )

@@ -20,7 +20,7 @@ from ..errors import InputError, ResumeError, at_least, positive
 from ..evaluation.metrics import warn_of_mask
 from ..training.modules import images_of
 from ..training.pictures import Pictures
-from ..training.resume import check_settings, newest_checkpoint
+from ..training.resume import check_settings, newest_checkpoint, read_checkpoint
 from ..training.trainer import DEFAULTS, make_trainer, quiet
 
 CONFIGS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))}
@@ -54,6 +54,7 @@ def model_of(out: str | Path) -> Path | None:
 
 def shape_of(data: L.LightningDataModule) -> tuple[int, int, int]:
     """(C, H, W) of the images to train on, for which the model is made."""
+    data.prepare_data()
     data.setup("fit")
     if hasattr(data, "describe"):
         return data.describe()["shape"]
@@ -123,6 +124,8 @@ class FgbgCLI(LightningCLI):
         config.out = os.path.expanduser(config.out)
         if config.ckpt_path is not None:
             config.ckpt_path = os.path.expanduser(config.ckpt_path)
+            if os.path.exists(config.ckpt_path):
+                read_checkpoint(config.ckpt_path, "state_dict")
         elif command != "fit":
             config.ckpt_path = model_of(config.out)
             if config.ckpt_path is None:
@@ -145,8 +148,8 @@ class FgbgCLI(LightningCLI):
                 raise ResumeError(
                     f"{out} holds a run: --resume goes on with it, another --out starts a new one"
                 )
-            for log in out.glob("events.out.tfevents.*"):  # of a start that failed
-                log.unlink()
+            for log in (*out.glob("events.out.tfevents.*"), out / "hparams.yaml"):  # of a start that failed
+                log.unlink(missing_ok=True)
 
     def _check_same_run(self, saved: Path) -> None:
         before = yaml.safe_load(saved.read_text())

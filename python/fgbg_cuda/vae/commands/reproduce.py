@@ -316,7 +316,7 @@ def _mean_and_spread(values: list[float | None], digits: int) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="fgbg reproduce", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("thesis",), default="thesis", help="default: thesis")
-    parser.add_argument("--out", default="runs/thesis", help="folder of the results")
+    parser.add_argument("--out", type=os.path.expanduser, default="runs/thesis", help="folder of the results")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=tuple(SETS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=tuple(MODELS))

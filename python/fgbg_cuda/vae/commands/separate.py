@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
+from os.path import expanduser
 
 import torch
 from torch import Tensor
@@ -24,13 +24,16 @@ def main(argv: list[str] | None = None) -> None:
         "format and bit depth of IMAGES (for JPEG and BMP: PNG; for .npz: .npy; for a video: TIFF), a few at "
         "a time: a stack may be larger than memory.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="from fgbg fit; needs nothing else")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=expanduser, help="from fgbg fit; needs nothing else"
+    )
     parser.add_argument(
         "images",
         metavar="IMAGES",
+        type=expanduser,
         help="folder of PNG, JPEG, BMP, TIFF images, one image, TIFF stack, .npy, .npz, file.h5:/path, video",
     )
-    parser.add_argument("out", metavar="OUT", help="folder for the results")
+    parser.add_argument("out", metavar="OUT", type=expanduser, help="folder for the results")
     parser.add_argument("--batch-size", type=int, default=16, help="frames in memory at a time (default: 16)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
@@ -54,8 +57,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    for name in ("checkpoint", "images", "out"):
-        setattr(options, name, os.path.expanduser(getattr(options, name)))
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}, expected 1 or more")
     if options.tile is not None and options.tile < 1:

@@ -121,26 +121,7 @@ class ImagesDataModule(L.LightningDataModule):
                 f"crop is {h.crop}, but the images in {h.images} are {whole[0]} x {whole[1]}: "
                 "expected a side that fits into them (None takes whole images)"
             )
-        everywhere = (slice(0, whole[0]), slice(0, whole[1]))
-        if len(images) > 2:
-            movie = not isinstance(images, ImageFolder) if h.movie is None else h.movie
-            parts = split(len(images), h.val_fraction, h.test_fraction, movie, h.seed)
-            regions = dict.fromkeys(SPLITS, everywhere)
-        elif h.crop is None:
-            raise InputError(
-                f"{h.images} has {len(images)} images, expected 3 or more, "
-                "or a crop, for training, validation and test to have parts of them"
-            )
-        else:
-            parts = dict.fromkeys(SPLITS, np.arange(len(images)))
-            regions = split_area(whole, h.crop, h.val_fraction, h.test_fraction)
-            if regions is None:
-                regions = dict.fromkeys(SPLITS, everywhere)
-                warnings.warn(
-                    f"the images in {h.images} are {whole[0]} x {whole[1]}, too small for three parts with "
-                    f"room for a crop of {h.crop}: validation and test have pixels that are trained on",
-                    stacklevel=2,
-                )
+        parts, regions = self._divide(images)
         count = len(parts["train"])
         per_image = h.crops_per_image or max(1, math.ceil(BATCHES * h.batch_size / count))
         if count * per_image < h.batch_size:
@@ -160,6 +141,27 @@ class ImagesDataModule(L.LightningDataModule):
             )
             for name in SPLITS
         }
+
+    def _divide(self, images: Images) -> tuple[dict[str, np.ndarray], dict[str, tuple[slice, slice]]]:
+        """The images of each set, and the rows and columns that it has of them."""
+        h, (height, width) = self.hparams, images.shape[1:]
+        everywhere = dict.fromkeys(SPLITS, (slice(0, height), slice(0, width)))
+        if len(images) > 2:
+            movie = not isinstance(images, ImageFolder) if h.movie is None else h.movie
+            return split(len(images), h.val_fraction, h.test_fraction, movie, h.seed), everywhere
+        if h.crop is None:
+            raise InputError(
+                f"{h.images} has {len(images)} images, expected 3 or more, "
+                "or a crop, for training, validation and test to have parts of them"
+            )
+        regions = split_area((height, width), h.crop, h.val_fraction, h.test_fraction)
+        if regions is None:
+            warnings.warn(
+                f"the images in {h.images} are {height} x {width}, too small for three parts with room for a "
+                f"crop of {h.crop}: validation and test have pixels that are trained on",
+                stacklevel=3,
+            )
+        return dict.fromkeys(SPLITS, np.arange(len(images))), regions or everywhere
 
     def describe(self) -> dict[str, Any]:
         """What separating further images needs to know; the module puts it into its checkpoints."""
@@ -254,10 +256,20 @@ class ShuffledCrops(ShuffledBatches):
             yield [(k, self.epoch) for k in batch]
 
 
+def _held_out(count: int, val: float, test: float, least: int) -> list[int]:
+    """How many of ``count`` are for validation and for test."""
+    if min(val, test) < 0 or val + test >= 1:
+        raise InputError(
+            f"val_fraction is {val:g} and test_fraction {test:g}, expected fractions that leave images to "
+            "train on"
+        )
+    return [max(least, round(count * fraction)) for fraction in (val, test)]
+
+
 def split(count: int, val: float, test: float, movie: bool, seed: int) -> dict[str, np.ndarray]:
     """The numbers below ``count`` in three sets, each in ascending order; see :class:`ImagesDataModule`."""
-    held_out = [max(1, round(count * fraction)) for fraction in (val, test)]
-    if min(val, test) < 0 or val + test >= 1 or sum(held_out) >= count:
+    held_out = _held_out(count, val, test, 1)
+    if sum(held_out) >= count:
         raise InputError(
             f"val_fraction is {val:g} and test_fraction {test:g} of {count} images, expected fractions that "
             "leave images to train on"
@@ -273,7 +285,7 @@ def split_area(
 ) -> dict[str, tuple[slice, slice]] | None:
     """The rows and columns of three parts of an image, across its longer side; None: a crop does not fit."""
     longer = int(np.argmax(size))
-    held_out = [max(crop, round(size[longer] * fraction)) for fraction in (val, test)]
+    held_out = _held_out(size[longer], val, test, crop)
     ends = np.cumsum([0, size[longer] - sum(held_out), *held_out]).tolist()
     if ends[1] < crop:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pkgutil
 from typing import NamedTuple
 
 import torch
@@ -134,6 +135,8 @@ class LayeredVAE(nn.Module):
         learn_fg_scale: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(networks, dict):  # of a checkpoint
+            networks = pkgutil.resolve_name(networks["class_path"])(**networks["init_args"])
         if composition not in COMPOSITIONS:
             raise InputError(f"composition is {composition!r}, expected one of {', '.join(COMPOSITIONS)}")
         if likelihood not in LIKELIHOODS:

@@ -19,6 +19,7 @@ from ..data.images import Images
 from ..data.intensity import Intensity, probability
 from ..errors import InputError
 from ..models.layered import Separation
+from ..training.resume import read_checkpoint
 from .tiles import separate_tiles
 from .writers import LAYERS, Writer, layer_writer
 
@@ -37,13 +38,11 @@ def load_separator(checkpoint: str | Path, device: str | torch.device = "cpu") -
     Raises:
         InputError: the file is no whole checkpoint, or not one of a module of this package.
     """
+    noted = read_checkpoint(checkpoint, "separation")
     try:
-        noted = torch.load(checkpoint, map_location="cpu", weights_only=True)["separation"]
-    except Exception as error:  # zip, pickle and key errors, each with a text of its own
-        raise InputError(
-            f"{checkpoint} cannot be read, expected a whole checkpoint of fgbg fit ({type(error).__name__})"
-        ) from error
-    kind = pkgutil.resolve_name(noted["class_path"])
+        kind = pkgutil.resolve_name(noted["class_path"])
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{checkpoint} names {noted['class_path']}, which is not there ({error})") from error
     if not (isinstance(kind, type) and issubclass(kind, L.LightningModule) and hasattr(kind, "separate")):
         raise InputError(
             f"{checkpoint} names {noted['class_path']}, which is no module that separates images"

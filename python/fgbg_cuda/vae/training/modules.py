@@ -18,7 +18,6 @@ from ..evaluation.metrics import truth_scores
 from ..models.double_elbo import DoubleELBO, DoubleELBOOutput
 from ..models.layered import Latent, LayeredOutput, LayeredVAE, Separation
 
-INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # makes a module of what the command line notes
 ASSUMED_STEPS = 1000  # where the number of steps is not known, the warm-ups are those of so long a training
 
 
@@ -251,14 +250,9 @@ class LayeredVAEModule(SeparationModule):
         if prune > 0 and not hasattr(self.model.fg_encoder, "prune"):
             raise InputError(f"prune is {prune}, but {type(self.model.fg_encoder).__name__} cannot be pruned")
         self.save_hyperparameters()
-        networks = self.model.networks
-        if is_dataclass(networks):
-            # By name and values, as from the command line: it takes no pickled class to load them.
-            self.hparams.update(
-                _class_path=path_of(self),
-                _instantiator=INSTANTIATOR,
-                networks={"class_path": path_of(networks), "init_args": asdict(networks)},
-            )
+        if is_dataclass(networks := self.model.networks):
+            # As the command line notes them: it takes no pickled class to load a checkpoint.
+            self.hparams["networks"] = {"class_path": path_of(networks), "init_args": asdict(networks)}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         h = self.hparams

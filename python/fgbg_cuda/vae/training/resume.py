@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ..errors import ResumeError
+from ..errors import InputError, ResumeError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -133,6 +133,20 @@ class ResumeState(Callback):
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._restore()  # nothing was left to train: what comes after the training draws from here
         self.loaded = None
+
+
+def read_checkpoint(path: str | Path, name: str) -> Any:
+    """An entry of a checkpoint.
+
+    Raises:
+        InputError: the file is no whole checkpoint, or one without that entry.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)[name]
+    except Exception as error:  # zip, pickle and key errors, each with a text of its own
+        raise InputError(
+            f"{path} cannot be read, expected a whole checkpoint of fgbg fit ({type(error).__name__})"
+        ) from error
 
 
 def newest_checkpoint(folder: str | Path, *others: Path) -> Path:
