@@ -1,4 +1,4 @@
-"""The scene model: what it takes for the background, its masks, its training; the made scenes and their truth."""
+"""The scene model: its background, its masks, its training; the made scenes and their truth."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def test_a_made_scene_is_its_background_wherever_its_mask_is_not_set(name):
     scene = make_scene(name, frames=12, height=60, width=72, seed=3)
     again = make_scene(name, frames=12, height=60, width=72, seed=3)
     other = make_scene(name, frames=12, height=60, width=72, seed=4)
-    assert np.array_equal(scene.frames, again.frames) and np.array_equal(scene.mask, again.mask)
+    assert np.array_equal(scene.frames, again.frames)
+    assert np.array_equal(scene.mask, again.mask)
     assert not np.array_equal(scene.frames, other.frames)
     assert scene.frames.shape == scene.background.shape == (12, 60, 72, scene.frames.shape[-1])
     assert scene.mask.shape == (12, 60, 72)
@@ -54,16 +55,19 @@ def test_a_made_scene_is_its_background_wherever_its_mask_is_not_set(name):
     away = ~binary_dilation(scene.mask, np.ones((1, 9, 9)))
     rest = (scene.frames.astype(np.float64) - scene.background)[away]
     unit = 255 if scene.frames.dtype == np.uint8 else 4000
-    assert abs(rest.mean()) < 0.02 * unit and rest.std() < 0.1 * unit
+    assert abs(rest.mean()) < 0.02 * unit
+    assert rest.std() < 0.1 * unit
 
 
 def test_cells_are_footprints_times_traces():
     scene = make_scene("cells", frames=40, height=60, width=72, seed=0)
     active = np.tensordot(scene.traces.T, scene.footprints, 1)
-    assert scene.footprints.max() <= 1 and len(scene.footprints) == len(scene.traces) > 10
+    assert scene.footprints.max() <= 1
+    assert len(scene.footprints) == len(scene.traces) > 10
     assert np.array_equal(scene.mask, active > 0.03 * 4000)
     rest = scene.frames[..., 0] - scene.background[..., 0] - active
-    assert abs(rest.mean()) < 10 and rest.std() < 200  # shot noise: sqrt(0.0012 * 0.3 to 1) * 4000
+    assert abs(rest.mean()) < 10
+    assert rest.std() < 200  # shot noise: sqrt(0.0012 * 0.3 to 1) * 4000
 
 
 def test_the_background_is_that_of_the_scene_behind_objects_too():
@@ -74,7 +78,8 @@ def test_the_background_is_that_of_the_scene_behind_objects_too():
     # hide half of the frames.
     assert error.mean() < 0.004
     hidden = torch.from_numpy(scene.mask)[:, None].expand_as(x)
-    assert error[hidden].mean() < 0.02 and (x - background_of(scene)).abs()[hidden].mean() > 0.1
+    assert error[hidden].mean() < 0.02
+    assert (x - background_of(scene)).abs()[hidden].mean() > 0.1
 
 
 def test_the_background_follows_the_light():
@@ -88,14 +93,15 @@ def test_the_background_follows_the_light():
     assert error[2] < 0.03 < error[0]
 
 
-def test_what_stops_is_no_background():
-    scene = make_scene("stopping")
-    model, x = started(scene)
-    late = slice(150, None, 5)
-    mask = model.separate(x[late]).mask
-    assert iou(mask, scene.mask[late]) > 0.8
-    model.spread.fill_(torch.inf)  # without the prior of its changes, it takes them in
-    assert iou(model.separate(x[late]).mask, scene.mask[late]) < 0.7
+def test_what_stops_is_no_change_of_the_background():
+    """An object that stands in a third of the frames is their main component, and is left out all the same."""
+    x = 0.5 + 0.02 * torch.randn(60, 1, 48, 64)
+    x[40:, :, 8:32, 8:32] = 0.9
+    model = SceneVAE(shape=(1, 48, 64), rank=1)
+    model.start(x)
+    assert (model.background(x)[50] - 0.5).abs().mean() < 0.01
+    model.spread.fill_(torch.inf)  # without the prior of its changes
+    assert (model.background(x)[50, 0, 8:32, 8:32] - 0.5).abs().mean() > 0.03
 
 
 @pytest.mark.parametrize(("channels", "size", "rank"), [(1, (40, 48), 0), (3, (33, 45), 2), (1, (9, 11), 1)])
@@ -111,7 +117,9 @@ def test_shapes(channels, size, rank):
     nats.sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.numel())
     for layer in model.separate(x[:3]):
-        assert layer.shape[-2:] == size and 0 <= layer.min() and layer.max() <= 1
+        assert layer.shape[-2:] == size
+        assert layer.min() >= 0
+        assert layer.max() <= 1
 
 
 def test_the_mixture_is_that_of_the_docstring():
@@ -132,7 +140,8 @@ def test_noise_does_not_depend_on_how_a_batch_is_split():
     model.start(x)
     whole = model(x, seed=5)
     part = model(x[2:], seed=5, first=2)
-    assert torch.equal(whole.z_fg[0].z[2:], part.z_fg[0].z)
+    # The noise is the same to the bit; a convolution rounds otherwise in another batch.
+    torch.testing.assert_close(whole.z_fg[0].z[2:], part.z_fg[0].z, rtol=1e-4, atol=1e-5)
 
 
 def test_smoothing_is_the_mean_field_of_the_docstring():
@@ -204,8 +213,8 @@ def test_video_preset_separates_a_movie(tmp_path, capsys):
     ]  # fmt: skip
     main(arguments)
     assert "next: fgbg separate" in capsys.readouterr().out
-    before = torch.load(out / "checkpoints" / sorted(p.name for p in (out / "checkpoints").iterdir())[-1])
-    main([*arguments[:-6], "--resume", "true", "--trainer.max_epochs", "2", *arguments[-4:]])
+    before = torch.load(out / "last.ckpt")
+    main([*arguments, "--resume"])
     after = torch.load(out / "last.ckpt")
     for name in ("model.mean", "model.noise"):  # what a run starts from is not found anew when it goes on
         assert torch.equal(before["state_dict"][name], after["state_dict"][name])

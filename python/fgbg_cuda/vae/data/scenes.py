@@ -98,10 +98,8 @@ def _draw(frame: np.ndarray, mask: np.ndarray, thing: _Object, t: int) -> None:
     mask[y0:y1, x0:x1] |= here
 
 
-def _movie(
-    background: np.ndarray, objects: list[_Object], noise: float, rng: np.random.Generator
-) -> Scene:
-    """Objects over a background [T, H, W, C] in [0, 1], as a lens blurs them, with sensor noise, in 8 bits."""
+def _movie(background: np.ndarray, objects: list[_Object], noise: float, rng: np.random.Generator) -> Scene:
+    """Objects over a background [T, H, W, C] in [0, 1], through a lens, with sensor noise, in 8 bits."""
     frames, mask = background.copy(), np.zeros(background.shape[:3], bool)
     for t in range(len(frames)):
         for thing in objects:

@@ -22,13 +22,14 @@ class SceneModule(SeparationModule):
 
     Args:
         lr: peak of the one-cycle learning rate (Adam).
-        background_lr: the background's, as a part of it: it starts near where it should be.
+        background_lr: the background's, as a part of it: it starts near where it should be, and what learns fast
+            takes in objects that stop.
         kl_warmup: for how much of the training, a fraction, the weight of the KLs rises.
         model_options: those of :class:`SceneVAE`.
     """
 
     def __init__(
-        self, lr: float = 3e-3, background_lr: float = 0.3, kl_warmup: float = 0.2, **model_options: Any
+        self, lr: float = 3e-3, background_lr: float = 0.07, kl_warmup: float = 0.2, **model_options: Any
     ) -> None:
         at_least(0, kl_warmup=kl_warmup, background_lr=background_lr)
         positive(lr=lr)
