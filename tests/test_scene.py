@@ -204,7 +204,7 @@ def test_what_cannot_be_right_is_said():
 
 
 def test_video_preset_separates_a_movie(tmp_path, capsys):
-    scene = make_scene("static", frames=60, height=60, width=84, seed=1)
+    scene = make_scene("static", frames=120, height=92, width=124, seed=1)
     movie, out = tmp_path / "movie.tif", tmp_path / "run"
     tifffile.imwrite(movie, scene.frames, photometric="rgb")
     arguments = [
