@@ -226,8 +226,10 @@ def test_video_preset_separates_a_movie(tmp_path, capsys):
     }
     found = layers["mask"] > 127
     assert (found & scene.mask).sum() / (found | scene.mask).sum() > 0.9
-    # In front is the image itself, and black where nothing is.
-    assert np.array_equal(layers["foreground"][layers["mask"] == 255], scene.frames[layers["mask"] == 255])
+    # In front is the image itself (but for the few values that intensity_range auto clips), and black where
+    # nothing is.
+    certain = layers["mask"] == 255
+    assert (layers["foreground"][certain] == scene.frames[certain]).mean() > 0.99
     assert layers["foreground"][layers["mask"] == 0].max() == 0
     error = np.abs(layers["background"].astype(float) - scene.background)
     assert error[scene.mask].mean() < 10
