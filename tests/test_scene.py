@@ -94,7 +94,7 @@ def test_the_background_follows_the_light():
 
 
 def test_what_stops_is_no_change_of_the_background():
-    """An object that stands in a third of the frames is their main component, and is left out all the same."""
+    """An object that stands in a third of the frames is their main component, and is left out still."""
     x = 0.5 + 0.02 * torch.randn(60, 1, 48, 64)
     x[40:, :, 8:32, 8:32] = 0.9
     model = SceneVAE(shape=(1, 48, 64), rank=1)
