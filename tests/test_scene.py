@@ -208,7 +208,7 @@ def test_video_preset_separates_a_movie(tmp_path, capsys):
     movie, out = tmp_path / "movie.tif", tmp_path / "run"
     tifffile.imwrite(movie, scene.frames, photometric="rgb")
     arguments = [
-        "fit", "--config", "video", "--data.images", str(movie), "--out", str(out), "--pictures", "0",
+        "fit", "--config", "video", "--data.images", str(movie), "--out", str(out),
         "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "10", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     main(arguments)

@@ -85,7 +85,7 @@ def warn_of_mask(share: Tensor | float | None, where: str) -> None:
     """Warns if the masks cover so little or so much of ``where``, on average, that nothing was separated."""
     if share is not None and not 0.001 <= share <= 0.9:
         warnings.warn(
-            f"the masks cover {float(share):.2%} of {where}: if there is more, or less, in front, try another "
+            f"the masks cover {float(share):.2%} of {where}: if more, or less, is in front, try another "
             "--config, a bg_cell or a crop of another size, another fg_scale, another seed_everything",
             stacklevel=2,
         )

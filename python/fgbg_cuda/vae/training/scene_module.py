@@ -22,7 +22,7 @@ class SceneModule(SeparationModule):
 
     Args:
         lr: peak of the one-cycle learning rate (Adam).
-        background_lr: the background's, as a part of it. It starts near where it should be, and one that learns
+        background_lr: the background's, as a part of it. It starts near where it should be; one that learns
             fast takes in objects that stop.
         kl_warmup: for how much of the training, a fraction, the weight of the KLs rises.
         model_options: those of :class:`SceneVAE`.
