@@ -390,19 +390,18 @@ NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda d: (d / "a.png").write_bytes(b""), r"a\.png cannot be read, expected a whole PNG"),
+        (lambda d: (d / "a.png").write_bytes(b""), r"a\.png cannot be read \(UnidentifiedImageError"),
         (lambda d: (d / "a.tif").write_bytes(b"no image"), r"a\.tif cannot be read"),
         (lambda d: truncated(d / "a.png", NOISE), r"a\.png cannot be read"),
         (lambda d: truncated(d / "a.jpg", NOISE), r"a\.jpg cannot be read"),
         (lambda d: truncated(d / "a.tif", NOISE), r"a\.tif cannot be read"),
-        (lambda d: write(d / "a.png", ramp(8, 8, 4)), r"a\.png is an array of 8 x 8 x 4, expected gray"),
-        (lambda d: write(d / "a.tif", ramp(5, 9, 8)), r"a\.tif is an array of 5 x 9 x 8, expected gray"),
+        (lambda d: write(d / "a.png", ramp(8, 8, 4)), r"a\.png has 4 channels .*, expected one, or RGB"),
+        (lambda d: write(d / "a.tif", ramp(5, 9, 8)), r"a\.tif has 5 frames, expected .* one each"),
         (
             lambda d: write(d / "b.png", ramp(8, 9)),
             r"b\.png is 8 x 9 grayscale, expected 8 x 8 grayscale as a0",
         ),
         (lambda d: write(d / "b.png", ramp(8, 8, 3)), r"b\.png is 8 x 8 RGB, expected 8 x 8 grayscale as a0"),
-        (lambda d: write(d / "a.tif", ramp(8, 8, dtype=np.int32)), r"a\.tif has pixels of type int32"),
         (
             lambda d: write(d / "a.tif", 2 * ramp(8, 8, dtype=np.float32)),
             r"values from 0 to 2, expected 0 to 1",
@@ -419,7 +418,7 @@ def test_bad_images_get_one_sentence(tmp_path, make, message):
 
 
 def test_bad_folders_get_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is not a folder, expected a folder of images"):
+    with pytest.raises(ValueError, match="nowhere is not there, expected a folder of images"):
         ImageFolder(tmp_path / "nowhere")
     (tmp_path / "movie.mp4").write_text("")
     with pytest.raises(ValueError, match=r"holds no image, expected files that end in \.png, \.jpg"):
