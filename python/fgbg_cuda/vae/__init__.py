@@ -12,6 +12,7 @@ from .data.image_data import ImagesDataModule
 from .data.images import ImageFolder, open_images
 from .data.intensity import Intensity
 from .errors import InputError, NonFiniteLossError, ResumeError
+from .models.calcium import CalciumModel
 from .models.cell_networks import (
     CellNetworks,
     CellsDecoder,
@@ -31,12 +32,14 @@ from .models.object_networks import (
 )
 from .models.scene import SceneOutput, SceneVAE
 from .training.modules import DoubleELBOModule, LayeredVAEModule, SeparationModule
-from .training.scene_module import SceneModule
+from .training.scene_module import CalciumModule, SceneModule
 
 __all__ = [
     "BACKGROUNDS",
     "BackgroundDecoder",
     "BackgroundEncoder",
+    "CalciumModel",
+    "CalciumModule",
     "CellNetworks",
     "CellsBatch",
     "CellsDecoder",

@@ -14,6 +14,7 @@ from ..data.intensity import Intensity
 from ..errors import InputError
 from ..evaluation.metrics import warn_of_mask
 from ..models.layered import Separation
+from ..separation.cells import save_cells
 from ..separation.separate import load_separator, separate_images
 
 
@@ -80,13 +81,22 @@ def run(options: argparse.Namespace) -> None:
             f"{options.images} is {kinds[images.shape[0]]}, but the model was trained on {kinds[shape[0]]}"
         )
     size = shape and shape[1:]
+    one_scene = getattr(getattr(module, "model", None), "one_scene", False)
+    if one_scene and (options.tile is not None or images.shape != shape):
+        asked = "--tile" if options.tile is not None else " x ".join(map(str, images.shape[1:]))
+        raise InputError(
+            f"{options.checkpoint} knows one scene, in whole frames of {shape[1]} x {shape[2]}, got {asked}"
+        )
     if options.tile is not None:
         size = (options.tile, options.tile)
-    shares = []
+    shares, traces = [], []
+    has_cells = hasattr(getattr(module, "model", None), "traces")
 
     def separate(x: Tensor) -> Separation:
         found = module.separate(x)
         shares.append(found.mask.mean().item())
+        if has_cells:
+            traces.append(module.model.traces(x).cpu())
         return found
 
     try:
@@ -102,5 +112,7 @@ def run(options: argparse.Namespace) -> None:
         )
     except FileExistsError as error:
         raise InputError(f"{error}; --overwrite replaces it") from error
+    if has_cells:
+        save_cells(options.out, module.model.cells().cpu().numpy(), torch.cat(traces).T.numpy())
     warn_of_mask(statistics.mean(shares), options.images)
     print(f"{len(images)} frames of {images.shape[1]} x {images.shape[2]} separated; see {options.out}/")

@@ -14,6 +14,7 @@ import fgbg_cuda
 
 from ..errors import InputError, positive
 from .layered import Latent, Separation
+from .scene import check_place
 
 SPREAD = 1.4826  # a Gaussian's standard deviation over its median absolute deviation
 SEEN = 3.5  # standard deviations by which a peak of the activity stands out, to be a cell's
@@ -28,7 +29,6 @@ class CalciumOutput(NamedTuple):
 
     cells: Tensor  # [B, 1, H, W], the sum of footprints times traces
     activity: Tensor  # [B, 1, H, W], the frame over its background
-    background: Tensor  # [B, 1, H, W]
     kl_fg: Tensor  # [B], 0
     kl_bg: Tensor  # [B], 0
     z_fg: tuple[Latent, ...]  # none
@@ -45,8 +45,8 @@ class CalciumModel(nn.Module):
       x - b, by hierarchical alternating least squares (Cichocki & Phan, 2009), and are then learned.
     - Its trace :math:`c_k \ge 0` is not encoded but solved for each frame: non-negative least squares.
 
-    What :meth:`separate` calls foreground is the mean of what footprints and traces explain and of the activity
-    as it is, for cells that were not found; the mask is its share of the larger of the two.
+    What :meth:`separate` calls foreground is the mean of what footprints and traces explain and of the
+    activity as it is, for cells that were not found; the mask is its share of the larger of the two.
 
     Call :meth:`start` before training: it finds the cells.
 
@@ -58,6 +58,8 @@ class CalciumModel(nn.Module):
     Raises:
         InputError: an option is out of range, or the frames have colours.
     """
+
+    one_scene = True  # it separates frames of that size alone, as wholes
 
     def __init__(
         self, shape: tuple[int, int, int] = (1, 128, 128), cell: float = 7.0, blur: float = 0.7
@@ -89,34 +91,33 @@ class CalciumModel(nn.Module):
         frames = frames.cpu()
         self.floor.copy_(frames.min(0).values)
         self.noise.copy_(_spread((frames[1:] - frames[:-1]).flatten()) / 2**0.5)
-        activity = self._activity(frames)[:, 0]
+        activity = self.activity(frames)[:, 0]
         footprints, support = find_cells(activity.numpy(), self.cell)
         self.footprints = nn.Parameter(torch.from_numpy(footprints).to(device))
         self.support = torch.from_numpy(support).to(device)
 
-    def background(self, x: Tensor) -> Tensor:
-        """The background of frames [B, 1, H, W]."""
+    def activity(self, x: Tensor) -> Tensor:
+        """What the blurred frames [B, 1, H, W] have over their background."""
         rest = (x - self.floor).cpu().numpy()
-        opened = [
-            ndimage.grey_opening(ndimage.gaussian_filter(frame[0], self.blur), footprint=self.disk)
-            for frame in rest
-        ]
-        return self.floor + torch.from_numpy(np.stack(opened)[:, None]).to(x)
-
-    def _activity(self, x: Tensor) -> Tensor:
-        """What blurred frames [B, 1, H, W] have over their background."""
-        blurred = ndimage.gaussian_filter(x.cpu().numpy(), (0, 0, self.blur, self.blur))
-        return (torch.from_numpy(blurred).to(x) - self.background(x)).clamp(min=0)
+        blurred = ndimage.gaussian_filter(rest, (0, 0, self.blur, self.blur))
+        opened = [ndimage.grey_opening(frame[0], footprint=self.disk) for frame in blurred]
+        return torch.from_numpy(blurred - np.stack(opened)[:, None]).to(x)
 
     def _footprints(self) -> Tensor:
         return self.footprints.clamp(min=0) * self.support
+
+    @torch.no_grad()
+    def cells(self) -> Tensor:
+        """The footprints, with 1 as the largest value of each: [cells, H, W]."""
+        footprints = self._footprints()
+        return footprints / footprints.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
 
     def traces(self, x: Tensor) -> Tensor:
         """What each cell adds to frames [B, 1, H, W] where its footprint is 1: [B, cells]."""
         with torch.no_grad():
             footprints = self._footprints()
             peaks = footprints.flatten(1).amax(1)
-            return self._solved(footprints, self._activity(x)) * peaks
+            return self._solved(footprints, self.activity(x)) * peaks
 
     @staticmethod
     def _solved(footprints: Tensor, activity: Tensor) -> Tensor:
@@ -134,16 +135,14 @@ class CalciumModel(nn.Module):
         self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0
     ) -> CalciumOutput:
         """What footprints and traces say of x [B, 1, H, W]; nothing is random."""
-        if x.shape[1:] != self.floor.shape:
-            got, known = (" x ".join(map(str, shape)) for shape in (x.shape[1:], self.floor.shape))
-            raise InputError(f"the frames are {got}, but the model knows a scene of {known} (C x H x W)")
+        check_place(x, self.floor)
         footprints = self._footprints()
         with torch.no_grad():
-            background, activity = self.background(x), self._activity(x)
+            activity = self.activity(x)
             traces = self._solved(footprints, activity)
         cells = (traces @ footprints.flatten(1)).view_as(x)
         zero = x.new_zeros(len(x))
-        return CalciumOutput(cells, activity, background, zero, zero, (), ())
+        return CalciumOutput(cells, activity, zero, zero, (), ())
 
     def reconstruction(self, out: CalciumOutput) -> Tensor:
         """-log p(activity | cells) in nats, Gaussian with one noise for all pixels: [B]."""

@@ -21,6 +21,13 @@ SPREAD = 1.4826  # a Gaussian's standard deviation over its median absolute devi
 MOST_LOG_ODDS = 3.0  # of the decoded mask: what training hardly ever saw may still be foreground
 
 
+def check_place(x: Tensor, known: Tensor) -> None:
+    """Refuses frames [B, C, H, W] of another shape than that of what is known of the scene, [C, H, W]."""
+    if x.shape[1:] != known.shape:
+        got, expected = (" x ".join(map(str, shape)) for shape in (x.shape[1:], known.shape))
+        raise InputError(f"the frames are {got}, but the model knows a scene of {expected} (C x H x W)")
+
+
 class SceneOutput(NamedTuple):
     """What the model says about a batch, and what the latents cost (nats per image)."""
 
@@ -75,6 +82,8 @@ class SceneVAE(nn.Module):
         InputError: naming the option, what it got, and what it takes.
     """
 
+    one_scene = True  # it separates frames of that size alone, as wholes
+
     def __init__(
         self,
         shape: tuple[int, int, int] = (1, 120, 160),
@@ -101,7 +110,6 @@ class SceneVAE(nn.Module):
         self.components = nn.Parameter(torch.zeros(rank, *shape))
         self.register_buffer("spread", torch.ones(rank))
         self.register_buffer("noise", torch.ones(shape))
-        self.register_buffer("started", torch.tensor(False))
         wide = 2 * width
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(2),
@@ -147,7 +155,6 @@ class SceneVAE(nn.Module):
         noise = SPREAD * (rest - rest.median(0).values).abs().median(0).values
         # Of a pixel's own deviation little is known from some hundred frames: a part of all pixels' is added.
         self.noise.copy_((0.7 * noise**2 + 0.3 * noise.median() ** 2).sqrt().clamp(min=LEAST_NOISE))
-        self.started.fill_(True)
 
     def background(self, x: Tensor) -> Tensor:
         """The background of frames [B, C, H, W], the parts that objects hide included."""
@@ -175,9 +182,7 @@ class SceneVAE(nn.Module):
 
     def forward(self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0) -> SceneOutput:
         """Encode and decode x [B, C, H, W]: as :meth:`LayeredVAE.forward`."""
-        if x.shape[1:] != self.mean.shape:
-            got, known = (" x ".join(map(str, shape)) for shape in (x.shape[1:], self.mean.shape))
-            raise InputError(f"the frames are {got}, but the model knows a scene of {known} (C x H x W)")
+        check_place(x, self.mean)
         if sample and seed is None:
             seed = draw_seed()
         background = self.background(x)

@@ -60,7 +60,7 @@ class SeparationModule(L.LightningModule):
     or ``test/`` ``elbo``, ``mask`` (its mean) and the scores.
 
     Of the hyperparameters of a subclass, two are read here: the KL's weight rises linearly from 0 to 1 over
-    the first ``kl_warmup`` of the training, a fraction; ``lr`` is the peak of a one-cycle schedule.
+    the first ``kl_warmup`` of the training, a fraction (default: 0); ``lr`` is the peak of a one-cycle one.
 
     Args:
         model: an ``nn.Module`` with ``forward(x, seed=, first=)``, where ``seed`` and ``first`` are those of
@@ -98,7 +98,7 @@ class SeparationModule(L.LightningModule):
         if batch_idx == 0:
             check_range(x)
         out = self.model(x, **self._noise(x, batch_idx))
-        steps = self.hparams.kl_warmup * (self._planned_steps() or ASSUMED_STEPS)
+        steps = self.hparams.get("kl_warmup", 0.0) * (self._planned_steps() or ASSUMED_STEPS)
         weight = min(1.0, (self.global_step + 1) / max(1.0, steps))
         loss, terms = self.objective(out, batch, weight)
         if not torch.isfinite(loss):

@@ -1,4 +1,4 @@
-"""Training a scene model with Lightning."""
+"""Training models of one scene with Lightning."""
 
 from __future__ import annotations
 
@@ -8,17 +8,35 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, at_least, positive
+from ..models.calcium import CalciumModel, CalciumOutput
 from ..models.scene import SceneOutput, SceneVAE
 from .modules import SeparationModule, images_of
 
-FRAMES = 200  # from which the background and its noise are found
+
+class MovieModule(SeparationModule):
+    """What training has in common for models of one scene; not a model in itself.
+
+    The model starts from whole frames of the training set, spread over the movie, which the data module
+    gives: ``frames(count) -> [N, C, H, W]``.
+    """
+
+    start_frames: int
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        data = self.trainer.datamodule
+        if not hasattr(data, "frames"):
+            raise InputError(
+                f"{type(data).__name__} has no method frames, which a model of a scene starts from: "
+                "expected ImagesDataModule, or one that has it"
+            )
+        # Of a run that is resumed, what is found here gives way to what the checkpoint holds.
+        self.model.start(data.frames(self.start_frames))
 
 
-class SceneModule(SeparationModule):
+class SceneModule(MovieModule):
     """Minimises the loss of a :class:`SceneVAE` on whole frames of one movie.
-
-    Its background starts from frames of the training set, which the data module gives:
-    ``frames(count) -> [N, C, H, W]``.
 
     Args:
         lr: peak of the one-cycle learning rate (Adam).
@@ -28,6 +46,8 @@ class SceneModule(SeparationModule):
         model_options: those of :class:`SceneVAE`.
     """
 
+    start_frames = 200
+
     def __init__(
         self, lr: float = 3e-3, background_lr: float = 0.07, kl_warmup: float = 0.2, **model_options: Any
     ) -> None:
@@ -35,17 +55,6 @@ class SceneModule(SeparationModule):
         positive(lr=lr)
         super().__init__(SceneVAE(**model_options))
         self.save_hyperparameters()
-
-    def on_fit_start(self) -> None:
-        if self.model.started:
-            return  # of a run that is resumed
-        data = self.trainer.datamodule
-        if not hasattr(data, "frames"):
-            raise InputError(
-                f"{type(data).__name__} has no method frames, with which a scene's background starts: "
-                "expected ImagesDataModule, or one that has it"
-            )
-        self.model.start(data.frames(FRAMES).to(self.device))
 
     def objective(self, out: SceneOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {
@@ -77,3 +86,30 @@ class SceneModule(SeparationModule):
             lr,
             betas=(0.9, 0.99),
         )
+
+
+class CalciumModule(MovieModule):
+    """Learns the footprints of a :class:`CalciumModel` from whole frames of one movie.
+
+    Args:
+        lr: peak of the one-cycle learning rate (Adam).
+        model_options: those of :class:`CalciumModel`.
+    """
+
+    start_frames = 500
+
+    def __init__(self, lr: float = 1e-3, **model_options: Any) -> None:
+        positive(lr=lr)
+        super().__init__(CalciumModel(**model_options))
+        self.save_hyperparameters()
+
+    def objective(self, out: CalciumOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.model.reconstruction(out).mean()
+        return loss, {"reconstruction": loss}
+
+    def elbo(self, out: CalciumOutput, x: Tensor) -> Tensor:
+        """log p(activity | cells), with the traces that explain it best: no bound on log p(x)."""
+        return -self.model.reconstruction(out)
+
+    def suspects(self, out: CalciumOutput, x: Tensor) -> dict[str, Tensor]:
+        return {"the activity": out.activity, "the cells": out.cells}
