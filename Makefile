@@ -68,7 +68,7 @@ asan: build
 	$(asan_run) -m pytest -p no:cacheprovider $(asan_tests)
 
 demo: build
-	$(run) -m fgbg_cuda.vae.demo
+	$(run) -m fgbg_cuda demo
 
 # Everything on this machine (about a quarter of an hour), into benchmarks/results/. For parts of it:
 #   make bench BENCH="ops step --dtypes float32"

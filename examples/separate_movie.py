@@ -30,9 +30,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.measure import regionprops
 
-from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, Separation
-from fgbg_cuda.vae.figures import save_separation
-from fgbg_cuda.vae.metrics import background_mse, mask_dice, mask_iou, threshold_scores
+from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, ObjectNetworks, Separation
+from fgbg_cuda.vae.evaluation.figures import save_separation
+from fgbg_cuda.vae.evaluation.metrics import background_mse, mask_dice, mask_iou, threshold_scores
 
 SIDE = 64  # of a frame, in pixels; a nucleus is about 25 long
 BLACK, WHITE = 100, 3000  # what a camera of 12 bits would count for 0 and 1
@@ -96,9 +96,8 @@ def train(movie: Path, checkpoint: Path, epochs: int, width: int) -> None:
     """Trains on the movie alone."""
     L.seed_everything(0)
     module = LayeredVAEModule(
-        width=width,
-        bg_cell=SIDE
-        // 2,  # the background is drawn with 2 x 2 values: light far out of focus, but no nucleus
+        # The background is drawn with 2 x 2 values: light far out of focus, but no nucleus.
+        networks=ObjectNetworks(width=width, bg_cell=SIDE // 2),
         fg_scale=0.1,  # how far the texture of a nucleus is from its one gray level
         fg_scale_start=0.15,
     )

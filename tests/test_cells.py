@@ -12,8 +12,9 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("skimage")
 
-from fgbg_cuda.vae import CellsUnderDisc, cells
-from fgbg_cuda.vae.cells_oracle import posterior
+from fgbg_cuda.vae import CellsUnderDisc
+from fgbg_cuda.vae.data import cells
+from fgbg_cuda.vae.evaluation.oracle import posterior
 
 SIGMAS = 5  # a mean of n draws lies this many standard errors off in 1 of 1.7 million cases
 

@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 from lightning.pytorch.plugins.environments import LightningEnvironment  # noqa: E402
 from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 
-from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule  # noqa: E402
-from fgbg_cuda.vae.data import Batches, ShuffledBatches  # noqa: E402
+from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, ObjectNetworks  # noqa: E402
+from fgbg_cuda.vae.data.loaders import Batches, ShuffledBatches  # noqa: E402
 from fgbg_cuda.vae.errors import InputError  # noqa: E402
 
 pytestmark = [
@@ -58,7 +58,7 @@ def train(movie: str, out: str, rank: int, world: int, port: int) -> None:
             "plugins": [LightningEnvironment()],
         }
     L.seed_everything(0)
-    module = LayeredVAEModule(width=8).double()
+    module = LayeredVAEModule(networks=ObjectNetworks(width=8)).double()
     record = Record()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -72,9 +72,8 @@ def train(movie: str, out: str, rank: int, world: int, port: int) -> None:
         num_sanity_val_steps=0,
         **options,
     )
-    data = ImagesDataModule(
-        movie, crop=16, batch_size=8, val_fraction=0.125, test_fraction=0.05
-    )  # 33, 5 and 2
+    sizes = {"val_fraction": 0.125, "test_fraction": 0.05}  # 33, 5 and 2 images
+    data = ImagesDataModule(movie, crop=16, batch_size=8, crops_per_image=1, **sizes)
     trainer.fit(module, datamodule=data)
     torch.save(
         {

@@ -11,8 +11,9 @@ L = pytest.importorskip("lightning")
 pytest.importorskip("skimage")
 pytest.importorskip("matplotlib")
 
-from fgbg_cuda.vae import CellsUnderDisc, DoubleELBO, DoubleELBOModule, NonFiniteLossError, figures  # noqa: E402
-from fgbg_cuda.vae.double_elbo import pooled  # noqa: E402
+from fgbg_cuda.vae import CellsUnderDisc, DoubleELBO, DoubleELBOModule, NonFiniteLossError  # noqa: E402
+from fgbg_cuda.vae.evaluation import figures  # noqa: E402
+from fgbg_cuda.vae.models.double_elbo import pooled  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,15 @@ from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
-from fgbg_cuda.vae import LayeredVAE, LayeredVAEModule, Separation  # noqa: E402
-from fgbg_cuda.vae.figures import curves_figure, overlay_figure, separation_figure, traversal_figure  # noqa: E402
-from fgbg_cuda.vae.models import Latent, LayeredOutput  # noqa: E402
-from fgbg_cuda.vae.pictures import Pictures  # noqa: E402
+from fgbg_cuda.vae import LayeredVAE, LayeredVAEModule, ObjectNetworks, Separation  # noqa: E402
+from fgbg_cuda.vae.evaluation.figures import (  # noqa: E402
+    curves_figure,
+    overlay_figure,
+    separation_figure,
+    traversal_figure,
+)
+from fgbg_cuda.vae.models.layered import Latent, LayeredOutput  # noqa: E402
+from fgbg_cuda.vae.training.pictures import Pictures  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec.* is deprecated", "ignore:.*does not have many workers"
@@ -100,7 +105,7 @@ def test_a_traversal_varies_one_latent_at_a_time():
 
 
 def test_a_traversal_through_the_means_is_the_reconstruction():
-    model = LayeredVAE(width=8)
+    model = LayeredVAE(networks=ObjectNetworks(width=8))
     x = torch.rand(1, 1, 32, 32)
     out = model(x, sample=False)
     means = [latent.mu for latent in (*out.z_fg, *out.z_bg)]
@@ -116,7 +121,7 @@ def test_a_traversal_through_the_means_is_the_reconstruction():
 
 def fit(folder, *callbacks, logger) -> list[torch.Tensor]:
     L.seed_everything(0)
-    module = LayeredVAEModule(width=8)
+    module = LayeredVAEModule(networks=ObjectNetworks(width=8))
     loader = torch.utils.data.DataLoader(torch.rand(16, 1, 32, 32, generator=torch.Generator()), batch_size=8)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=3, logger=logger, log_every_n_steps=1, enable_checkpointing=False,

@@ -14,22 +14,36 @@ L = pytest.importorskip("lightning")
 pytest.importorskip("skimage")
 
 from fgbg_cuda.vae import (  # noqa: E402
+    CellNetworks,
     CellsDecoder,
     CellsEncoder,
     CellsUnderDisc,
     LayeredVAE,
     LayeredVAEModule,
+    Networks,
+    ObjectNetworks,
     ScatteredLightDecoder,
     ScatteredLightEncoder,
 )
-from fgbg_cuda.vae.models import COMPOSITIONS, LIKELIHOODS  # noqa: E402
+from fgbg_cuda.vae.models.layered import COMPOSITIONS, LIKELIHOODS  # noqa: E402
 
 SIZE = (24, 30)
+SHAPE = (1, 60, 60)  # of the cells
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+class Given(Networks):
+    size_multiple = 1
+
+    def __init__(self, *networks: torch.nn.Module) -> None:
+        self.networks = networks
+
+    def build(self, shape, likelihood):
+        return self.networks
 
 
 def for_cells(composition="mixture", likelihood="bernoulli", latents=2, **options) -> LayeredVAE:
@@ -38,10 +52,13 @@ def for_cells(composition="mixture", likelihood="bernoulli", latents=2, **option
     return LayeredVAE(
         composition=composition,
         likelihood=likelihood,
-        fg_encoder=CellsEncoder(latents=latents, width=4, size=SIZE),
-        fg_decoder=CellsDecoder(latents=latents, width=4, size=SIZE),
-        bg_encoder=ScatteredLightEncoder(size=SIZE),
-        bg_decoder=ScatteredLightDecoder(size=SIZE),
+        shape=(1, *SIZE),
+        networks=Given(
+            CellsEncoder(latents=latents, width=4, size=SIZE),
+            CellsDecoder(latents=latents, width=4, size=SIZE),
+            ScatteredLightEncoder(size=SIZE),
+            ScatteredLightDecoder(size=SIZE),
+        ),
         **options,
     )
 
@@ -187,15 +204,12 @@ def known_layers(composition, likelihood="gaussian") -> tuple[LayeredVAE, torch.
     foreground, background = torch.full((2, 3, 32, 32), 0.7).double()
     prior = Still(torch.zeros(1).double(), torch.zeros(1).double())
     model = LayeredVAE(
-        3,
+        (3, 32, 32),
         composition=composition,
         likelihood=likelihood,
         mask_prior=0.5 if composition == "masked" else None,
         learn_fg_scale=True,
-        fg_encoder=Encoders(prior),
-        fg_decoder=Still(foreground, 2000 * mask - 1000),
-        bg_encoder=prior,
-        bg_decoder=Still(background),
+        networks=Given(Encoders(prior), Still(foreground, 2000 * mask - 1000), prior, Still(background)),
     ).double()
     return model, mask
 
@@ -244,7 +258,8 @@ def test_learned_scales_stay_positive():
 
 
 def test_a_learned_scale_that_is_not_finite_is_named():
-    module, x = LayeredVAEModule(width=4, learn_fg_scale=True), torch.rand(2, 1, 32, 32)
+    module = LayeredVAEModule(networks=ObjectNetworks(width=4), learn_fg_scale=True)
+    x = torch.rand(2, 1, 32, 32)
     module.model.log_fg_scale.data.fill_(math.nan)
     assert module._non_finite_term(module.model(x), x) == "the foreground scale has NaN or infinite values"
 
@@ -268,7 +283,7 @@ def test_the_foregrounds_scale_is_learned_after_its_warm_up(tmp_path):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             used.append(trainer.callback_metrics["train/fg_scale"].item())
 
-    options = {"networks": "cells", "width": 8, "fg_scale": 0.1, "fg_scale_start": 0.4}
+    options = {"networks": CellNetworks(cell_width=8), "shape": SHAPE, "fg_scale": 0.1, "fg_scale_start": 0.4}
     module = LayeredVAEModule(learn_fg_scale=True, **options)
     trainer, _ = fit(tmp_path, module, 4, [Record()])  # of 3 batches each
     assert used[:6] == pytest.approx([0.4 * 0.25 ** (step / 6) for step in range(6)])
@@ -280,7 +295,9 @@ def test_the_foregrounds_scale_is_learned_after_its_warm_up(tmp_path):
 
 @pytest.mark.parametrize("learn", [False, True])
 def test_without_a_warm_up_the_foregrounds_scale_starts_as_given(tmp_path, learn):
-    module = LayeredVAEModule(networks="cells", width=4, fg_scale=0.1, scale_warmup=0.0, learn_fg_scale=learn)
+    module = LayeredVAEModule(
+        networks=CellNetworks(cell_width=4), shape=SHAPE, fg_scale=0.1, scale_warmup=0.0, learn_fg_scale=learn
+    )
     fit(tmp_path, module, 1)
     assert (module.model.fg_scale.item() == pytest.approx(0.1, rel=1e-6)) != learn
     # Adam moves a parameter by about lr in a step, here the scale's logarithm in 3 steps.
@@ -297,7 +314,12 @@ class Masked(NamedTuple):
 
 def loss_and_terms(x, weight=1.0, batch=None, seed=0, **options):
     torch.manual_seed(0)
-    module = LayeredVAEModule(networks="cells", image_size=SIZE, width=4, likelihood="bernoulli", **options)
+    module = LayeredVAEModule(
+        networks=CellNetworks(cell_latents=8, cell_width=4),
+        shape=(1, *SIZE),
+        likelihood="bernoulli",
+        **options,
+    )
     torch.manual_seed(seed)
     out = module.model(x)
     return (*module.objective(out, x if batch is None else batch, weight), out)
@@ -330,7 +352,13 @@ def test_mask_prior_enters_the_loss_and_the_elbo():
     plain, _, _ = loss_and_terms(x, composition="blended")
     loss, terms, out = loss_and_terms(x, composition="blended", mask_prior=0.1)
     torch.testing.assert_close(loss, plain + terms["kl_mask"])
-    module = LayeredVAEModule(model=for_cells("blended", mask_prior=0.1))
+    module = LayeredVAEModule(
+        networks=CellNetworks(cell_latents=8, cell_width=4),
+        shape=(1, *SIZE),
+        composition="blended",
+        likelihood="bernoulli",
+        mask_prior=0.1,
+    )
     torch.testing.assert_close(-module.elbo(out, x).mean(), loss)
 
 
@@ -357,8 +385,12 @@ def test_supervision_needs_masks():
         ({"composition": "masked"}, "mask_prior is None, but the composition 'masked' needs a prior"),
         ({"composition": "mixture", "mask_prior": 0.1}, "'mixture' has a prior already"),
         ({"composition": "masked", "mask_prior": 1.0}, "mask_prior is 1.0, expected a probability"),
-        ({"likelihood": "bernoulli"}, "takes logits, but the default decoders give intensities"),
+        ({"likelihood": "bernoulli"}, "takes logits, but ObjectNetworks give intensities"),
         ({"fg_scale": 0.0}, "fg_scale is 0.0, expected a positive number"),
+        (
+            {"networks": CellNetworks(), "shape": (1, 60, 60), "prune": -0.1},
+            "prune is -0.1, expected at least 0",
+        ),
         (
             {"learn_fg_scale": True, "composition": "blended"},
             "learn_fg_scale: the composition 'blended' has no scale of the foreground",
@@ -368,7 +400,8 @@ def test_supervision_needs_masks():
             "learn_fg_scale: the likelihood 'bernoulli' has no scale of the foreground",
         ),
         ({"prune": 0.1}, "prune is 0.1, but ForegroundEncoder cannot be pruned"),
-        ({"networks": "people"}, "networks is 'people', expected one of object, cells"),
+        ({"lr": 0.0}, "lr is 0.0, expected a positive number"),
+        ({"beta": -1.0}, "beta is -1.0, expected at least 0"),
     ],
 )
 def test_bad_options_say_what_is_allowed(options, message):
@@ -441,7 +474,9 @@ def test_pruning_is_for_the_last_third(tmp_path):
         def on_train_epoch_end(self, trainer, module):
             counts.append(int(module.model.fg_encoder.used.sum()))
 
-    module = LayeredVAEModule(networks="cells", width=4, fg_latents=1, likelihood="bernoulli", prune=1e9)
+    module = LayeredVAEModule(
+        networks=CellNetworks(cell_width=4), shape=SHAPE, likelihood="bernoulli", prune=1e9
+    )
     fit(tmp_path, module, epochs=3, callbacks=[Count()])
     assert counts == [100, 100, 0]
 
@@ -467,7 +502,7 @@ def fit(tmp_path, module, epochs, callbacks=(), data=None, log_every_n_steps=1):
     return trainer, data
 
 
-CELLS = {"networks": "cells", "width": 8, "fg_latents": 1, "likelihood": "bernoulli", "additive": True}
+CELLS = {"networks": CellNetworks(cell_width=8), "shape": SHAPE, "likelihood": "bernoulli", "additive": True}
 
 
 @pytest.mark.parametrize(
@@ -476,7 +511,7 @@ CELLS = {"networks": "cells", "width": 8, "fg_latents": 1, "likelihood": "bernou
         {**CELLS, "explain_away": True, "kl_warmup": 0.0, "prune": 0.3},
         {**CELLS, "composition": "masked", "mask_prior": 0.05, "free_bits": 0.01},
         {**CELLS, "composition": "blended", "supervised": True, "beta": 2.0},
-        {"networks": "cells", "width": 8, "likelihood": "laplace", "explain_away": True},
+        {"networks": CellNetworks(8, 8), "shape": SHAPE, "likelihood": "laplace", "explain_away": True},
     ],
     ids=["reproduction", "masked", "supervised", "laplace"],
 )
@@ -492,7 +527,7 @@ def test_training_lowers_the_loss_and_the_checkpoint_says_the_same(tmp_path, opt
     trainer, data = fit(tmp_path, module, 4, [Record()])
     assert sum(losses[-3:]) < sum(losses[:3])
     scores = trainer.test(module, datamodule=data, verbose=False)[0]
-    assert set(scores) == {f"test/{name}" for name in ("elbo", "iou", "dice", "fg_mse", "bg_mse")}
+    assert set(scores) == {f"test/{name}" for name in ("elbo", "mask", "iou", "dice", "fg_mse", "bg_mse")}
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     loaded = LayeredVAEModule.load_from_checkpoint(tmp_path / "some.ckpt", weights_only=True)
     image = data.splits["test"].image

@@ -16,15 +16,15 @@ pytest.importorskip("sklearn")
 from sklearn.metrics import jaccard_score, rand_score
 
 from fgbg_cuda.vae import (
-    LayeredVAE,
     LayeredVAEModule,
+    Networks,
+    ObjectNetworks,
     Separation,
     SeparationModule,
-    cell_metrics,
-    cells,
-    metrics,
 )
-from fgbg_cuda.vae.cells_oracle import posterior
+from fgbg_cuda.vae.data import cells
+from fgbg_cuda.vae.evaluation import cell_metrics, metrics
+from fgbg_cuda.vae.evaluation.oracle import posterior
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_active_units_by_hand():
 
 
 def test_importance_weights_against_torch_distributions():
-    module = LayeredVAEModule(width=8, fg_latents=4)
+    module = LayeredVAEModule(networks=ObjectNetworks(width=8, fg_latents=4))
     x = torch.rand(2, 1, 32, 32)
     outputs = []
     forward = module.model.forward
@@ -133,8 +133,14 @@ def test_more_samples_tighten_the_bound_up_to_the_truth():
         def forward(self, z):
             return Blind()(z), Blind()(z)
 
-    model = LayeredVAE(fg_encoder=Foreground(), fg_decoder=Layers(), bg_encoder=Encoder(), bg_decoder=Blind())
-    module = LayeredVAEModule(model=model)
+    class Given(Networks):
+        size_multiple = 1
+
+        def build(self, shape, likelihood):
+            return Foreground(), Layers(), Encoder(), Blind()
+
+    module = LayeredVAEModule(networks=Given())
+    model = module.model
     x = torch.rand(64, 1, 16, 16)
     with torch.no_grad():
         out = model(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ pytest.importorskip("tensorboard")
 
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
-from fgbg_cuda.vae import DoubleELBOModule, LayeredVAEModule, cell_metrics, reproduce, resume  # noqa: E402
-from fgbg_cuda.vae.reproduce_figures import read_curves  # noqa: E402
+from fgbg_cuda.vae import DoubleELBOModule, LayeredVAEModule  # noqa: E402
+from fgbg_cuda.vae.commands import reproduce  # noqa: E402
+from fgbg_cuda.vae.evaluation import cell_metrics  # noqa: E402
+from fgbg_cuda.vae.evaluation.figures import read_curves  # noqa: E402
+from fgbg_cuda.vae.training import resume  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated", "ignore:.*few samples.*")
 
@@ -34,8 +38,8 @@ def quick(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing takes longer than what these tests are about."""
-    for name in ("save_curves", "save_scores", "save_separation"):
-        monkeypatch.setattr(reproduce, name, lambda *arguments: None)
+    for name in ("curves_figure", "save_scores", "save_separation"):
+        monkeypatch.setattr(reproduce, name, MagicMock())
 
 
 def run(out, **options):
@@ -58,8 +62,8 @@ def test_it_writes_every_score_config_curve_and_picture(tmp_path):
         for picture in ("curves.png", "separation.png"):
             assert (folder / picture).read_bytes().startswith(b"\x89PNG")
         config = json.loads((folder / "config.json").read_text())
-        assert config["model"] == cls.__name__
-        assert config["data"]["batch_size"] == reproduce.MODELS[model].batch_size
+        assert config["model"]["_class_path"] == f"fgbg_cuda.vae.{cls.__name__}"
+        assert config["data"]["batch_size"] == {"DoubleELBO": 5, "LayeredVAE": 25}[model]
         cls.load_from_checkpoint(folder / "model.ckpt", weights_only=True)
 
 
@@ -78,7 +82,8 @@ def test_runs_side_by_side_score_as_one_by_one(tmp_path, capsys):
         return {key: value for key, value in result.items() if key not in ("seconds", "bound_gain")}
 
     assert [of(r) for r in together] == [of(r) for results in apart for r in results]
-    with pytest.raises(resume.ResumeError, match=r"seed-[01] has other settings"):  # whichever is first
+    said = r"epochs is 3, but the run in .*seed-[01] was started with 2"  # whichever is first
+    with pytest.raises(resume.ResumeError, match=said):
         run(tmp_path / "together", jobs=2, **{**options, "epochs": 3})
 
 
@@ -108,7 +113,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, no_pictures):
 
     monkeypatch.setattr(L.Trainer, "fit", refuse)
     assert run(tmp_path) == first
-    with pytest.raises(resume.ResumeError, match=r"seed-0 has other settings"):
+    with pytest.raises(resume.ResumeError, match=r"epochs is 2, but the run in .*seed-0 was started with 1"):
         run(tmp_path, epochs=2)
 
 

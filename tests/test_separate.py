@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ pytest.importorskip("skimage")
 
 import imageio.v3 as iio  # noqa: E402
 import tifffile  # noqa: E402
+from ome_files import write_ome_set  # noqa: E402
 
-from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, Separation, open_images  # noqa: E402
-from fgbg_cuda.vae.intensity import Intensity  # noqa: E402
-from fgbg_cuda.vae.separate import load_separator, main, separate_images  # noqa: E402
-from fgbg_cuda.vae.tiles import separate_tiles  # noqa: E402
+from fgbg_cuda.__main__ import main  # noqa: E402
+from fgbg_cuda.vae import ImagesDataModule, LayeredVAEModule, ObjectNetworks, Separation, open_images  # noqa: E402
+from fgbg_cuda.vae.data.intensity import Intensity  # noqa: E402
+from fgbg_cuda.vae.separation.separate import load_separator, separate_images  # noqa: E402
+from fgbg_cuda.vae.separation.tiles import separate_tiles  # noqa: E402
 
 
 def noise(*shape: int, dtype=np.uint8) -> np.ndarray:
@@ -38,7 +41,7 @@ def known(x: torch.Tensor) -> Separation:
 # ---- tiles ----
 
 
-@pytest.mark.parametrize("frame", [(8, 8), (13, 21), (64, 64), (65, 64), (100, 203), (30, 200)])
+@pytest.mark.parametrize("frame", [(7, 9), (13, 21), (64, 64), (65, 64), (100, 203), (30, 200)])
 @pytest.mark.parametrize("size", [None, (64, 64), (32, 48)])
 def test_pixelwise_results_do_not_depend_on_the_tiles(frame, size):
     seen = []
@@ -50,8 +53,7 @@ def test_pixelwise_results_do_not_depend_on_the_tiles(frame, size):
     x = torch.rand(2, 3, *frame, dtype=torch.float64)
     for ours, expected in zip(separate_tiles(separate, x, size), known(x), strict=True):
         torch.testing.assert_close(ours, expected)
-    padded = tuple(-(-side // 8) * 8 for side in frame)
-    assert set(seen) == {size or padded}  # all that the model ever sees
+    assert set(seen) == {size or frame}  # all that the model ever sees
 
 
 def test_tiles_fade_into_each_other():
@@ -65,11 +67,6 @@ def test_tiles_fade_into_each_other():
     # The weight of a tile moves by at most pi / 64 a pixel, and so does that of the other that fades in.
     for axis in (2, 3):
         assert found.foreground.diff(dim=axis).abs().max() < 2 * np.pi / 64
-
-
-def test_frames_too_small_for_the_networks():
-    with pytest.raises(ValueError, match="the images are 7 x 9, expected 8 x 8 at least"):
-        separate_tiles(known, torch.zeros(1, 1, 7, 9), None)
 
 
 # ---- formats ----
@@ -151,24 +148,208 @@ def test_intensities_come_back_as_they_were(tmp_path):
     assert set(np.unique(np.load(tmp_path / "out" / "mask.npy"))) == {0, 65535}
 
 
-def test_stacks_beyond_4_gb_are_bigtiff(tmp_path, monkeypatch):
-    class Long:
-        def __len__(self):
-            return 2**12
+def test_stacks_beyond_4_gb_are_bigtiff(tmp_path):
+    from fgbg_cuda.vae.separation.writers import TiffWriter
 
-        def frame(self, i):
-            return np.zeros((1024, 1024, 1), np.uint16)  # 8 GiB in all
-
-    from fgbg_cuda.vae.writers import TiffWriter
-
+    tifffile.imwrite(tmp_path / "movie.tif", noise(2, 8, 8, dtype=np.uint16))
     for count, is_big in ((2**12, True), (100, False)):
-        monkeypatch.setattr(Long, "__len__", lambda self, n=count: n)
-        writer = TiffWriter(Long(), tmp_path)
+        images = open_images(tmp_path / "movie.tif")
+        images.frame = lambda i: np.zeros((1024, 1024, 1), np.uint16)  # 8 GiB in 2**12
+        images.count = count
+        writer = TiffWriter(images, tmp_path)
         writer.open()
         writer.write(0, 3 * (np.zeros((8, 8, 1), np.uint16),))
         writer.close()
         with tifffile.TiffFile(tmp_path / "mask.tif") as tiff:
             assert tiff.is_bigtiff == is_big
+
+
+# ---- what the files say of themselves ----
+
+
+def described(path: Path) -> dict:
+    """What a TIFF file says beside its pixels, but how often a page is packed."""
+    with tifffile.TiffFile(path) as tiff:
+        page, series = tiff.pages.first, tiff.series[0]
+        found = {
+            "axes": series.axes.replace("Q", "I"),  # no name, as tifffile and as others write it
+            "shape": series.shape,
+            "dtype": series.dtype,
+            "photometric": page.photometric,
+            "compression": page.compression,
+            "predictor": page.predictor,
+            "orientation": page.tags.valueof(274, default=1),
+            "resolution": page.resolution if 282 in page.tags else None,
+            "resolutionunit": page.resolutionunit,
+            "imagej": tiff.imagej_metadata,
+        }
+        if tiff.ome_metadata:
+            pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+            found["ome"] = {k: v for k, v in pixels.items() if k not in ("TiffData", "Channel")}
+        return found
+
+
+MICRONS = {"PhysicalSizeX": 0.13, "PhysicalSizeXUnit": "µm", "TimeIncrement": 0.5, "TimeIncrementUnit": "s"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options"),
+    [
+        (
+            (5, 16, 24),
+            np.uint16,
+            {
+                "imagej": True,
+                "resolution": (1 / 0.13, 1 / 0.13),
+                "metadata": {"axes": "TYX", "unit": "um", "finterval": 0.5, "min": 3.0, "max": 99.0},
+            },
+        ),
+        (
+            (5, 16, 24),
+            np.uint8,
+            {"imagej": True, "compression": "zlib", "metadata": {"axes": "ZYX", "spacing": 2.0}},
+        ),
+        ((5, 16, 24, 3), np.uint8, {"imagej": True, "metadata": {"axes": "TYXS"}}),
+        ((5, 16, 24), np.uint16, {"ome": True, "metadata": {"axes": "TYX", **MICRONS}}),
+        (
+            (5, 16, 24),
+            np.float32,
+            {"ome": True, "compression": "zlib", "metadata": {"axes": "ZYX", **MICRONS}},
+        ),
+        (
+            (5, 3, 16, 24),
+            np.uint8,
+            {"ome": True, "photometric": "rgb", "planarconfig": "separate", "metadata": {"axes": "TSYX"}},
+        ),
+        ((3, 16, 24), np.uint8, {"photometric": "rgb", "planarconfig": "separate"}),
+        ((5, 16, 24), np.uint8, {"photometric": "miniswhite", "compression": "packbits"}),
+        ((5, 16, 24), np.int16, {"photometric": "minisblack", "resolution": (300, 300), "resolutionunit": 3}),
+        ((5, 16, 24), np.uint16, {"photometric": "minisblack", "compression": "zlib", "predictor": True}),
+        ((5, 16, 24), bool, {"photometric": "minisblack"}),
+        ((5, 16, 24), np.uint16, {"photometric": "minisblack", "extratags": [(274, "H", 1, 6, True)]}),
+        ((16, 24), np.uint8, {"photometric": "palette", "colormap": noise(3, 256, dtype=np.uint16)}),
+    ],
+)
+def test_what_a_tiff_says_of_itself_comes_out_again(tmp_path, shape, dtype, options):
+    movie = noise(*shape) > 99 if dtype is bool else noise(*shape, dtype=dtype)
+    tifffile.imwrite(tmp_path / "movie.tif", movie, **options)
+    separate_images(known, open_images(tmp_path / "movie.tif"), tmp_path / "out", batch_size=2)
+    before = described(tmp_path / "movie.tif")
+    for layer in ("foreground", "background"):
+        assert described(tmp_path / "out" / f"{layer}.tif") == before
+    # float32 in [0, 1] has all of these values but those of float32 that need more than its 24 bits after 1.
+    np.testing.assert_allclose(
+        tifffile.imread(tmp_path / "out" / "foreground.tif"),
+        movie,
+        rtol=0,
+        atol=1e-7 if dtype is np.float32 else 0,
+    )
+    mask = described(tmp_path / "out" / "mask.tif")
+    assert mask["axes"] == before["axes"].replace("S", "")
+    assert mask["photometric"] == tifffile.PHOTOMETRIC.MINISBLACK  # high is foreground, and looks bright
+    for what in ("dtype", "compression", "orientation", "resolution", "resolutionunit"):
+        assert mask[what] == before[what]
+    if options.get("imagej"):
+        kept = {"unit", "finterval", "spacing"} & options["metadata"].keys()
+        assert {k: mask["imagej"][k] for k in kept} == {k: options["metadata"][k] for k in kept}
+        assert "max" not in mask["imagej"]
+
+
+def test_a_lossy_tiff_is_packed_without_loss(tmp_path):
+    pytest.importorskip("imagecodecs")
+    tifffile.imwrite(tmp_path / "movie.tif", noise(3, 16, 24), compression="jpeg", photometric="minisblack")
+    images = open_images(tmp_path / "movie.tif")
+    separate_images(known, images, tmp_path / "out")
+    found = tifffile.imread(tmp_path / "out" / "foreground.tif")
+    np.testing.assert_array_equal(found, [images.frame(i)[..., 0] for i in range(3)])
+    assert described(tmp_path / "out" / "mask.tif")["compression"] == tifffile.COMPRESSION.ADOBE_DEFLATE
+
+
+def test_the_layers_of_one_channel_have_no_axis_of_channels(tmp_path):
+    movie = noise(5, 2, 16, 24, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "movie.tif", movie, imagej=True, metadata={"axes": "TCYX", "finterval": 2.0})
+    separate_images(known, open_images(tmp_path / "movie.tif", channel=1), tmp_path / "out")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "foreground.tif"), movie[:, 1])
+    for layer in ("foreground", "mask"):
+        found = described(tmp_path / "out" / f"{layer}.tif")
+        assert (found["axes"], found["imagej"]["finterval"]) == ("TYX", 2.0)
+
+
+def test_the_layers_of_an_ome_tiff_of_many_files_are_one_file_each(tmp_path):
+    (tmp_path / "in").mkdir()
+    movie = noise(3, 16, 24, dtype=np.uint16)
+    write_ome_set(tmp_path / "in", movie[:, None])
+    separate_images(known, open_images(tmp_path / "in"), tmp_path / "out")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "foreground.tif"), movie)
+    found = described(tmp_path / "out" / "mask.tif")
+    assert (found["axes"], found["ome"]["PhysicalSizeX"]) == ("TYX", 0.65)
+
+
+def test_pictures_come_out_upright_and_as_large(tmp_path):
+    import PIL.Image
+
+    (tmp_path / "in").mkdir()
+    exif = PIL.Image.Exif()
+    exif[274] = 6  # to be turned to the right
+    stored = noise(16, 24)
+    PIL.Image.fromarray(stored).save(tmp_path / "in" / "a.png", exif=exif, dpi=(300, 300))
+    separate_images(known, open_images(tmp_path / "in"), tmp_path / "out")
+    with PIL.Image.open(tmp_path / "out" / "foreground" / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.rot90(stored, -1))
+        assert 274 not in image.getexif()
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_data_sets_stay_data_sets(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    movie = noise(5, 16, 24, dtype=np.uint16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("raw/movie", data=movie, compression="gzip").attrs["element_size_um"] = [1, 2, 2]
+    separate_images(known, open_images(f"{tmp_path}/a.h5:/raw/movie"), tmp_path / "out", batch_size=2)
+    for layer, expected in (("foreground", movie), ("mask", 65535 * (movie > 32767.5))):
+        with h5py.File(tmp_path / "out" / f"{layer}.h5") as file:
+            data = file["raw/movie"]
+            np.testing.assert_array_equal(data[:], expected)
+            assert (data.compression, data.dtype) == ("gzip", np.uint16)
+            assert data.attrs["element_size_um"].tolist() == [1, 2, 2]
+
+
+def test_a_video_becomes_tiff_stacks(tmp_path):
+    av = pytest.importorskip("av")
+    movie = noise(5, 16, 24)
+    with av.open(str(tmp_path / "movie.avi"), "w") as container:
+        stream = container.add_stream("ffv1", rate=20)
+        stream.height, stream.width, stream.pix_fmt = 16, 24, "gray"
+        for pixels in movie:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="gray")))
+        container.mux(stream.encode(None))
+    separate_images(known, open_images(tmp_path / "movie.avi"), tmp_path / "out", batch_size=2)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "foreground.tif"), movie)
+    assert described(tmp_path / "out" / "mask.tif")["imagej"]["finterval"] == pytest.approx(0.05)
+
+
+# ---- intensities ----
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "warns"),
+    [(np.uint16, 1, False), (np.uint8, 1 / 16, True), (np.uint16, 16, True), (np.uint16, 0.5, False)],
+)
+def test_intensities_other_than_in_training_are_noticed(tmp_path, dtype, scale, warns):
+    """A model of a camera of 12 bits sees that camera, 8 bits, all of 16 bits, and half of the light."""
+    movie = (noise(24, 16, 16, dtype=np.uint16) // 16 * scale).astype(dtype)
+    np.save(tmp_path / "movie.npy", movie)
+    trained = Intensity((0.0, 4095.0), trained=(0.0, 1.0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        separate_images(known, open_images(tmp_path / "movie.npy", trained), tmp_path / "out")
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == warns
+    if warns:
+        most = "25[45]" if dtype is np.uint8 else "65[0-9.]+"
+        assert re.search(
+            rf"movie\.npy are [0-9.]+ to {most}, but the model was trained on 0 to 4095:", said[0]
+        )
 
 
 # ---- whole or not at all ----
@@ -223,7 +404,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, kind):
 KILLED = """
 import os, signal, sys
 from fgbg_cuda.vae import Separation, open_images
-from fgbg_cuda.vae.separate import separate_images
+from fgbg_cuda.vae.separation.separate import separate_images
 calls = iter(range(10))
 def separate(x):
     if next(calls) == 3:
@@ -247,7 +428,7 @@ STREAMS = """
 import sys
 import torch
 from fgbg_cuda.vae import Separation, open_images
-from fgbg_cuda.vae.separate import separate_images
+from fgbg_cuda.vae.separation.separate import separate_images
 
 def private_mib():  # without the pages of mapped files, which the kernel takes back when it needs them
     return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) / 1024
@@ -306,14 +487,25 @@ def checkpoint(tmp_path_factory) -> Path:
     trainer = L.Trainer(
         accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False
     )
-    trainer.fit(LayeredVAEModule(width=8), datamodule=data)
+    trainer.fit(LayeredVAEModule(networks=ObjectNetworks(width=8)), datamodule=data)
     trainer.save_checkpoint(folder / "some.ckpt")
     return folder / "some.ckpt"
 
 
 def test_the_command_needs_nothing_but_the_checkpoint(tmp_path, checkpoint, capsys):
     movie = checkpoint.parent / "movie.npy"
-    main([str(checkpoint), str(movie), str(tmp_path / "out"), "--device", "cpu", "--batch-size", "5"])
+    main(
+        [
+            "separate",
+            str(checkpoint),
+            str(movie),
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+            "--batch-size",
+            "5",
+        ]
+    )
     assert "24 frames of 48 x 48 separated" in capsys.readouterr().out
     module, shape, intensity = load_separator(checkpoint)
     assert isinstance(module, LayeredVAEModule)
@@ -330,7 +522,13 @@ def test_the_command_needs_nothing_but_the_checkpoint(tmp_path, checkpoint, caps
     ("images", "options", "message"),
     [
         ("movie.npy", ["--batch-size", "0"], r"--batch-size is 0, expected 1 or more"),
-        ("movie.npy", ["--tile", "12"], r"--tile is 12, expected a multiple of 8"),
+        ("movie.npy", ["--tile", "0"], r"--tile is 0, expected 1 or more"),
+        (
+            "movie.npy",
+            ["--device", "nonsense"],
+            r"--device is 'nonsense', expected cpu or a device that is there",
+        ),
+        ("movie.npy", ["--device", "meta:7x"], r"--device is 'meta:7x', expected cpu or"),
         ("movie.npy", ["--intensity-range", "5", "5"], r"intensity_range is \(5, 5\), expected"),
         ("nowhere", [], r"nowhere is not there, expected a folder of images or a file"),
         ("rgb.png", [], r"rgb\.png is RGB, but the model was trained on grayscale"),
@@ -339,15 +537,15 @@ def test_the_command_needs_nothing_but_the_checkpoint(tmp_path, checkpoint, caps
 def test_the_command_fails_in_one_sentence(tmp_path, checkpoint, capsys, images, options, message):
     iio.imwrite(checkpoint.parent / "rgb.png", noise(32, 32, 3))
     with pytest.raises(SystemExit) as stop:
-        main([str(checkpoint), str(checkpoint.parent / images), str(tmp_path / "out"), *options])
-    assert stop.value.code == 1
+        main(["separate", str(checkpoint), str(checkpoint.parent / images), str(tmp_path / "out"), *options])
+    assert stop.value.code == 2
     text = capsys.readouterr().err
     assert re.fullmatch(rf"fgbg separate: .*{message}.*\n", text)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command_says_how_to_overwrite(tmp_path, checkpoint, capsys):
-    arguments = [str(checkpoint), str(checkpoint.parent / "movie.npy"), str(tmp_path)]
+    arguments = ["separate", str(checkpoint), str(checkpoint.parent / "movie.npy"), str(tmp_path)]
     (tmp_path / "foreground.npy").touch()
     with pytest.raises(SystemExit):
         main(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ from fgbg_cuda.vae import (  # noqa: E402
     DigitsOnTexture,
     LayeredVAE,
     LayeredVAEModule,
-    demo,
+    Networks,
+    ObjectNetworks,
 )
-from fgbg_cuda.vae import data as vae_data  # noqa: E402
-from fgbg_cuda.vae.figures import COLUMNS, save_separation  # noqa: E402
-from fgbg_cuda.vae.metrics import (  # noqa: E402
+from fgbg_cuda.vae.commands import demo  # noqa: E402
+from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
+from fgbg_cuda.vae.evaluation.figures import COLUMNS, save_separation  # noqa: E402
+from fgbg_cuda.vae.evaluation.metrics import (  # noqa: E402
     background_mse,
     foreground_mse,
     mask_dice,
@@ -152,7 +155,7 @@ def test_thresholds_by_hand():
 
 
 def test_output_shapes_and_ranges():
-    model = LayeredVAE(channels=3, width=8)
+    model = LayeredVAE(shape=(3, 32, 48), networks=ObjectNetworks(width=8))
     x = torch.rand(2, 3, 32, 48)
     out = model(x)
     assert out.foreground.shape == out.background.shape == x.shape
@@ -168,7 +171,7 @@ def test_output_shapes_and_ranges():
 
 
 def test_parts_of_a_batch_get_the_noise_of_the_whole():
-    model = LayeredVAE(width=8)
+    model = LayeredVAE(networks=ObjectNetworks(width=8))
     x = torch.rand(6, 1, 32, 32)
     whole = model(x, seed=5)
     parts = [model(x[:2], seed=5), model(x[2:], seed=5, first=2)]
@@ -182,19 +185,34 @@ def test_parts_of_a_batch_get_the_noise_of_the_whole():
 def test_backgrounds_as_coarse_as_told():
     x = torch.rand(2, 1, 64, 96)
     for cell in (8, 16, 32):
-        model = LayeredVAE(width=8, bg_cell=cell)
+        model = LayeredVAE(networks=ObjectNetworks(width=8, bg_cell=cell))
         mu, _ = model.bg_encoder(x)
         assert mu.shape == (2, 2, 64 // cell, 96 // cell)
         assert model.bg_decoder(mu).shape == x.shape
-    with pytest.raises(ValueError, match="x is 64 x 72, expected multiples of bg_cell, 32"):
-        model(x[..., :72])
+    with pytest.raises(ValueError, match="x is 64 x 72, expected multiples of 32"):
+        model.bg_encoder(x[..., :72])
     with pytest.raises(ValueError, match="bg_cell is 12, expected 8, 16 or 32"):
-        LayeredVAE(bg_cell=12)
+        ObjectNetworks(bg_cell=12)
+
+
+@pytest.mark.parametrize("size", [(60, 60), (33, 47), (5, 3)])
+def test_sizes_that_the_networks_do_not_take_are_padded(size):
+    """Each layer is that of the padded image, cut; an image that fits is left alone."""
+    model = LayeredVAE(networks=ObjectNetworks(width=8))
+    x = torch.rand(2, 1, *size)
+    whole = torch.nn.functional.pad(x, (0, -size[1] % 8, 0, -size[0] % 8), mode="replicate")
+    out, padded = model(x, seed=3), model(whole, seed=3)
+    for layer, of_whole in zip(out[:3], padded[:3], strict=True):
+        assert layer.shape == x.shape
+        assert torch.equal(layer, of_whole[..., : size[0], : size[1]])
+    assert torch.equal(out.kl_fg, padded.kl_fg)
+    assert model.reconstruction(out, x).isfinite().all()
+    assert model.separate(x).mask.shape == x.shape
 
 
 def test_mask_is_the_gradient_of_the_likelihood():
     """d log p(x | z) / d logit = posterior - prior: the mask is the posterior of the model."""
-    model = LayeredVAE(width=8).double()
+    model = LayeredVAE(networks=ObjectNetworks(width=8)).double()
     x = torch.rand(2, 1, 32, 32, dtype=torch.float64)
     out = model(x, sample=False)
     logits = out.mask_logits.detach().requires_grad_()
@@ -214,13 +232,27 @@ def test_networks_can_be_replaced():
             logits = z.mean(1).view(-1, 1, 1, 1).expand(-1, -1, 32, 32)
             return torch.sigmoid(logits), logits
 
-    model = LayeredVAE(fg_encoder=Encoder(), fg_decoder=Decoder())
+    class Mine(Networks):
+        size_multiple = 8
+
+        def build(self, shape, likelihood):
+            return Encoder(), Decoder(), *ObjectNetworks().build(shape, likelihood)[2:]
+
+    model = LayeredVAE(networks=Mine())
     assert model.separate(torch.rand(2, 1, 32, 32)).mask.shape == (2, 1, 32, 32)
+
+
+def test_what_the_networks_make_is_channels_last():
+    """As it is faster; the images themselves may come in any layout."""
+    module = LayeredVAEModule(shape=(3, 32, 32), networks=ObjectNetworks(width=8))
+    out = module.model(torch.rand(2, 3, 32, 32))
+    assert out.background.is_contiguous(memory_format=torch.channels_last)
+    assert not out.background.is_contiguous()
 
 
 def test_training_lowers_the_loss_and_ends_on_the_plain_elbo(tmp_path, small_data):
     L.seed_everything(0)
-    module = LayeredVAEModule(width=8)
+    module = LayeredVAEModule(networks=ObjectNetworks(width=8))
     losses = []
 
     class Record(L.Callback):
@@ -230,20 +262,33 @@ def test_training_lowers_the_loss_and_ends_on_the_plain_elbo(tmp_path, small_dat
     fit = trainer(tmp_path, max_epochs=8, callbacks=[Record()])
     fit.fit(module, datamodule=small_data)
     assert sum(losses[-4:]) < sum(losses[:4])
-    assert module.model.fg_scale.item() == pytest.approx(module.hparams.fg_scale)
+    assert module.model.fg_scale.item() == pytest.approx(module.model.target_fg_scale)
     scores = fit.test(module, datamodule=small_data, verbose=False)[0]
-    assert set(scores) == {f"test/{name}" for name in ("elbo", "iou", "dice", "fg_mse", "bg_mse")}
+    assert set(scores) == {f"test/{name}" for name in ("elbo", "mask", "iou", "dice", "fg_mse", "bg_mse")}
 
 
-def test_checkpoint_gives_identical_outputs(tmp_path, small_data):
-    module = LayeredVAEModule(width=8, fg_latents=4)
+@dataclass(frozen=True)
+class Narrow(Networks):
+    """Networks of one's own."""
+
+    width: int = 12
+    size_multiple = 8
+
+    def build(self, shape, likelihood):
+        return ObjectNetworks(width=self.width).build(shape, likelihood)
+
+
+@pytest.mark.parametrize("networks", [ObjectNetworks(width=8, fg_latents=4), Narrow(4)])
+def test_checkpoint_gives_identical_outputs(networks, tmp_path, small_data):
+    module = LayeredVAEModule(networks=networks)
     fit = trainer(tmp_path, max_steps=3)
     fit.fit(module, datamodule=small_data)
     path = tmp_path / "some.ckpt"
     fit.save_checkpoint(path)
     torch.load(path, weights_only=True)  # nothing but tensors and plain values inside
     loaded = LayeredVAEModule.load_from_checkpoint(path, weights_only=True)
-    assert loaded.hparams == module.hparams
+    assert {name: loaded.hparams[name] for name in module.hparams} == dict(module.hparams)
+    assert loaded.model.networks == networks
     image = small_data.splits["test"].image
     before, after = module.eval().model.separate(image), loaded.eval().model.separate(image)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -256,7 +301,7 @@ def test_figure_has_a_column_for_each_part(tmp_path):
     from matplotlib.image import imread
 
     image = torch.rand(2, 1, 32, 32)
-    found = LayeredVAE(width=8).separate(image)
+    found = LayeredVAE(networks=ObjectNetworks(width=8)).separate(image)
     save_separation(tmp_path / "picture.png", image, found, image > 0.5)
     height, width = imread(tmp_path / "picture.png").shape[:2]
     assert width > height > 100
@@ -268,7 +313,7 @@ def test_demo_writes_its_files(tmp_path):
     config = demo.DemoConfig(size=32, out=str(out), epochs=1, train=64, val=8, test=8, rows=2, width=8)
     result = demo.run(config)
     assert json.loads((out / "metrics.json").read_text()) == result
-    assert set(result["test"]) == {"elbo", "iou", "dice", "fg_mse", "bg_mse"}
+    assert set(result["test"]) == {"elbo", "mask", "iou", "dice", "fg_mse", "bg_mse"}
     assert set(result["threshold_iou"]) == {"otsu", "oracle_global", "oracle_per_image"}
     assert result["steps"] == result["steps_planned"] == 1
     assert (out / "separation.png").read_bytes().startswith(b"\x89PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 COMMANDS = {
@@ -10,6 +11,7 @@ COMMANDS = {
     "validate": "score a trained model on the validation images",
     "test": "score a trained model on the test images",
     "separate": "write the foreground, background and mask of every image or frame",
+    "demo": "train a model on digits over texture in minutes, and score it",
     "reproduce": "repeat the experiments whose results are shown in the README",
 }
 
@@ -20,22 +22,34 @@ def main(argv: list[str] | None = None) -> None:
         prog="fgbg",
         description="Takes images apart into foreground, background and mask.",
         epilog="\n".join(["commands:", *(f"  {name:<10} {text}" for name, text in COMMANDS.items())])
-        + "\n\nThe options of a command: fgbg COMMAND --help",
+        + "\n\nThe options of a command: fgbg COMMAND --help. With --debug an error shows its trace.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
     # What follows the command is read by the command, which alone imports what it needs.
     command = parser.parse_args(arguments[:1]).command
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook, if it starts this, need not be installed here
     try:
         if command == "separate":
-            from .vae.separate import main as run
+            from .vae.commands.separate import main as run
+        elif command == "demo":
+            from .vae.commands.demo import main as run
         elif command == "reproduce":
-            from .vae.reproduce import main as run
+            from .vae.commands.reproduce import main as run
         else:
-            from .vae.cli import main as run
+            from .vae.commands.fit import main as run
     except ImportError as error:
         parser.exit(1, f"fgbg {command}: {error}\n")
-    run(arguments if command in ("fit", "validate", "test") else arguments[1:])
+    from .vae.errors import MISTAKES, in_a_sentence
+
+    try:
+        run(arguments if command in ("fit", "validate", "test") else arguments[1:])
+    except MISTAKES as error:
+        if debug:
+            raise
+        parser.exit(2, f"fgbg {command}: {in_a_sentence(error)}\n")
 
 
 if __name__ == "__main__":

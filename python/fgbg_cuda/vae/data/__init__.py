@@ -1,0 +1,1 @@
+"""Data sets: images, their truth if there is one, and loaders."""

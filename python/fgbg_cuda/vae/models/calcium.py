@@ -1,0 +1,250 @@
+"""A model of calcium imaging: cells that light up, each a footprint times a trace, over a slow background."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import ndimage
+from skimage.feature import peak_local_max
+from torch import Tensor, nn
+
+import fgbg_cuda
+
+from ..errors import InputError, positive
+from .layered import Latent, Separation
+from .scene import check_place
+
+SPREAD = 1.4826  # a Gaussian's standard deviation over its median absolute deviation
+SEEN = 3.5  # standard deviations by which a peak of the activity stands out, to be a cell's
+CERTAIN = 20.0  # of a cell's trace over its noise, of what is kept
+ROUNDS = 3  # of looking for cells, each in what the cells found so far leave
+SAME = 0.8  # correlation of two overlapping cells' traces from which they are one
+SWEEPS = 10  # of the traces of a frame
+
+
+class CalciumOutput(NamedTuple):
+    """What the model says about a batch; no latent is sampled."""
+
+    cells: Tensor  # [B, 1, H, W], the sum of footprints times traces
+    activity: Tensor  # [B, 1, H, W], the frame over its background
+    kl_fg: Tensor  # [B], 0
+    kl_bg: Tensor  # [B], 0
+    z_fg: tuple[Latent, ...]  # none
+    z_bg: tuple[Latent, ...]  # none
+
+
+class CalciumModel(nn.Module):
+    r"""Cells over a background that changes slowly in space: :math:`x = b + \sum_k A_k c_k + noise`.
+
+    - The background b of a frame is each pixel's minimum over the movie, and on top of it what remains of the
+      blurred frame when all that is smaller than a cell is taken off: a morphological opening with a disk of
+      1.5 cells across (as in Lu et al., "MIN1PIPE", 2018).
+    - A footprint :math:`A_k \ge 0` lies within a disk around its cell. They start from peaks of the activity
+      x - b, by hierarchical alternating least squares (Cichocki & Phan, 2009), and are then learned.
+    - Its trace :math:`c_k \ge 0` is not encoded but solved for each frame: non-negative least squares.
+
+    What :meth:`separate` calls foreground is the mean of what footprints and traces explain and of the
+    activity as it is, for cells that were not found; the mask is its share of the larger of the two.
+
+    Call :meth:`start` before training: it finds the cells.
+
+    Args:
+        shape: (1, H, W) of the frames.
+        cell: diameter of a cell in pixels.
+        blur: standard deviation in pixels of the blur that takes off noise.
+
+    Raises:
+        InputError: an option is out of range, or the frames have colours.
+    """
+
+    one_scene = True  # it separates frames of that size alone, as wholes
+
+    def __init__(
+        self, shape: tuple[int, int, int] = (1, 128, 128), cell: float = 7.0, blur: float = 0.7
+    ) -> None:
+        super().__init__()
+        positive(cell=cell, blur=blur)
+        if shape[0] != 1:
+            raise InputError(f"the frames have {shape[0]} channels, expected 1 (data.channel chooses one)")
+        self.cell, self.blur = cell, blur
+        side = 2 * round(1.5 * cell / 2) + 1
+        y, x = np.indices((side, side)) - side // 2
+        self.disk = np.hypot(y, x) <= side / 2 - 0.4
+        self.footprints = nn.Parameter(torch.zeros(0, *shape[1:]))
+        self.register_buffer("support", torch.zeros(0, *shape[1:], dtype=torch.bool))
+        self.register_buffer("floor", torch.zeros(shape))
+        self.register_buffer("noise", torch.tensor(1.0))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # How many cells there are, the movie tells.
+        count = len(state_dict[f"{prefix}footprints"])
+        self.footprints = nn.Parameter(self.footprints.new_zeros(count, *self.footprints.shape[1:]))
+        self.support = self.support.new_zeros(count, *self.support.shape[1:])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def start(self, frames: Tensor) -> None:
+        """Finds the cells in frames [N, 1, H, W], in their order."""
+        device = self.floor.device
+        frames = frames.cpu()
+        self.floor.copy_(frames.min(0).values)
+        self.noise.copy_(_spread((frames[1:] - frames[:-1]).flatten()) / 2**0.5)
+        activity = self.activity(frames)[:, 0]
+        footprints, support = find_cells(activity.numpy(), self.cell)
+        self.footprints = nn.Parameter(torch.from_numpy(footprints).to(device))
+        self.support = torch.from_numpy(support).to(device)
+
+    def activity(self, x: Tensor) -> Tensor:
+        """What the blurred frames [B, 1, H, W] have over their background."""
+        rest = (x - self.floor).cpu().numpy()
+        blurred = ndimage.gaussian_filter(rest, (0, 0, self.blur, self.blur))
+        opened = [ndimage.grey_opening(frame[0], footprint=self.disk) for frame in blurred]
+        return torch.from_numpy(blurred - np.stack(opened)[:, None]).to(x)
+
+    def _footprints(self) -> Tensor:
+        return self.footprints.clamp(min=0) * self.support
+
+    @torch.no_grad()
+    def cells(self) -> Tensor:
+        """The footprints, with 1 as the largest value of each: [cells, H, W]."""
+        footprints = self._footprints()
+        return footprints / footprints.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
+
+    def traces(self, x: Tensor) -> Tensor:
+        """What each cell adds to frames [B, 1, H, W] where its footprint is 1: [B, cells]."""
+        with torch.no_grad():
+            footprints = self._footprints()
+            peaks = footprints.flatten(1).amax(1)
+            return self._solved(footprints, self.activity(x)) * peaks
+
+    @staticmethod
+    def _solved(footprints: Tensor, activity: Tensor) -> Tensor:
+        """Traces [B, cells] that explain activity [B, 1, H, W] best, by coordinate descent."""
+        a, y = footprints.flatten(1), activity.flatten(1)
+        gram, seen = a @ a.T, y @ a.T
+        traces = torch.zeros_like(seen)
+        for _ in range(SWEEPS):
+            for k in range(len(a)):
+                step = (seen[:, k] - traces @ gram[:, k]) / gram[k, k].clamp(min=1e-12)
+                traces[:, k] = (traces[:, k] + step).clamp(min=0)
+        return traces
+
+    def forward(
+        self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0
+    ) -> CalciumOutput:
+        """What footprints and traces say of x [B, 1, H, W]; nothing is random."""
+        check_place(x, self.floor)
+        footprints = self._footprints()
+        with torch.no_grad():
+            activity = self.activity(x)
+            traces = self._solved(footprints, activity)
+        cells = (traces @ footprints.flatten(1)).view_as(x)
+        zero = x.new_zeros(len(x))
+        return CalciumOutput(cells, activity, zero, zero, (), ())
+
+    def reconstruction(self, out: CalciumOutput) -> Tensor:
+        """-log p(activity | cells) in nats, Gaussian with one noise for all pixels: [B]."""
+        return fgbg_cuda.reconstruction_loss(
+            out.cells, out.activity, likelihood="gaussian", scale=self.noise, reduction="sample"
+        )
+
+    @torch.no_grad()
+    def separate(self, x: Tensor) -> Separation:
+        """The layers of x [B, 1, H, W].
+
+        The foreground is the cells as they shine before black, the background what the frame has less its
+        activity: it keeps the frame's noise.
+        """
+        out = self(x)
+        found = 0.5 * (out.cells + out.activity)
+        most = torch.maximum(out.cells, out.activity)
+        mask = found / most.clamp(min=1e-6)
+        return Separation(found.clamp(max=1), (x - most).clamp(0, 1), mask, (x - most + found).clamp(0, 1))
+
+
+def _spread(x: Tensor) -> Tensor:
+    return SPREAD * (x - x.median()).abs().median()
+
+
+def find_cells(activity: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
+    """Footprints of the cells in activity [T, H, W] >= 0, and the disks in which they lie: both [N, H, W].
+
+    Peaks of the largest activity (blurred over space and time) that stand out are cells. Their footprints and
+    traces are fitted, and what they leave is searched again. Then those that overlap and go together are made
+    one, and what is too small or too faint is left out. A footprint's largest value is 1.
+    """
+    height, width = activity.shape[1:]
+    flat = activity.reshape(len(activity), -1)
+    y, x = np.indices((height, width))
+    noise = SPREAD * np.median(np.abs(np.diff(activity, axis=0))) / 2**0.5 + 1e-12
+    places = np.zeros((0, 2), int)
+    a, c = np.zeros((0, flat.shape[1]), np.float32), np.zeros((0, len(flat)), np.float32)
+    support = np.zeros(a.shape, bool)
+    for _ in range(ROUNDS):
+        left = activity - (c.T @ a).reshape(activity.shape)
+        image = ndimage.gaussian_filter(left, (2, 1, 1)).max(0)
+        middle = np.median(image)
+        least = middle + SEEN * SPREAD * np.median(np.abs(image - middle))
+        apart = max(1, round(cell / 3))
+        peaks = peak_local_max(image, min_distance=apart, threshold_abs=least, exclude_border=False)
+        if len(places):
+            nearest = np.hypot(*(peaks[:, None] - places[None]).transpose(2, 0, 1)).min(1)
+            peaks = peaks[nearest > cell / 3]
+        if not len(peaks):
+            break
+        patches = [left[:, max(v - 1, 0) : v + 2, max(h - 1, 0) : h + 2].mean((1, 2)) for v, h in peaks]
+        traces = np.stack(patches)
+        c = np.concatenate([c, np.maximum(traces - np.quantile(traces, 0.2, axis=1, keepdims=True), 0)])
+        a = np.concatenate([a, np.zeros((len(peaks), flat.shape[1]), np.float32)])
+        disks = np.stack([np.hypot(y - v, x - h) <= 0.85 * cell for v, h in peaks])
+        support = np.concatenate([support, disks.reshape(len(peaks), -1)])
+        places = np.concatenate([places, peaks])
+        _fit(flat, a, c, support, sweeps=6)
+    a, c, support = _merged(flat, a, c, support)
+    _fit(flat, a, c, support, sweeps=4)
+    peaks = a.max(1, keepdims=True) + 1e-12
+    a, c = a / peaks, c * peaks
+    area = (a > 0.3).sum(1)
+    certainty = (np.quantile(c, 0.99, axis=1) - np.median(c, axis=1)) * np.linalg.norm(a, axis=1) / noise
+    kept = (area >= 0.14 * cell**2) & (certainty > CERTAIN)  # a sixth of a disk's area
+    return a[kept].reshape(-1, height, width), support[kept].reshape(-1, height, width)
+
+
+def _fit(flat: np.ndarray, a: np.ndarray, c: np.ndarray, support: np.ndarray, sweeps: int) -> None:
+    """Hierarchical alternating least squares of flat [T, P] = c.T @ a, in place: a within its support."""
+
+    def descend(ours: np.ndarray, theirs: np.ndarray, data: np.ndarray, allowed: np.ndarray | None) -> None:
+        seen, gram = theirs @ data, theirs @ theirs.T
+        for _ in range(2):
+            for k in range(len(ours)):
+                step = (seen[k] - gram[k] @ ours) / max(gram[k, k], 1e-9)
+                ours[k] = np.maximum(ours[k] + step, 0)
+                if allowed is not None:
+                    ours[k] *= allowed[k]
+
+    for _ in range(sweeps):
+        descend(a, c, flat, support)
+        descend(c, a, flat.T, None)
+
+
+def _merged(
+    flat: np.ndarray, a: np.ndarray, c: np.ndarray, support: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells of which two overlap and go together are made one."""
+    while len(a) > 1:
+        unit = a / np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12)
+        overlap = unit @ unit.T
+        np.fill_diagonal(overlap, 0)
+        centred = c - c.mean(1, keepdims=True)
+        centred /= np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-12)
+        same = (overlap > 0.1) & (centred @ centred.T > SAME) | (overlap > 0.6)
+        if not same.any():
+            break
+        i, j = np.unravel_index((overlap * same).argmax(), overlap.shape)
+        support[i] |= support[j]
+        a[i] = np.maximum(a[i], a[j])
+        a, c, support = (np.delete(values, j, axis=0) for values in (a, c, support))
+        _fit(flat, a, c, support, sweeps=2)
+    return a, c, support

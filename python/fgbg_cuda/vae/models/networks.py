@@ -1,0 +1,34 @@
+"""What a :class:`LayeredVAE` asks of its networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+Gaussian = tuple[Tensor, Tensor]  # (mu, logvar) of a diagonal Gaussian
+
+
+class Networks(ABC):
+    """How the four networks of a :class:`LayeredVAE` are made.
+
+    Networks of your own are a subclass in a module that can be imported, a frozen dataclass of plain values:
+    its name and the values go into checkpoints.
+
+    Attributes:
+        size_multiple: the networks take images whose H and W are multiples of it; others are padded.
+    """
+
+    size_multiple: int
+
+    @abstractmethod
+    def build(self, shape: tuple[int, int, int], likelihood: str) -> tuple[nn.Module, ...]:
+        """The foreground's encoder and decoder and the background's encoder and decoder.
+
+        Their signatures are those of the classes in object_networks.py and cell_networks.py; the foreground's
+        encoder may return any number of Gaussians, and its decoder gets one sample of each.
+
+        Args:
+            shape: (C, H, W) of the images, after padding.
+            likelihood: of a pixel. With "bernoulli" the decoders have to give logits, else intensities.
+        """

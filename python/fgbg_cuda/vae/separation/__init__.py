@@ -1,0 +1,1 @@
+"""The layers of images and movies, with a trained model."""

@@ -1,0 +1,115 @@
+"""Training models of one scene with Lightning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, at_least, positive
+from ..models.calcium import CalciumModel, CalciumOutput
+from ..models.scene import SceneOutput, SceneVAE
+from .modules import SeparationModule, images_of
+
+
+class MovieModule(SeparationModule):
+    """What training has in common for models of one scene; not a model in itself.
+
+    The model starts from whole frames of the training set, spread over the movie, which the data module
+    gives: ``frames(count) -> [N, C, H, W]``.
+    """
+
+    start_frames: int
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        data = self.trainer.datamodule
+        if not hasattr(data, "frames"):
+            raise InputError(
+                f"{type(data).__name__} has no method frames, which a model of a scene starts from: "
+                "expected ImagesDataModule, or one that has it"
+            )
+        # Of a run that is resumed, what is found here gives way to what the checkpoint holds.
+        self.model.start(data.frames(self.start_frames))
+
+
+class SceneModule(MovieModule):
+    """Minimises the loss of a :class:`SceneVAE` on whole frames of one movie.
+
+    Args:
+        lr: peak of the one-cycle learning rate (Adam).
+        background_lr: the background's, as a part of it. It starts near where it should be; one that learns
+            fast takes in objects that stop.
+        kl_warmup: for how much of the training, a fraction, the weight of the KLs rises.
+        model_options: those of :class:`SceneVAE`.
+    """
+
+    start_frames = 200
+
+    def __init__(
+        self, lr: float = 3e-3, background_lr: float = 0.07, kl_warmup: float = 0.2, **model_options: Any
+    ) -> None:
+        at_least(0, kl_warmup=kl_warmup, background_lr=background_lr)
+        positive(lr=lr)
+        super().__init__(SceneVAE(**model_options))
+        self.save_hyperparameters()
+
+    def objective(self, out: SceneOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = {
+            "reconstruction": self.model.reconstruction(out).mean(),
+            "tone": self.model.tone_loss(out, images_of(batch)).mean(),
+            "kl_fg": out.kl_fg.mean(),
+            "kl_mask": self.model.mask_kl(out).mean(),
+        }
+        kl = kl_weight * (terms["kl_fg"] + terms["kl_mask"])
+        return terms["reconstruction"] + terms["tone"] + kl, terms
+
+    def elbo(self, out: SceneOutput, x: Tensor) -> Tensor:
+        return -(self.model.reconstruction(out) + out.kl_fg + self.model.mask_kl(out))
+
+    def suspects(self, out: SceneOutput, x: Tensor) -> dict[str, Tensor]:
+        return {
+            "the background": out.background,
+            "the KL of the foreground latents": out.kl_fg,
+            "the mask (mask_logits)": out.mask_logits,
+        }
+
+    def _adam(self) -> torch.optim.Adam:
+        background = [self.model.mean, self.model.components]
+        known = {id(parameter) for parameter in background}
+        networks = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        lr = self.hparams.lr
+        return torch.optim.Adam(
+            [{"params": networks}, {"params": background, "lr": self.hparams.background_lr * lr}],
+            lr,
+            betas=(0.9, 0.99),
+        )
+
+
+class CalciumModule(MovieModule):
+    """Learns the footprints of a :class:`CalciumModel` from whole frames of one movie.
+
+    Args:
+        lr: peak of the one-cycle learning rate (Adam).
+        model_options: those of :class:`CalciumModel`.
+    """
+
+    start_frames = 500
+
+    def __init__(self, lr: float = 1e-3, **model_options: Any) -> None:
+        positive(lr=lr)
+        super().__init__(CalciumModel(**model_options))
+        self.save_hyperparameters()
+
+    def objective(self, out: CalciumOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.model.reconstruction(out).mean()
+        return loss, {"reconstruction": loss}
+
+    def elbo(self, out: CalciumOutput, x: Tensor) -> Tensor:
+        """log p(activity | cells), with the traces that explain it best: no bound on log p(x)."""
+        return -self.model.reconstruction(out)
+
+    def suspects(self, out: CalciumOutput, x: Tensor) -> dict[str, Tensor]:
+        return {"the activity": out.activity, "the cells": out.cells}

@@ -1,0 +1,235 @@
+"""The scene model: its background, its masks, its training; the made scenes and their truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+L = pytest.importorskip("lightning")
+pytest.importorskip("skimage")
+
+import tifffile  # noqa: E402
+
+from fgbg_cuda.__main__ import main  # noqa: E402
+from fgbg_cuda.vae import DigitsOnTexture, InputError, SceneModule, SceneVAE  # noqa: E402
+from fgbg_cuda.vae.data.scenes import SCENES, Scene, make_scene  # noqa: E402
+from fgbg_cuda.vae.models.smoothing import COUPLING, STEPS, smooth_mask  # noqa: E402
+
+
+def frames_of(scene: Scene) -> torch.Tensor:
+    return torch.from_numpy(scene.frames.astype(np.float32) / 255).permute(0, 3, 1, 2)
+
+
+def background_of(scene: Scene) -> torch.Tensor:
+    return torch.from_numpy(scene.background / 255).permute(0, 3, 1, 2)
+
+
+def started(scene: Scene, **options) -> tuple[SceneVAE, torch.Tensor]:
+    x = frames_of(scene)
+    model = SceneVAE(shape=tuple(x.shape[1:]), **options)
+    model.start(x)
+    return model, x
+
+
+def iou(mask: torch.Tensor, truth: np.ndarray) -> float:
+    mask = mask[:, 0].numpy() > 0.5
+    return (mask & truth).sum() / (mask | truth).sum()
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_made_scene_is_its_background_wherever_its_mask_is_not_set(name):
+    scene = make_scene(name, frames=12, height=60, width=72, seed=3)
+    again = make_scene(name, frames=12, height=60, width=72, seed=3)
+    other = make_scene(name, frames=12, height=60, width=72, seed=4)
+    assert np.array_equal(scene.frames, again.frames)
+    assert np.array_equal(scene.mask, again.mask)
+    assert not np.array_equal(scene.frames, other.frames)
+    assert scene.frames.shape == scene.background.shape == (12, 60, 72, scene.frames.shape[-1])
+    assert scene.mask.shape == (12, 60, 72)
+    # Away from objects, whose edges are blurred over some pixels, a frame is background and sensor noise.
+    from scipy.ndimage import binary_dilation
+
+    away = ~binary_dilation(scene.mask, np.ones((1, 9, 9)))
+    rest = (scene.frames.astype(np.float64) - scene.background)[away]
+    unit = 255 if scene.frames.dtype == np.uint8 else 4000
+    assert abs(rest.mean()) < 0.02 * unit
+    assert rest.std() < 0.1 * unit
+
+
+def test_cells_are_footprints_times_traces():
+    scene = make_scene("cells", frames=40, height=60, width=72, seed=0)
+    active = np.tensordot(scene.traces.T, scene.footprints, 1)
+    assert scene.footprints.max() <= 1
+    assert len(scene.footprints) == len(scene.traces) > 10
+    assert np.array_equal(scene.mask, active > 0.03 * 4000)
+    rest = scene.frames[..., 0] - scene.background[..., 0] - active
+    assert abs(rest.mean()) < 10
+    assert rest.std() < 200  # shot noise: sqrt(0.0012 * 0.3 to 1) * 4000
+
+
+def test_the_background_is_that_of_the_scene_behind_objects_too():
+    scene = make_scene("static")
+    model, x = started(scene)
+    error = (model.background(x).detach() - background_of(scene)).abs()
+    # The median of 200 frames of noise 0.02 errs by 1.25 * 0.02 / sqrt(200) = 0.002, twice that where objects
+    # hide half of the frames.
+    assert error.mean() < 0.004
+    hidden = torch.from_numpy(scene.mask)[:, None].expand_as(x)
+    assert error[hidden].mean() < 0.02
+    assert (x - background_of(scene)).abs()[hidden].mean() > 0.1
+
+
+def test_the_background_follows_the_light():
+    scene = make_scene("light")
+    truth = background_of(scene)
+    error = {
+        rank: (m.background(x) - truth).abs().mean()
+        for rank in (0, 2)
+        for m, x in [started(scene, rank=rank)]
+    }
+    assert error[2] < 0.03 < error[0]
+
+
+def test_what_stops_is_no_change_of_the_background():
+    """An object that stands in a third of the frames is their main component, and is left out still."""
+    x = 0.5 + 0.02 * torch.randn(60, 1, 48, 64)
+    x[40:, :, 8:32, 8:32] = 0.9
+    model = SceneVAE(shape=(1, 48, 64), rank=1)
+    model.start(x)
+    assert (model.background(x)[50] - 0.5).abs().mean() < 0.01
+    model.spread.fill_(torch.inf)  # without the prior of its changes
+    assert (model.background(x)[50, 0, 8:32, 8:32] - 0.5).abs().mean() > 0.03
+
+
+@pytest.mark.parametrize(("channels", "size", "rank"), [(1, (40, 48), 0), (3, (33, 45), 2), (1, (9, 11), 1)])
+def test_shapes(channels, size, rank):
+    x = torch.rand(10, channels, *size)
+    model = SceneVAE(shape=(channels, *size), rank=rank)
+    model.start(x)
+    out = model(x[:3])
+    assert out.background.shape == out.foreground.shape == (3, channels, *size)
+    assert out.mask_logits.shape == out.nats.shape == (3, 1, *size)
+    nats = model.reconstruction(out) + out.kl_fg + model.mask_kl(out) + model.tone_loss(out, x[:3])
+    assert nats.shape == (3,)
+    nats.sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.numel())
+    for layer in model.separate(x[:3]):
+        assert layer.shape[-2:] == size
+        assert layer.min() >= 0
+        assert layer.max() <= 1
+
+
+def test_the_mixture_is_that_of_the_docstring():
+    x = torch.rand(8, 2, 16, 16, dtype=torch.float64)
+    model = SceneVAE(shape=(2, 16, 16), rank=0, window=1, outliers=0.01).double()
+    model.start(x)
+    out = model(x, sample=False)
+    normal = torch.distributions.Normal(model.mean, model.noise)
+    p_background = 0.99 * normal.log_prob(x).sum(1, keepdim=True).exp() + 0.01
+    m = torch.sigmoid(out.mask_logits)
+    expected = -torch.log(m + (1 - m) * p_background).flatten(1).sum(1)
+    assert torch.allclose(model.reconstruction(out), expected, rtol=1e-12)
+
+
+def test_noise_does_not_depend_on_how_a_batch_is_split():
+    x = torch.rand(4, 1, 24, 24)
+    model = SceneVAE(shape=(1, 24, 24))
+    model.start(x)
+    whole = model(x, seed=5)
+    part = model(x[2:], seed=5, first=2)
+    # The noise is the same to the bit; a convolution rounds otherwise in another batch.
+    torch.testing.assert_close(whole.z_fg[0].z[2:], part.z_fg[0].z, rtol=1e-4, atol=1e-5)
+
+
+def test_smoothing_is_the_mean_field_of_the_docstring():
+    torch.manual_seed(0)
+    logits, x = 3 * torch.randn(2, 1, 5, 6), torch.rand(2, 3, 5, 6)
+    found = smooth_mask(logits, x)
+
+    def neighbours(y: int, z: int):
+        for dy in (-1, 0, 1):
+            for dz in (-1, 0, 1):
+                if dy or dz:  # beyond the edge stands the edge
+                    yield min(max(y + dy, 0), 4), min(max(z + dz, 0), 5), math.hypot(dy, dz)
+
+    for b in range(2):
+        pixels = [(y, z) for y in range(5) for z in range(6)]
+        apart = [
+            float((x[b, :, y, z] - x[b, :, v, w]).square().sum())
+            for y, z in pixels
+            for v, w, _ in neighbours(y, z)
+        ]
+        variance = 4 * sum(apart) / len(apart)
+        mask = torch.sigmoid(logits[b, 0]).double()
+        for _ in range(STEPS):
+            new = torch.empty_like(mask)
+            for y, z in pixels:
+                pull = sum(
+                    COUPLING
+                    / distance
+                    * math.exp(-float((x[b, :, y, z] - x[b, :, v, w]).square().sum()) / (2 * variance))
+                    * (2 * float(mask[v, w]) - 1)
+                    for v, w, distance in neighbours(y, z)
+                )
+                new[y, z] = 1 / (1 + math.exp(-float(logits[b, 0, y, z]) - pull))
+            mask = new
+        # Float32 through 8 steps of 8 neighbours, whose pulls of up to 55 nats a sigmoid flattens.
+        assert torch.allclose(found[b, 0].double(), mask, atol=1e-4)
+
+
+def test_smoothing_stops_at_an_edge_of_the_image():
+    x = torch.zeros(1, 1, 12, 12)
+    x[..., 6:] = 1
+    logits = torch.where(x > 0, 1.0, -1.0)
+    logits[..., 3, 8], logits[..., 8, 2] = -2, 2  # one pixel of each side says otherwise
+    assert torch.equal(smooth_mask(logits, x) > 0.5, x > 0)
+
+
+def test_what_cannot_be_right_is_said():
+    model = SceneVAE(shape=(1, 24, 32))
+    with pytest.raises(
+        InputError, match="the frames are 1 x 24 x 24, but the model knows a scene of 1 x 24 x 32"
+    ):
+        model(torch.rand(1, 1, 24, 24))
+    for option, value in {"window": 4, "outliers": 0.0, "mask_prior": 1.0, "rank": -1, "width": 0}.items():
+        with pytest.raises(InputError, match=option):
+            SceneVAE(shape=(1, 24, 24), **{option: value})
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    data = DigitsOnTexture(size=32, train=64, val=4, test=4)
+    with pytest.raises(InputError, match="DigitsOnTexture has no method frames"):
+        trainer.fit(SceneModule(shape=(1, 32, 32)), datamodule=data)
+
+
+def test_video_preset_separates_a_movie(tmp_path, capsys):
+    scene = make_scene("static", frames=120, height=92, width=124, seed=1)
+    movie, out = tmp_path / "movie.tif", tmp_path / "run"
+    tifffile.imwrite(movie, scene.frames, photometric="rgb")
+    arguments = [
+        "fit", "--config", "video", "--data.images", str(movie), "--out", str(out),
+        "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "10", "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+    main(arguments)
+    assert "next: fgbg separate" in capsys.readouterr().out
+    before = torch.load(out / "last.ckpt")
+    main([*arguments, "--resume"])
+    after = torch.load(out / "last.ckpt")
+    for name in ("model.mean", "model.noise"):  # what a run starts from is not found anew when it goes on
+        assert torch.equal(before["state_dict"][name], after["state_dict"][name])
+
+    main(["separate", str(out / "last.ckpt"), str(movie), str(tmp_path / "layers"), "--device", "cpu"])
+    layers = {
+        name: tifffile.imread(tmp_path / "layers" / f"{name}.tif")
+        for name in ("mask", "foreground", "background")
+    }
+    found = layers["mask"] > 127
+    assert (found & scene.mask).sum() / (found | scene.mask).sum() > 0.9
+    # In front is the image itself (but for the few values that intensity_range auto clips), and black where
+    # nothing is.
+    certain = layers["mask"] == 255
+    assert (layers["foreground"][certain] == scene.frames[certain]).mean() > 0.99
+    assert layers["foreground"][layers["mask"] == 0].max() == 0
+    error = np.abs(layers["background"].astype(float) - scene.background)
+    assert error[scene.mask].mean() < 10
