@@ -56,8 +56,11 @@ def robust_pca(movie: np.ndarray, steps: int = 40) -> np.ndarray:
     sparse, multiplier = np.zeros_like(data), data / max(size, np.abs(data).max() / weight)
     penalty = 1.25 / size
     for _ in range(steps):
-        u, s, v = np.linalg.svd(data - sparse + multiplier / penalty, full_matrices=False)
-        low = (u * np.maximum(s - 1 / penalty, 0)) @ v
+        full = data - sparse + multiplier / penalty
+        # Singular vectors by way of the frames, of which there are fewer than pixels.
+        squares, u = np.linalg.eigh(full @ full.T)
+        s = np.sqrt(squares.clip(min=1e-12))
+        low = (u * (np.maximum(s - 1 / penalty, 0) / s)) @ (u.T @ full)
         left = data - low + multiplier / penalty
         sparse = np.sign(left) * np.maximum(np.abs(left) - weight / penalty, 0)
         multiplier += penalty * (data - low - sparse)
