@@ -34,7 +34,6 @@ from fgbg_cuda.vae import (  # noqa: E402
     open_images,
 )
 from fgbg_cuda.vae.data import image_data  # noqa: E402
-from fgbg_cuda.vae.data.images import ImageFolder  # noqa: E402
 from fgbg_cuda.vae.data.intensity import measure  # noqa: E402
 
 
@@ -975,7 +974,7 @@ def test_mask_folders_are_matched_by_name(tmp_path):
     for folder, name in itertools.product(("images", "masks"), "abcd"):
         (tmp_path / folder).mkdir(exist_ok=True)
         iio.imwrite(tmp_path / folder / f"{name}.png", noise(8, 8))
-    images = ImageFolder(tmp_path / "images")
+    images = open_images(tmp_path / "images")
     assert len(image_data.open_masks(tmp_path / "masks", images)) == 4
     os.rename(tmp_path / "masks" / "d.png", tmp_path / "masks" / "e.png")
     with pytest.raises(ValueError, match=r"e\.png stands beside .*d\.png, expected a mask of that name"):

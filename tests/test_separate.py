@@ -314,7 +314,11 @@ def test_data_sets_stay_data_sets(tmp_path):
     h5py = pytest.importorskip("h5py")
     movie = noise(5, 16, 24, dtype=np.uint16)
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("raw/movie", data=movie, compression="gzip").attrs["element_size_um"] = [1, 2, 2]
+        data = file.create_dataset("raw/movie", data=movie, compression="gzip")
+        data.attrs["element_size_um"] = [1, 2, 2]
+        file["times"] = np.arange(5)  # a scale of the data set's first axis, in this file alone
+        file["times"].make_scale()
+        data.dims[0].attach_scale(file["times"])
     separate_images(known, open_images(f"{tmp_path}/a.h5:/raw/movie"), tmp_path / "out", batch_size=2)
     for layer, expected in (("foreground", movie), ("mask", 65535 * (movie > 32767.5))):
         with h5py.File(tmp_path / "out" / f"{layer}.h5") as file:
@@ -322,6 +326,7 @@ def test_data_sets_stay_data_sets(tmp_path):
             np.testing.assert_array_equal(data[:], expected)
             assert (data.compression, data.dtype) == ("gzip", np.uint16)
             assert data.attrs["element_size_um"].tolist() == [1, 2, 2]
+            assert len(data.dims[0]) == 0
 
 
 def test_a_video_becomes_tiff_stacks(tmp_path):

@@ -16,18 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError, at_least
 from .images import ImageFolder, Images, open_images
-from .intensity import (
-    Intensity,
-    IntensityRange,
-    Labels,
-    measure,
-    warn_of_other_intensities,
-)
+from .intensity import Intensity, IntensityRange, Labels, measure, warn_of_other_intensities
 from .loaders import SPLITS, Batches, ResumableLoader, ShuffledBatches, overfits
 
-BATCHES = (
-    50  # in an epoch, at the least: what a few epochs learn is not to depend on how many images there are
-)
+# In an epoch, at the least: what a few epochs learn is not to depend on how many images there are.
+BATCHES = 50
 
 
 class ImageBatch(NamedTuple):

@@ -106,8 +106,8 @@ class Images(Dataset[Tensor]):
     intensity: Intensity
     channel: int | None
 
-    def __init__(self, path: str | Path, intensity: Intensity, channel: int | None) -> None:
-        self.path, self.intensity, self.channel = Path(path), intensity, channel
+    def __init__(self, path: Path, intensity: Intensity, channel: int | None) -> None:
+        self.path, self.intensity, self.channel = path, intensity, channel
         self.recent: dict[int, np.ndarray] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -370,6 +370,8 @@ class Hdf5Stack(Stack):
             data = file[self.dataset]
             # What the layers get as well: the kind of compression, and attributes such as the pixel size.
             self.compression, self.attributes = data.compression, dict(data.attrs)
+            for links in ("DIMENSION_LIST", "REFERENCE_LIST"):  # to data sets of this file
+                self.attributes.pop(links, None)
             frames, *inner = array_axes(str(path), data.shape)
         super().__init__(path, intensity, channel, [frames], inner)
 
@@ -521,9 +523,7 @@ class Video(Stack):
             if not container.streams.video:
                 raise InputError(f"{path} has no pictures")
             stream = container.streams.video[0]
-            stream.codec_context.thread_count = (
-                1  # a process that is forked would wait for the others for ever
-            )
+            stream.codec_context.thread_count = 1  # a fork has none of the others, and would wait for them
             yield container, stream
 
     @staticmethod
@@ -592,15 +592,8 @@ class ImageFolder(Images):
     hours into it.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        intensity: Intensity = Intensity(),  # noqa: B008
-        channel: int | None = None,
-    ) -> None:
-        super().__init__(folder, intensity, channel)
-        if not self.path.exists():
-            raise InputError(f"{folder} is not there, expected a folder of images")
+    def __init__(self, path: Path, intensity: Intensity, channel: int | None) -> None:
+        super().__init__(path, intensity, channel)
         self.paths = [self.path] if self.path.is_file() else image_files(self.path)
         for i, path in enumerate(self.paths):
             image = self.file(i)

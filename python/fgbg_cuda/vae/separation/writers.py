@@ -29,20 +29,9 @@ LAYERS = ("foreground", "background", "mask")
 
 # Of ImageJ's metadata, those that hold for every layer, and those of what the values mean and how they are
 # shown, which do not hold for a mask.
-IMAGEJ_ALL = (
-    "unit",
-    "yunit",
-    "zunit",
-    "spacing",
-    "finterval",
-    "fps",
-    "tunit",
-    "xorigin",
-    "yorigin",
-    "zorigin",
-)
-IMAGEJ_VALUES = ("cf", "c0", "c1", "vunit", "min", "max")
-LOSSLESS = ("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "ZSTD", "LZMA")
+IMAGEJ_ALL = "unit yunit zunit spacing finterval fps tunit xorigin yorigin zorigin".split()
+IMAGEJ_VALUES = "cf c0 c1 vunit min max".split()
+LOSSLESS = "NONE LZW ADOBE_DEFLATE DEFLATE PACKBITS ZSTD LZMA".split()
 
 
 @contextlib.contextmanager
@@ -175,7 +164,8 @@ def tiff_options(images: TiffStack | Video, layer: str, pixels: np.ndarray) -> d
 
     tags = dict(images.tags)
     photometric, colormap = tags.pop("photometric", None), tags.pop("colormap", None)
-    if tags.get("compression", tifffile.COMPRESSION.NONE).name not in LOSSLESS:
+    none = tifffile.COMPRESSION.NONE
+    if tags.setdefault("compression", none).name not in LOSSLESS:
         tags |= {"compression": tifffile.COMPRESSION.ADOBE_DEFLATE, "predictor": None}
     if pixels.shape[-1] == 3:
         tags |= {"photometric": "rgb", "planarconfig": "separate" if images.planar else "contig"}
@@ -188,12 +178,8 @@ def tiff_options(images: TiffStack | Video, layer: str, pixels: np.ndarray) -> d
         tags |= {"photometric": photometric, "colormap": colormap}
     if images.orientation != 1:
         tags["extratags"] = [(274, "H", 1, images.orientation, True)]
-    packed = (
-        pixels.dtype == bool
-        or tags.get("compression", tifffile.COMPRESSION.NONE) != tifffile.COMPRESSION.NONE
-    )
     return {
-        "contiguous": not packed,
+        "contiguous": pixels.dtype != bool and tags["compression"] == none,
         "metadata": None,  # tifffile's own would be of one page
         "description": _description(images, layer, pixels),
         **tags,
