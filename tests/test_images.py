@@ -491,6 +491,20 @@ def test_frames_of_a_video_in_any_order(tmp_path, name, codec, pixel_format, sha
     assert all(torch.equal(item[0], images[i]) for i, item in enumerate(loader))
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format", "header"),
+    [("a.mkv", "ffv1", "gray", r"1\.2 s"), ("a.avi", "mjpeg", "yuvj420p", "30 frames")],
+)
+def test_a_video_that_is_cut_off_is_noticed(tmp_path, name, codec, pixel_format, header):
+    video(tmp_path / name, noise(30, 64, 64), codec, pixel_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(open_images(tmp_path / name)) == 30
+    os.truncate(tmp_path / name, (tmp_path / name).stat().st_size * 66 // 100)
+    with pytest.warns(UserWarning, match=rf"has 1\d frames, its header says {header}: it may be cut off"):
+        open_images(tmp_path / name)
+
+
 def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     movie = noise(3, 16, 32)

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import re
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -502,6 +503,17 @@ class Video(Stack):
                 # The time of each frame tells it from the others; decoding them all finds damage now.
                 self.times = [frame.pts for frame in container.decode(stream)]
                 rate = stream.average_rate
+                if not self.times:
+                    raise InputError(f"{path} has no pictures")
+                # FFmpeg ends quietly where a file does; Matroska notes a duration but no number of frames.
+                end = (self.times[-1] or 0) * stream.time_base + (2 / rate if rate else 0)
+                noted = (container.duration or 0) / self.av.time_base
+                if len(self.times) < stream.frames or (not stream.frames and end < noted):
+                    header = f"{stream.frames} frames" if stream.frames else f"{noted:g} s"
+                    warnings.warn(
+                        f"{path} has {len(self.times)} frames, its header says {header}: it may be cut off",
+                        stacklevel=4,
+                    )
             with self._open(path) as (container, stream):
                 first = self._pixels(next(container.decode(stream)))
         if None in self.times or any(np.diff(self.times) <= 0):
