@@ -957,6 +957,25 @@ def test_masks_that_are_no_labels(tmp_path, name, pixels, message):
         image_data.open_masks(tmp_path / name, open_images(tmp_path / "image.tif"))
 
 
+@pytest.mark.parametrize(
+    ("pixels", "share"),
+    [
+        (noise(8, 8) | 1, "100.00%"),
+        (np.zeros((8, 8), np.uint8), "0.00%"),
+        (255 * (noise(8, 8) > 5), "96.88%"),
+    ],
+    ids=["grays", "empty", "inverse"],
+)
+def test_masks_that_can_hardly_be_meant_are_noticed(tmp_path, pixels, share):
+    """A picture or a map of probabilities is read as labels, which nothing in the file contradicts."""
+    tifffile.imwrite(tmp_path / "mask.tif", pixels.astype(np.uint8))
+    tifffile.imwrite(tmp_path / "image.tif", noise(8, 8))
+    with pytest.warns(
+        UserWarning, match=rf"mask\.tif cover {share} of the images: expected 0 on the background"
+    ):
+        image_data.open_masks(tmp_path / "mask.tif", open_images(tmp_path / "image.tif"))
+
+
 def test_supervised_training_gets_the_labels_of_a_palette(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
