@@ -34,7 +34,6 @@ from fgbg_cuda.vae import (  # noqa: E402
     open_images,
 )
 from fgbg_cuda.vae.data import image_data  # noqa: E402
-from fgbg_cuda.vae.data.images import ImageFolder  # noqa: E402
 from fgbg_cuda.vae.data.intensity import measure  # noqa: E402
 
 
@@ -149,6 +148,11 @@ def test_a_movie_larger_than_memory_opens_at_once(tmp_path):
             "movie.npy",
             lambda p: np.save(p, noise(2, 8, 8, 4)),
             r"has 4 channels \(axes T=2 x Y=8 x X=8 x S=4",
+        ),
+        (
+            "movie.npy",
+            lambda p: np.save(p, noise(5, 2, 8, 8)),
+            "an array of 5 x 2 x 8 x 8, expected frames x",
         ),
         ("movie.npy", lambda p: np.save(p, noise(0, 8, 8)), "axes T=0 x Y=8 x X=8, expected images"),
         ("movie.npy", lambda p: p.write_bytes(b""), r"movie\.npy cannot be read \(EOFError: No data"),
@@ -382,6 +386,48 @@ def test_pictures_of_every_depth(tmp_path, dtype, suffix):
     np.testing.assert_array_equal(open_images(tmp_path / f"a.{suffix}").frame(0)[..., 0], pixels)
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits_are_read_whole(tmp_path, channels):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    pixels = noise(8, 12, channels, dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(pixels))
+    images = open_images(tmp_path / "a.png", channel=None if channels == 3 else 3)
+    np.testing.assert_array_equal(images.frame(0), pixels if channels == 3 else pixels[..., 3:])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF"])
+def test_a_picture_of_several_frames_is_no_picture(tmp_path, kind):
+    """An animation that is called .png: its first frame alone would be a silent loss of the others."""
+    first, second = (PIL.Image.fromarray(noise(8, 12) // n) for n in (1, 2))
+    first.save(tmp_path / "a.png", format=kind, save_all=True, append_images=[second])
+    with pytest.raises(ValueError, match=rf"a\.png has 2 frames \({kind}\), of which a picture is one"):
+        open_images(tmp_path / "a.png")
+
+
+def test_the_pictures_of_phones_are_their_first(tmp_path):
+    """What a phone appends to a JPEG, such as a map of depths, is no frame."""
+    first, second = (PIL.Image.fromarray(noise(8, 12, 3) // n) for n in (1, 2))
+    first.save(tmp_path / "known.jpg")
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    known, ours = (open_images(tmp_path / name).frame(0) for name in ("known.jpg", "a.jpg"))
+    np.testing.assert_array_equal(ours, known)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "jpeg"])
+def test_only_a_jpeg_turns_luma_and_chroma_into_colours(tmp_path, compression):
+    if compression:
+        pytest.importorskip("imagecodecs")
+    path = tmp_path / "a.tif"
+    PIL.Image.new("RGB", (16, 16), (200, 0, 0)).convert("YCbCr").save(path, compression=compression)
+    if compression == "jpeg":
+        np.testing.assert_allclose(open_images(path).frame(0)[0, 0], (200, 0, 0), atol=3)
+    else:
+        with pytest.raises(
+            ValueError, match=r"has 3 channels \(axes Y=16 x X=16 x C=3\), expected one, or RGB"
+        ):
+            open_images(path)
+
+
 # ---- HDF5 and video ----
 
 
@@ -445,6 +491,28 @@ def test_frames_of_a_video_in_any_order(tmp_path, name, codec, pixel_format, sha
     assert all(torch.equal(item[0], images[i]) for i, item in enumerate(loader))
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format", "header"),
+    [("a.mkv", "ffv1", "gray", r"1\.2 s"), ("a.avi", "mjpeg", "yuvj420p", "30 frames")],
+)
+def test_a_video_that_is_cut_off_is_noticed(tmp_path, name, codec, pixel_format, header):
+    video(tmp_path / name, noise(30, 64, 64), codec, pixel_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(open_images(tmp_path / name)) == 30
+    os.truncate(tmp_path / name, (tmp_path / name).stat().st_size * 66 // 100)
+    with pytest.warns(UserWarning, match=rf"has 1\d frames, its header says {header}: it may be cut off"):
+        open_images(tmp_path / name)
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    movie = noise(3, 16, 32)
+    video(Path("file:10:30.avi"), movie, "ffv1", "gray")
+    images = open_images("10:30.avi")
+    np.testing.assert_array_equal([images.frame(i)[..., 0] for i in range(3)], movie)
+
+
 def test_a_video_is_turned_as_players_turn_it(tmp_path):
     movie = np.repeat(np.arange(0, 240, 15, dtype=np.uint8)[:, None], 32, 1)[None].repeat(
         3, 0
@@ -499,6 +567,13 @@ def test_folders_are_no_pictures_whatever_their_names(tmp_path):
     assert len(open_images(tmp_path)) == 1
     with pytest.raises(ValueError, match=r"x\.png holds no image"):
         open_images(tmp_path / "x.png")
+
+
+def test_a_link_to_nothing_is_an_image_that_is_missing(tmp_path):
+    PIL.Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("elsewhere")
+    with pytest.raises(ValueError, match=r"b\.png cannot be read \(FileNotFoundError"):
+        open_images(tmp_path)
 
 
 def open_files(folder: Path) -> set[str]:
@@ -577,6 +652,17 @@ def test_automatic_range_passes_over_hot_and_dead_pixels():
     assert measure(frames) == (50, 3000)
     with pytest.raises(ValueError, match="from 7 to 7, from which no intensity_range"):
         measure([np.full((8, 8, 1), 7, np.uint8)])
+
+
+def test_images_of_several_types_have_no_range_in_common(tmp_path):
+    PIL.Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
+    for name in "bcd":
+        PIL.Image.fromarray(noise(8, 8, dtype=np.uint16)).save(tmp_path / f"{name}.png")
+    options = {"crop": 8, "batch_size": 2, "crops_per_image": 1}
+    with pytest.raises(ValueError, match="are of types uint16 and uint8, which have no intensity_range in c"):
+        ImagesDataModule(tmp_path, intensity_range="auto", **options).setup()
+    with pytest.warns(UserWarning, match=r"are \d+ to 6\d+\.?\d*, but the intensity range is 0 to 255"):
+        ImagesDataModule(tmp_path, intensity_range=(0, 255), **options).setup()
 
 
 @pytest.mark.parametrize("bounds", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
@@ -858,13 +944,36 @@ def test_masks_are_read_by_index(tmp_path, name, write):
         ("colours.png", noise(8, 8, 3), r"colours\.png has colours, expected a mask of one integer or bool"),
         ("colours.npy", noise(1, 8, 8, 3), r"colours\.npy has colours, expected a mask"),
         ("lossy.jpg", LABELS, r"lossy\.jpg is a JPEG, whose compression changes labels"),
+        ("jpeg.png", LABELS, r"jpeg\.png is a JPEG, whose compression changes labels"),
     ],
 )
 def test_masks_that_are_no_labels(tmp_path, name, pixels, message):
-    (np.save if name.endswith("npy") else iio.imwrite)(tmp_path / name, pixels)
+    if name.endswith("npy"):
+        np.save(tmp_path / name, pixels)
+    else:
+        PIL.Image.fromarray(pixels).save(tmp_path / name, format="JPEG" if pixels is LABELS else None)
     tifffile.imwrite(tmp_path / "image.tif", noise(8, 8))
     with pytest.raises(ValueError, match=message):
         image_data.open_masks(tmp_path / name, open_images(tmp_path / "image.tif"))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "share"),
+    [
+        (noise(8, 8) | 1, "100.00%"),
+        (np.zeros((8, 8), np.uint8), "0.00%"),
+        (255 * (noise(8, 8) > 5), "96.88%"),
+    ],
+    ids=["grays", "empty", "inverse"],
+)
+def test_masks_that_can_hardly_be_meant_are_noticed(tmp_path, pixels, share):
+    """A picture or a map of probabilities is read as labels, which nothing in the file contradicts."""
+    tifffile.imwrite(tmp_path / "mask.tif", pixels.astype(np.uint8))
+    tifffile.imwrite(tmp_path / "image.tif", noise(8, 8))
+    with pytest.warns(
+        UserWarning, match=rf"mask\.tif cover {share} of the images: expected 0 on the background"
+    ):
+        image_data.open_masks(tmp_path / "mask.tif", open_images(tmp_path / "image.tif"))
 
 
 def test_supervised_training_gets_the_labels_of_a_palette(tmp_path):
@@ -898,7 +1007,7 @@ def test_mask_folders_are_matched_by_name(tmp_path):
     for folder, name in itertools.product(("images", "masks"), "abcd"):
         (tmp_path / folder).mkdir(exist_ok=True)
         iio.imwrite(tmp_path / folder / f"{name}.png", noise(8, 8))
-    images = ImageFolder(tmp_path / "images")
+    images = open_images(tmp_path / "images")
     assert len(image_data.open_masks(tmp_path / "masks", images)) == 4
     os.rename(tmp_path / "masks" / "d.png", tmp_path / "masks" / "e.png")
     with pytest.raises(ValueError, match=r"e\.png stands beside .*d\.png, expected a mask of that name"):

@@ -300,11 +300,25 @@ def test_pictures_come_out_upright_and_as_large(tmp_path):
         assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
+def test_colours_of_16_bits_stay_so(tmp_path):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    pixels = noise(16, 24, 3, dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(pixels))
+    separate_images(known, open_images(tmp_path / "a.png"), tmp_path / "out")
+    found = imagecodecs.png_decode((tmp_path / "out" / "foreground" / "a.png").read_bytes())
+    np.testing.assert_array_equal(found, pixels)
+    assert iio.imread(tmp_path / "out" / "mask" / "a.png").dtype == np.uint16
+
+
 def test_data_sets_stay_data_sets(tmp_path):
     h5py = pytest.importorskip("h5py")
     movie = noise(5, 16, 24, dtype=np.uint16)
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("raw/movie", data=movie, compression="gzip").attrs["element_size_um"] = [1, 2, 2]
+        data = file.create_dataset("raw/movie", data=movie, compression="gzip")
+        data.attrs["element_size_um"] = [1, 2, 2]
+        file["times"] = np.arange(5)  # a scale of the data set's first axis, in this file alone
+        file["times"].make_scale()
+        data.dims[0].attach_scale(file["times"])
     separate_images(known, open_images(f"{tmp_path}/a.h5:/raw/movie"), tmp_path / "out", batch_size=2)
     for layer, expected in (("foreground", movie), ("mask", 65535 * (movie > 32767.5))):
         with h5py.File(tmp_path / "out" / f"{layer}.h5") as file:
@@ -312,6 +326,7 @@ def test_data_sets_stay_data_sets(tmp_path):
             np.testing.assert_array_equal(data[:], expected)
             assert (data.compression, data.dtype) == ("gzip", np.uint16)
             assert data.attrs["element_size_um"].tolist() == [1, 2, 2]
+            assert len(data.dims[0]) == 0
 
 
 def test_a_video_becomes_tiff_stacks(tmp_path):
@@ -375,6 +390,39 @@ def test_nothing_is_overwritten_unasked(tmp_path, movie):
     separate_images(known, open_images(movie), out, overwrite=True)
     assert np.load(out / "mask.npy").shape == (10, 16, 16)
     assert len(content(out)) == 3
+
+
+@pytest.mark.parametrize("name", ["mask.npy", "mask/a.png", "mask.h5"])
+def test_an_image_that_is_read_is_never_overwritten(tmp_path, name):
+    path = tmp_path / name
+    if name == "mask.npy":
+        np.save(path, noise(3, 8, 8))
+    elif name == "mask.h5":
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            file["movie"] = noise(3, 8, 8)
+    else:
+        path.parent.mkdir()
+        iio.imwrite(path, noise(8, 8))
+        os.symlink("mask", tmp_path / "link")  # another way to the same images
+    before = path.read_bytes()
+    sources = [f"{path}:/movie"] if name == "mask.h5" else [path]
+    sources += [tmp_path / "mask", tmp_path / "link"] if path.parent.name == "mask" else []
+    for source in sources:
+        with pytest.raises(ValueError, match=rf"{name} is an image that is read and would be replaced"):
+            separate_images(known, open_images(source), tmp_path, overwrite=True)
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["npy", "tif", "png"])
+def test_what_cannot_be_written_says_where(tmp_path, suffix):
+    pixels = noise(8, 8) if suffix == "png" else noise(3, 8, 8)
+    np.save(tmp_path / "a.npy", pixels) if suffix == "npy" else iio.imwrite(tmp_path / f"a.{suffix}", pixels)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(
+        ValueError, match=r"the layers cannot be written to .*/out \(.*Not a directory"
+    ) as error:
+        separate_images(known, open_images(tmp_path / f"a.{suffix}"), tmp_path / "out")
+    assert isinstance(error.value.__cause__, OSError)
 
 
 @pytest.mark.parametrize("kind", ["npy", "tif", "folder"])

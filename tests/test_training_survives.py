@@ -25,7 +25,7 @@ pytest.importorskip("tensorboard")
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 
 from fgbg_cuda.__main__ import main  # noqa: E402
-from fgbg_cuda.vae import DigitsOnTexture, ImageFolder, LayeredVAEModule, NonFiniteLossError, ObjectNetworks  # noqa: E402
+from fgbg_cuda.vae import DigitsOnTexture, LayeredVAEModule, NonFiniteLossError, ObjectNetworks, open_images  # noqa: E402
 from fgbg_cuda.vae.commands import demo  # noqa: E402
 from fgbg_cuda.vae.data import digits as vae_data  # noqa: E402
 from fgbg_cuda.vae.data.loaders import ShuffledBatches  # noqa: E402
@@ -362,7 +362,7 @@ def ramp(*shape: int, dtype=np.uint8) -> np.ndarray:
 def test_images_of_every_kind_span_0_to_1(tmp_path, name, pixels):
     write(tmp_path / name, pixels)
     (tmp_path / "notes.txt").write_text("passed over")
-    images = ImageFolder(tmp_path)
+    images = open_images(tmp_path)
     assert len(images) == 1
     expected = pixels.reshape(8, 12, -1).transpose(2, 0, 1)
     expected = expected / (np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1)
@@ -374,7 +374,7 @@ def test_images_of_every_kind_span_0_to_1(tmp_path, name, pixels):
 def test_jpegs_come_in_the_order_of_their_names(tmp_path):
     write(tmp_path / "b.jpeg", np.full((16, 16, 3), 200, np.uint8))
     write(tmp_path / "a.jpg", np.full((16, 16, 3), 100, np.uint8))
-    images = ImageFolder(tmp_path)
+    images = open_images(tmp_path)
     assert images.shape == (3, 16, 16)
     assert [round(image.mean().item() * 255) for image in images] == [100, 200]
 
@@ -413,13 +413,13 @@ def test_bad_images_get_one_sentence(tmp_path, make, message):
     write(tmp_path / "a0.png", ramp(8, 8))
     make(tmp_path)
     with pytest.raises(ValueError, match=message) as error:
-        ImageFolder(tmp_path)
+        open_images(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_bad_folders_get_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="nowhere is not there, expected a folder of images"):
-        ImageFolder(tmp_path / "nowhere")
+        open_images(tmp_path / "nowhere")
     (tmp_path / "movie.mp4").write_text("")
     with pytest.raises(ValueError, match=r"holds no image, expected files that end in \.png, \.jpg"):
-        ImageFolder(tmp_path)
+        open_images(tmp_path)

@@ -9,7 +9,7 @@ from . import _extras  # noqa: F401  (first: it says what is not installed)
 from .data.cells import CellsBatch, CellsUnderDisc
 from .data.digits import BACKGROUNDS, DigitsOnTexture
 from .data.image_data import ImagesDataModule
-from .data.images import ImageFolder, open_images
+from .data.images import open_images
 from .data.intensity import Intensity
 from .errors import InputError, NonFiniteLossError, ResumeError
 from .models.calcium import CalciumModel
@@ -51,7 +51,6 @@ __all__ = [
     "DoubleELBOOutput",
     "ForegroundDecoder",
     "ForegroundEncoder",
-    "ImageFolder",
     "ImagesDataModule",
     "InputError",
     "Intensity",

@@ -16,18 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError, at_least
 from .images import ImageFolder, Images, open_images
-from .intensity import (
-    Intensity,
-    IntensityRange,
-    Labels,
-    measure,
-    warn_of_other_intensities,
-)
+from .intensity import Intensity, IntensityRange, Labels, measure, warn_of_other_intensities
 from .loaders import SPLITS, Batches, ResumableLoader, ShuffledBatches, overfits
 
-BATCHES = (
-    50  # in an epoch, at the least: what a few epochs learn is not to depend on how many images there are
-)
+# In an epoch, at the least: what a few epochs learn is not to depend on how many images there are.
+BATCHES = 50
 
 
 class ImageBatch(NamedTuple):
@@ -299,6 +292,8 @@ def split_area(
 def open_masks(path: str | Path, images: Images) -> Images:
     """The masks of ``images``: see :class:`ImagesDataModule`.
 
+    Warns if they cover nothing or nearly everything.
+
     Raises:
         InputError: another number or size, a mask with no image, or no labels.
     """
@@ -313,4 +308,10 @@ def open_masks(path: str | Path, images: Images) -> Images:
         for mask, image in zip(masks.paths, images.paths, strict=True):
             if mask.stem != image.stem:
                 raise InputError(f"{mask} stands beside {image}, expected a mask of that name")
+    share = np.mean([np.mean(mask != 0) for mask in masks.sample()])
+    if not 0.001 <= share <= 0.9:
+        warnings.warn(
+            f"the masks in {path} cover {share:.2%} of the images: expected 0 on the background alone",
+            stacklevel=3,
+        )
     return masks

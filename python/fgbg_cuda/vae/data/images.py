@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import re
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from .intensity import Intensity, warn_of_other_intensities
+from .intensity import Intensity
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -106,8 +107,8 @@ class Images(Dataset[Tensor]):
     intensity: Intensity
     channel: int | None
 
-    def __init__(self, path: str | Path, intensity: Intensity, channel: int | None) -> None:
-        self.path, self.intensity, self.channel = Path(path), intensity, channel
+    def __init__(self, path: Path, intensity: Intensity, channel: int | None) -> None:
+        self.path, self.intensity, self.channel = path, intensity, channel
         self.recent: dict[int, np.ndarray] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -142,10 +143,6 @@ class Images(Dataset[Tensor]):
         chosen = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
         return [self.frame(i) for i in chosen]
 
-    def check_intensities(self) -> None:
-        """Warns where the values lie elsewhere than ``intensity`` says."""
-        warn_of_other_intensities(str(self.path), self.sample(), self.intensity)
-
 
 def open_images(
     path: str | Path,
@@ -154,9 +151,8 @@ def open_images(
 ) -> Images:
     """The images at ``path``:
 
-    - a folder of PNG, JPEG, BMP and TIFF images, in the order of their names, or one such image (of an RGB
-      PNG of 16 bits the upper 8 are read: a TIFF keeps all). EXIF's orientation is undone, a palette looked
-      up;
+    - a folder of PNG, JPEG, BMP and TIFF images, in the order of their names, or one such image. EXIF's
+      orientation is undone, a palette looked up;
     - a folder of TIFF files that together are one OME-TIFF, as Micro-Manager writes it, or one of these;
     - a TIFF stack (.tif, .tiff). Frames are its time or depth or pages, channels those of its axes. Values
       are those stored, whatever their display: a palette or MINISWHITE does not change them;
@@ -285,21 +281,30 @@ class Picture(Stack):
         import PIL.Image
 
         with reading(path, path), PIL.Image.open(path) as image:
-            mode, orientation = image.mode, image.getexif().get(0x0112, 1)
+            mode, deep = image.mode, ";16B" in str(image.tile)
+            orientation = image.getexif().get(0x0112, 1)
+            frames = getattr(image, "n_frames", 1)
+            # In a phone's JPEG (MPO) other things follow the picture, such as a map of depths.
+            if frames > 1 and image.format != "MPO":
+                raise InputError(
+                    f"{path} has {frames} frames ({image.format}), of which a picture is one: "
+                    "expected them in a TIFF stack, an array or a video"
+                )
+            if intensity.by_index and image.format in ("JPEG", "MPO"):
+                raise InputError(
+                    f"{path} is a JPEG, whose compression changes labels: expected PNG, TIFF or an array"
+                )
             self.dpi = image.info.get("dpi")
             if mode == "P" and not intensity.by_index:
                 colours = np.reshape(image.getpalette(), (-1, 3))
                 gray = (colours == colours[:, :1]).all() and "transparency" not in image.info
                 image = image.convert("L" if gray else "RGBA" if "transparency" in image.info else "RGB")
-            self.pixels = np.asarray(image)
+            if deep:  # a PNG of 16 bits: Pillow gives the upper 8 if it has colours
+                self.pixels = extra("imagecodecs", "train", path).png_decode(path.read_bytes())
+            else:
+                self.pixels = np.asarray(image)
         if mode not in ("1", "L", "I", "I;16", "P", "RGB", "LA", "RGBA"):
             raise InputError(f"{path} is a {mode} image, expected grayscale or RGB")
-        if intensity.by_index and path.suffix.lower() in (".jpg", ".jpeg"):
-            raise InputError(
-                f"{path} is a JPEG, whose compression changes labels: expected PNG, TIFF or an array"
-            )
-        if self.pixels.dtype == np.int32:  # how older versions of Pillow give 16 bits
-            self.pixels = self.pixels.astype(np.uint16)
         inner = list(zip("YXS", self.pixels.shape, strict=False))
         super().__init__(path, intensity, channel, [], inner, orientation)
 
@@ -309,7 +314,9 @@ class Picture(Stack):
 
 def array_axes(what: str, shape: tuple[int, ...]) -> Sizes:
     """The axes of a plain array, which says nothing about them itself."""
-    if len(shape) not in (3, 4) or (len(shape) == 3 and shape[2] in (3, 4)):
+    one_image = len(shape) == 3 and shape[2] in (3, 4)  # in colours
+    channels_first = len(shape) == 4 and shape[3] > min(shape[1:3])
+    if len(shape) not in (3, 4) or one_image or channels_first:
         size = " x ".join(map(str, shape)) or "no size"
         raise InputError(
             f"{what} is an array of {size}, expected frames x height x width, "
@@ -364,6 +371,8 @@ class Hdf5Stack(Stack):
             data = file[self.dataset]
             # What the layers get as well: the kind of compression, and attributes such as the pixel size.
             self.compression, self.attributes = data.compression, dict(data.attrs)
+            for links in ("DIMENSION_LIST", "REFERENCE_LIST"):  # to data sets of this file
+                self.attributes.pop(links, None)
             frames, *inner = array_axes(str(path), data.shape)
         super().__init__(path, intensity, channel, [frames], inner)
 
@@ -392,7 +401,10 @@ class TiffStack(Stack):
                 raise InputError(f"{path} has images of different sizes or types, expected one stack")
             self.members = {path.name}
             axes, shape = first.get_axes(squeeze=True), first.get_shape(squeeze=True)
-            if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
+            # What YCbCr means is undone where a JPEG is unpacked, and only there.
+            jpeg = page.compression in (6, 7, 33007, 34892)
+            colours = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
+            if page.photometric not in colours[: 1 + jpeg]:
                 axes = axes.replace("S", "C")  # samples that are no colours
             sizes = list(zip(axes, shape, strict=True))
             if len(series) == 1 and first.dataoffset is not None:
@@ -491,6 +503,17 @@ class Video(Stack):
                 # The time of each frame tells it from the others; decoding them all finds damage now.
                 self.times = [frame.pts for frame in container.decode(stream)]
                 rate = stream.average_rate
+                if not self.times:
+                    raise InputError(f"{path} has no pictures")
+                # FFmpeg ends quietly where a file does; Matroska notes a duration but no number of frames.
+                end = (self.times[-1] or 0) * stream.time_base + (2 / rate if rate else 0)
+                noted = (container.duration or 0) / self.av.time_base
+                if len(self.times) < stream.frames or (not stream.frames and end < noted):
+                    header = f"{stream.frames} frames" if stream.frames else f"{noted:g} s"
+                    warnings.warn(
+                        f"{path} has {len(self.times)} frames, its header says {header}: it may be cut off",
+                        stacklevel=4,
+                    )
             with self._open(path) as (container, stream):
                 first = self._pixels(next(container.decode(stream)))
         if None in self.times or any(np.diff(self.times) <= 0):
@@ -507,13 +530,12 @@ class Video(Stack):
 
     @contextlib.contextmanager
     def _open(self, path: Path) -> Iterator[tuple[Any, Any]]:
-        with self.av.open(str(path)) as container:
+        # Without a protocol, FFmpeg takes what stands before a colon for one.
+        with self.av.open(f"file:{path}") as container:
             if not container.streams.video:
                 raise InputError(f"{path} has no pictures")
             stream = container.streams.video[0]
-            stream.codec_context.thread_count = (
-                1  # a process that is forked would wait for the others for ever
-            )
+            stream.codec_context.thread_count = 1  # a fork has none of the others, and would wait for them
             yield container, stream
 
     @staticmethod
@@ -566,7 +588,7 @@ def image_files(folder: Path) -> list[Path]:
         path
         for path in folder.iterdir()
         if path.suffix.lower() in PICTURE_SUFFIXES + TIFF_SUFFIXES
-        and path.is_file()
+        and not path.is_dir()  # a link to nothing is an image that is missing, and said to be
         and not path.name.startswith(".")
     )
     if not found:
@@ -582,15 +604,8 @@ class ImageFolder(Images):
     hours into it.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        intensity: Intensity = Intensity(),  # noqa: B008
-        channel: int | None = None,
-    ) -> None:
-        super().__init__(folder, intensity, channel)
-        if not self.path.exists():
-            raise InputError(f"{folder} is not there, expected a folder of images")
+    def __init__(self, path: Path, intensity: Intensity, channel: int | None) -> None:
+        super().__init__(path, intensity, channel)
         self.paths = [self.path] if self.path.is_file() else image_files(self.path)
         for i, path in enumerate(self.paths):
             image = self.file(i)

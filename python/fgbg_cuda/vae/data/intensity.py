@@ -123,8 +123,13 @@ def measure(frames: list[np.ndarray]) -> tuple[float, float]:
     """What ``intensity_range="auto"`` stands for: the :func:`percentiles` of the frames' values.
 
     Raises:
-        InputError: NaN or infinite values, or no two different ones.
+        InputError: NaN or infinite values, no two different ones, or frames of several data types.
     """
+    if len(types := sorted({str(frame.dtype) for frame in frames})) > 1:
+        raise InputError(
+            f"the images are of types {' and '.join(types)}, which have no intensity_range in common: "
+            "expected one type"
+        )
     low, high = percentiles(frames)
     if not (np.isfinite([low, high]).all() and low < high):
         raise InputError(
@@ -139,18 +144,21 @@ def warn_of_other_intensities(what: str, frames: list[np.ndarray], intensity: In
     That is where the range of both together is more than eight times as wide as what they share: as it is
     with 8-bit images and a model of 16-bit ones, and where a camera of 12 bits writes files of 16.
     """
-    found, expected = intensity.occupied(frames), intensity.trained or (0.0, 1.0)
-    shared = min(found[1], expected[1]) - max(found[0], expected[0])
-    if 8 * shared >= max(found[1], expected[1]) - min(found[0], expected[0]):
-        return
-    low, high = intensity.bounds(frames[0].dtype)
-    found, expected = (
-        "{:g} to {:g}".format(*(low + (high - low) * share for share in pair)) for pair in (found, expected)
-    )
-    reason = "the model was trained on" if intensity.trained else "the intensity range is"
-    warnings.warn(
-        f"the values of {what} are {found}, but {reason} {expected}: "
-        "the model may see no more than one gray level"
-        + ("" if intensity.trained else '; try intensity_range="auto"'),
-        stacklevel=3,
-    )
+    for dtype in {frame.dtype: None for frame in frames}:  # a folder may have several
+        found = intensity.occupied([frame for frame in frames if frame.dtype == dtype])
+        expected = intensity.trained or (0.0, 1.0)
+        shared = min(found[1], expected[1]) - max(found[0], expected[0])
+        if 8 * shared >= max(found[1], expected[1]) - min(found[0], expected[0]):
+            continue
+        low, high = intensity.bounds(dtype)
+        found, expected = (
+            "{:g} to {:g}".format(*(low + (high - low) * share for share in pair))
+            for pair in (found, expected)
+        )
+        reason = "the model was trained on" if intensity.trained else "the intensity range is"
+        warnings.warn(
+            f"the values of {what} are {found}, but {reason} {expected}: "
+            "the model may see no more than one gray level"
+            + ("" if intensity.trained else '; try intensity_range="auto"'),
+            stacklevel=3,
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.images import Images
-from ..data.intensity import Intensity, probability
+from ..data.intensity import Intensity, probability, warn_of_other_intensities
 from ..errors import InputError
 from ..models.layered import Separation
 from ..training.resume import read_checkpoint
@@ -84,7 +84,7 @@ def separate_images(
 
     Warns where the values of the images lie elsewhere than those of the training.
     """
-    images.check_intensities()
+    warn_of_other_intensities(str(images.path), images.sample(), images.intensity)
     batches = [range(k, min(k + batch_size, len(images))) for k in range(0, len(images), batch_size)]
 
     def read(numbers: range) -> tuple[list[np.dtype], Tensor]:
