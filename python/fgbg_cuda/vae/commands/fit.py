@@ -35,6 +35,8 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, namespace: Any, value: str, option_string: str | None = None) -> None:
         if value in CONFIGS and not Path(value).is_file():
             value = str(CONFIGS[value])
+        elif value.isidentifier() and not Path(value).exists():
+            raise InputError(f"--config is {value}, which is no file and none of {', '.join(CONFIGS)}")
         super().__call__(parser, namespace, value, option_string)
 
 
