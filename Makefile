@@ -10,7 +10,7 @@ CUDA_VENV ?= .venv-cuda
 build_tools := "scikit-build-core>=0.11" "pybind11>=2.13" "ninja" "cmake>=3.28" numpy
 strict := -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 # An editable install knows the packages that there were when it was made.
-sources := CMakeLists.txt pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.* python/fgbg_cuda/*/__init__.py)
+sources := CMakeLists.txt pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.* python/fgbg_cuda/*/__init__.py python/fgbg_cuda/*/*/__init__.py)
 run := $(VENV)/bin/python
 
 .PHONY: build test emulate fuzz asan demo bench cuda-build gpu-check lint clean

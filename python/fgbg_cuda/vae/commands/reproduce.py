@@ -31,6 +31,7 @@ from ..evaluation.oracle import posterior
 from ..training.modules import SeparationModule
 from ..training.resume import check_settings, newest_checkpoint
 from ..training.trainer import make_trainer, quiet
+from . import movies
 from .fit import CONFIGS
 
 
@@ -313,9 +314,17 @@ def _mean_and_spread(values: list[float | None], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
+    if argv[:1] == ["movies"]:
+        return movies.main(argv[1:])
     parser = argparse.ArgumentParser(prog="fgbg reproduce", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("thesis",), default="thesis", help="default: thesis")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("thesis", "movies"),
+        default="thesis",
+        help="default: thesis; the options of movies: fgbg reproduce movies --help",
+    )
     parser.add_argument("--out", type=os.path.expanduser, default="runs/thesis", help="folder of the results")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=tuple(SETS))

@@ -35,7 +35,7 @@ def _picture(image: Tensor) -> np.ndarray:
     return image.detach().cpu().float().expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).numpy()
 
 
-def _montage(cells: list[list[Tensor]], columns: Sequence[str], rows: Sequence[str] = ()) -> Figure:
+def montage(cells: list[list[Tensor]], columns: Sequence[str], rows: Sequence[str] = ()) -> Figure:
     """A table of images of one size, with its headings; drawn as one, as many axes take their time."""
     gap = 2
     height, width = cells[0][0].shape[-2:]
@@ -64,7 +64,7 @@ def separation_figure(image: Tensor, found: Separation, truth: Tensor | None = N
     columns = [image, found.foreground * found.mask, found.background, found.mask, found.composite]
     if truth is not None:
         columns.append(truth.float())
-    return _montage([list(row) for row in zip(*columns, strict=True)], COLUMNS[: len(columns)])
+    return montage([list(row) for row in zip(*columns, strict=True)], COLUMNS[: len(columns)])
 
 
 def save_separation(path: str | Path, image: Tensor, found: Separation, truth: Tensor | None = None) -> None:
@@ -121,7 +121,7 @@ def traversal_figure(
         z[group][:, channel] = value
         return model.decode(*z)[0]
 
-    return _montage(
+    return montage(
         [[with_latent(*latent, value) for value in values] for latent in chosen],
         [f"{value:g}" for value in values],
         [f"z{group}[{channel}]\n{nats[group, channel]:.1f} nats" for group, channel in chosen],

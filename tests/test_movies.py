@@ -1,0 +1,88 @@
+"""``fgbg reproduce movies``: the peers, the scores, the table."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning")
+pytest.importorskip("skimage")
+
+from fgbg_cuda.vae.commands.movies import (
+    activity_scores,
+    cells_found,
+    iou,
+    reproduce_movies,
+    table,
+)
+from fgbg_cuda.vae.data.scenes import make_scene
+from fgbg_cuda.vae.evaluation import peers
+
+
+@pytest.mark.parametrize("method", [peers.median_and_mad, peers.robust_pca, peers.mog2, peers.knn])
+def test_what_moves_is_found(method):
+    if method in (peers.mog2, peers.knn) and not find_spec("cv2"):
+        pytest.skip("OpenCV is not installed")
+    rng = np.random.default_rng(0)
+    movie = (
+        0.3
+        + 0.02 * rng.standard_normal((60, 40, 80, 1), np.float32)
+        + 0.2 * rng.random((40, 80, 1), np.float32)
+    )
+    truth = np.zeros(movie.shape[:3], bool)
+    for t in range(60):
+        truth[t, 8:32, t : t + 16] = True  # large beside the windows of 5 and 7 pixels
+    movie[truth] = 0.9
+    assert iou(method(movie), truth) > 0.8
+
+
+@pytest.mark.parametrize("method", peers.ACTIVITIES.values())
+def test_what_lights_up_is_found(method):
+    scene = make_scene("cells", frames=80, height=48, width=64)
+    scores = activity_scores(method((scene.frames / scene.frames.max()).astype(np.float32)), scene)
+    base = scene.mask.mean()
+    assert scores["ap"] > 3 * base  # of chance
+    assert scores["traces"] > 0.5
+
+
+def test_scores_of_the_truth_are_perfect():
+    scene = make_scene("cells", frames=60, height=48, width=64)
+    truth = np.tensordot(scene.traces.T, scene.footprints, 1)
+    assert activity_scores(truth, scene)["ap"] == 1
+    assert activity_scores(truth, scene)["correlation"] == pytest.approx(1)
+    active = int(scene.traces.any(1).sum())
+    assert cells_found(scene.footprints[scene.traces.any(1)], scene) == {
+        "found": active,
+        "missed": 0,
+        "false": 0,
+    }
+    nothing = np.zeros((3, 48, 64), np.float32)
+    assert cells_found(nothing, scene) == {"found": 0, "missed": active, "false": 3}
+    assert iou(scene.mask, scene.mask) == 1
+
+
+def test_movies_are_made_trained_on_scored_and_drawn(tmp_path):
+    short = (
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.limit_train_batches",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+    )
+    options = {"frames": 60, "size": (48, 64), "options": (*short, "--pictures", "0")}
+    results = reproduce_movies(tmp_path, ("small", "cells"), (0,), **options)
+    methods = {(r["scene"], r["method"]) for r in results}
+    assert {("small", "video"), ("small", "robust PCA"), ("cells", "calcium"), ("cells", "NMF")} <= methods
+    for name in ("small", "cells"):
+        assert (tmp_path / name / "seed-0" / "masks.png").stat().st_size > 5_000
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    written = (tmp_path / "table.md").read_text()
+    assert written == table(results)
+    assert "| method | small |" in written
+    assert "| method | ap | correlation | traces | found | missed | false |" in written
+    again = reproduce_movies(tmp_path, ("small", "cells"), (0,), **options)
+    assert again == results  # read, not run: the seconds are the same
