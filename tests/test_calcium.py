@@ -119,6 +119,8 @@ def test_what_cannot_be_right_is_said():
         CalciumModel(shape=(3, 32, 32))
     with pytest.raises(InputError, match="cell is 0"):
         CalciumModel(shape=(1, 32, 32), cell=0)
+    with pytest.raises(InputError, match="cell is 22, but the frames are 40 x 32"):
+        CalciumModel(shape=(1, 40, 32), cell=22)
     with pytest.raises(InputError, match="the frames are 1 x 32 x 24"):
         CalciumModel(shape=(1, 32, 32))(torch.rand(1, 1, 32, 24))
     with pytest.raises(InputError, match="the frames are 1 x 32 x 24"):

@@ -205,6 +205,9 @@ def test_what_cannot_be_right_is_said():
     data = DigitsOnTexture(size=32, train=64, val=4, test=4)
     with pytest.raises(InputError, match="DigitsOnTexture has no method frames"):
         trainer.fit(SceneModule(shape=(1, 32, 32)), datamodule=data)
+    trainer = L.Trainer(precision="bf16-true", accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(InputError, match=r"precision is bf16-true.*expected 32-true"):
+        trainer.fit(SceneModule(shape=(1, 32, 32)), datamodule=data)
 
 
 def test_a_movie_in_which_nothing_changes_is_its_background():

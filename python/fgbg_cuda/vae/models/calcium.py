@@ -69,6 +69,11 @@ class CalciumModel(nn.Module):
         positive(cell=cell, blur=blur)
         if shape[0] != 1:
             raise InputError(f"the frames have {shape[0]} channels, expected 1 (data.channel chooses one)")
+        if 1.5 * cell > min(shape[1:]):
+            raise InputError(
+                f"cell is {cell:g}, but the frames are {shape[1]} x {shape[2]}: expected pixels, at most two "
+                "thirds of a frame's side"
+            )
         self.cell, self.blur = cell, blur
         side = 2 * round(1.5 * cell / 2) + 1
         y, x = np.indices((side, side)) - side // 2
