@@ -99,6 +99,19 @@ def test_a_movie_without_cells():
     model.support = model.support[:0]
     assert not model(x[:2]).cells.any()
     assert model.traces(x[:2]).shape == (2, 0)
+    with pytest.warns(UserWarning, match="no cell of about 7 pixels across was found"):
+        model.start(torch.full((40, 1, 32, 32), 0.5))
+    assert len(model.footprints) == 0
+
+
+def test_a_movie_in_which_most_pixels_keep_their_value():
+    """As one of few photons or gray levels: the noise is not 0, by which the loss divides."""
+    x = torch.zeros(40, 1, 32, 32)
+    x[::5, :, 12:19, 12:19] = 0.5
+    model = CalciumModel(shape=(1, 32, 32))
+    model.start(x)
+    assert model.noise > 0
+    assert torch.isfinite(model.reconstruction(model(x))).all()
 
 
 def test_what_cannot_be_right_is_said():
@@ -106,8 +119,14 @@ def test_what_cannot_be_right_is_said():
         CalciumModel(shape=(3, 32, 32))
     with pytest.raises(InputError, match="cell is 0"):
         CalciumModel(shape=(1, 32, 32), cell=0)
+    with pytest.raises(InputError, match="cell is 22, but the frames are 40 x 32"):
+        CalciumModel(shape=(1, 40, 32), cell=22)
     with pytest.raises(InputError, match="the frames are 1 x 32 x 24"):
         CalciumModel(shape=(1, 32, 32))(torch.rand(1, 1, 32, 24))
+    with pytest.raises(InputError, match="the frames are 1 x 32 x 24"):
+        CalciumModel(shape=(1, 32, 32)).start(torch.rand(9, 1, 32, 24))
+    with pytest.raises(InputError, match=r"has 1 frames to start from.*expected at least 2"):
+        CalciumModel(shape=(1, 32, 32)).start(torch.rand(1, 1, 32, 32))
 
 
 def test_calcium_preset_writes_layers_and_cells(scene, tmp_path, capsys):
@@ -127,6 +146,14 @@ def test_calcium_preset_writes_layers_and_cells(scene, tmp_path, capsys):
     foreground = tifffile.imread(layers / "foreground.tif").astype(float)
     active = np.tensordot(scene.traces.T, scene.footprints, 1)
     assert np.corrcoef(foreground.ravel(), active.ravel())[0, 1] > 0.8
+
+    for layer in ("foreground", "background", "mask"):
+        (layers / f"{layer}.tif").unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["separate", str(out / "best.ckpt"), str(movie), str(layers), "--device", "cpu"])
+    assert ended.value.code == 2
+    assert "cells.npz is there already; --overwrite replaces it" in capsys.readouterr().err
+    assert not (layers / "mask.tif").exists()
 
     # It knows one scene: another size, or a part of it, would be separated by the wrong background.
     small = tmp_path / "small.tif"

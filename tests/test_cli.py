@@ -97,7 +97,7 @@ def test_help_needs_no_extras_and_the_rest_says_which():
     result = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True)
     assert re.findall(r"exit code \d", result.stdout) == ["exit code 0", "exit code 1", "exit code 1"]
     assert "write the foreground, background and mask" in result.stdout
-    what = 'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" (missing: lightning, skimage)'
+    what = 'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[train]" (missing: lightning, skimage)'
     assert result.stderr.splitlines() == [f"fgbg fit: {what}", f"fgbg separate: {what}"]
 
 
@@ -155,7 +155,8 @@ def test_every_config_trains_by_its_name(config, movie, tmp_path, monkeypatch):
 
 
 def test_configs_are_in_the_package_and_in_the_help(capsys):
-    assert list(CONFIGS) == ["cells_under_disc", "digits_on_grass", "double_elbo", "movie"]
+    known = ["calcium", "cells_under_disc", "digits_on_grass", "double_elbo", "movie", "video"]
+    assert list(CONFIGS) == known
     assert all(path.is_relative_to(Path(fgbg_cuda.__file__).parent) for path in CONFIGS.values())
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
@@ -172,7 +173,7 @@ def test_a_file_of_ones_own_goes_before_a_config_of_its_name(movie, tmp_path, mo
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", "movies"])
     assert stop.value.code == 2
-    assert "movies" in capsys.readouterr().err
+    assert f"movies, which is no file and none of {', '.join(CONFIGS)}" in capsys.readouterr().err
 
 
 # ---- a run from start to end ----
@@ -275,6 +276,8 @@ def test_a_run_is_not_overwritten_nor_resumed_as_another(movie, tmp_path, capsys
     assert "holds a run: --resume goes on with it" in message(capsys, lambda: fit(movie, out))
     said = message(capsys, lambda: fit(movie, out, "--resume", "--trainer.max_epochs=3"))
     assert f"trainer.max_epochs is 3, but the run in {out} was started with 2" in said
+    said = message(capsys, lambda: fit(movie, out, "--resume", "--trainer.limit_train_batches=2"))
+    assert "trainer.limit_train_batches is 2, but the run" in said
     said = message(capsys, lambda: fit(movie, out, "--resume", "--model.lr=0.1"))
     assert f"model.init_args.lr is 0.1, but the run in {out} was started with 0.002" in said
 

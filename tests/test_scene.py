@@ -194,6 +194,10 @@ def test_what_cannot_be_right_is_said():
         InputError, match="the frames are 1 x 24 x 24, but the model knows a scene of 1 x 24 x 32"
     ):
         model(torch.rand(1, 1, 24, 24))
+    with pytest.raises(InputError, match="the frames are 1 x 24 x 24"):
+        model.start(torch.rand(9, 1, 24, 24))
+    with pytest.raises(InputError, match=r"has 3 frames to start from.*expected at least 4"):
+        model.start(torch.rand(3, 1, 24, 32))
     for option, value in {"window": 4, "outliers": 0.0, "mask_prior": 1.0, "rank": -1, "width": 0}.items():
         with pytest.raises(InputError, match=option):
             SceneVAE(shape=(1, 24, 24), **{option: value})
@@ -201,6 +205,30 @@ def test_what_cannot_be_right_is_said():
     data = DigitsOnTexture(size=32, train=64, val=4, test=4)
     with pytest.raises(InputError, match="DigitsOnTexture has no method frames"):
         trainer.fit(SceneModule(shape=(1, 32, 32)), datamodule=data)
+    trainer = L.Trainer(precision="bf16-true", accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(InputError, match=r"precision is bf16-true.*expected 32-true"):
+        trainer.fit(SceneModule(shape=(1, 32, 32)), datamodule=data)
+
+
+def test_a_movie_in_which_nothing_changes_is_its_background():
+    frame = torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(0))
+    x = frame.repeat(8, 1, 1, 1)
+    model = SceneVAE(shape=(1, 24, 32))
+    model.start(x)
+    torch.testing.assert_close(model.background(x), x)
+
+
+@pytest.mark.parametrize("preset", ["video", "calcium"])
+def test_crops_of_a_scene_are_refused(preset, tmp_path, capsys):
+    movie = tmp_path / "movie.npy"
+    np.save(movie, np.random.default_rng(0).integers(0, 256, (9, 24, 32), np.uint8))
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["fit", "--config", preset, "--data.images", str(movie), "--out", str(tmp_path / "run"),
+             "--data.crop", "16", "--trainer.accelerator", "cpu"]
+        )  # fmt: skip
+    assert ended.value.code == 2
+    assert "crop is 16, but a model of one scene learns from whole frames" in capsys.readouterr().err
 
 
 def test_video_preset_separates_a_movie(tmp_path, capsys):

@@ -579,7 +579,7 @@ def test_the_command_needs_nothing_but_the_checkpoint(tmp_path, checkpoint, caps
         ("movie.npy", ["--device", "meta:7x"], r"--device is 'meta:7x', expected cpu or"),
         ("movie.npy", ["--intensity-range", "5", "5"], r"intensity_range is \(5, 5\), expected"),
         ("nowhere", [], r"nowhere is not there, expected a folder of images or a file"),
-        ("rgb.png", [], r"rgb\.png is RGB, but the model was trained on grayscale"),
+        ("rgb.png", [], r"rgb\.png is RGB, but the model was trained on grayscale; --channel"),
     ],
 )
 def test_the_command_fails_in_one_sentence(tmp_path, checkpoint, capsys, images, options, message):

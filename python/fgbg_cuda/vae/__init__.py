@@ -1,6 +1,6 @@
 """A foreground/background VAE on the fused ops: model, data, training, figures, command line.
 
-This subpackage needs the extras (``pip install "fgbg_cuda[demo]"``); the ops themselves do not.
+This subpackage needs the extras (``pip install "fgbg_cuda[train]"``); the ops themselves do not.
 """
 
 from __future__ import annotations

@@ -6,5 +6,5 @@ NAMES = ("lightning", "jsonargparse", "tensorboard", "matplotlib", "skimage", "s
 
 if missing := [name for name in NAMES if find_spec(name) is None]:
     raise ImportError(
-        f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[demo]" (missing: {", ".join(missing)})'
+        f'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[train]" (missing: {", ".join(missing)})'
     )

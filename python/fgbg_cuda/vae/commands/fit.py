@@ -27,6 +27,8 @@ CONFIGS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "conf
 
 # What a resumed run may not change: its schedules were laid out for these.
 DECISIVE = ("seed_everything", "model", "data", "trainer")
+# Of the trainer's options, those that say how many steps there are.
+STEPS = ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches", "accumulate_grad_batches")
 
 
 class ConfigFile(ActionConfigFile):
@@ -35,6 +37,8 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, namespace: Any, value: str, option_string: str | None = None) -> None:
         if value in CONFIGS and not Path(value).is_file():
             value = str(CONFIGS[value])
+        elif value.isidentifier() and not Path(value).exists():
+            raise InputError(f"--config is {value}, which is no file and none of {', '.join(CONFIGS)}")
         super().__call__(parser, namespace, value, option_string)
 
 
@@ -154,7 +158,7 @@ class FgbgCLI(LightningCLI):
     def _check_same_run(self, saved: Path) -> None:
         before = yaml.safe_load(saved.read_text())
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
-        now["trainer"] = {name: now["trainer"][name] for name in ("max_epochs", "max_steps")}
+        now["trainer"] = {name: now["trainer"][name] for name in STEPS}
         check_settings({name: now[name] for name in DECISIVE}, before, saved.parent)
 
     def fit(self, **options: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from os.path import expanduser
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..data.intensity import Intensity
 from ..errors import InputError
 from ..evaluation.metrics import warn_of_mask
 from ..models.layered import Separation
-from ..separation.cells import save_cells
+from ..separation.cells import CELL_FILES, save_cells
 from ..separation.separate import load_separator, separate_images
 
 
@@ -77,8 +78,10 @@ def run(options: argparse.Namespace) -> None:
     images = open_images(options.images, intensity, options.channel)
     if shape is not None and images.shape[0] != shape[0]:
         kinds = {1: "grayscale", 3: "RGB"}
+        advice = "; --channel chooses one of its channels" if images.shape[0] == 3 else ""
         raise InputError(
             f"{options.images} is {kinds[images.shape[0]]}, but the model was trained on {kinds[shape[0]]}"
+            + advice
         )
     size = shape and shape[1:]
     one_scene = getattr(getattr(module, "model", None), "one_scene", False)
@@ -91,6 +94,9 @@ def run(options: argparse.Namespace) -> None:
         size = (options.tile, options.tile)
     shares, traces = [], []
     has_cells = hasattr(getattr(module, "model", None), "traces")
+    there = [path for name in CELL_FILES if (path := Path(options.out, name)).exists()]
+    if has_cells and there and not options.overwrite:
+        raise InputError(f"{there[0]} is there already; --overwrite replaces it")
 
     def separate(x: Tensor) -> Separation:
         found = module.separate(x)

@@ -166,8 +166,17 @@ class ImagesDataModule(L.LightningDataModule):
         }
 
     def frames(self, count: int) -> Tensor:
-        """At most ``count`` whole training images, spread evenly over them: [N, C, H, W] in [0, 1]."""
+        """At most ``count`` whole training images, spread evenly over them: [N, C, H, W] in [0, 1].
+
+        Raises:
+            InputError: the batches are of crops.
+        """
         train = self.splits["train"]
+        if train.size != train.images.shape[1:]:
+            raise InputError(
+                f"crop is {self.hparams.crop}, but a model of one scene learns from whole frames: "
+                "expected None"
+            )
         some = np.linspace(0, len(train.indices) - 1, min(count, len(train.indices))).round().astype(int)
         return torch.stack([train.images[i] for i in train.indices[some]])
 

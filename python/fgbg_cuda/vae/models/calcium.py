@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +15,9 @@ import fgbg_cuda
 
 from ..errors import InputError, positive
 from .layered import Latent, Separation
-from .scene import check_place
+from .scene import SPREAD, check_place, check_start
 
-SPREAD = 1.4826  # a Gaussian's standard deviation over its median absolute deviation
+LEAST_NOISE = 1 / 255 / 12**0.5  # standard deviation of what rounding to 8 bits takes off
 SEEN = 3.5  # standard deviations by which a peak of the activity stands out, to be a cell's
 CERTAIN = 20.0  # of a cell's trace over its noise, of what is kept
 ROUNDS = 3  # of looking for cells, each in what the cells found so far leave
@@ -68,6 +69,11 @@ class CalciumModel(nn.Module):
         positive(cell=cell, blur=blur)
         if shape[0] != 1:
             raise InputError(f"the frames have {shape[0]} channels, expected 1 (data.channel chooses one)")
+        if 1.5 * cell > min(shape[1:]):
+            raise InputError(
+                f"cell is {cell:g}, but the frames are {shape[1]} x {shape[2]}: expected pixels, at most two "
+                "thirds of a frame's side"
+            )
         self.cell, self.blur = cell, blur
         side = 2 * round(1.5 * cell / 2) + 1
         y, x = np.indices((side, side)) - side // 2
@@ -86,15 +92,29 @@ class CalciumModel(nn.Module):
 
     @torch.no_grad()
     def start(self, frames: Tensor) -> None:
-        """Finds the cells in frames [N, 1, H, W], in their order."""
+        """Finds the cells in frames [N, 1, H, W], in their order.
+
+        Warns if there are none.
+
+        Raises:
+            InputError: the frames have another shape than the model, or are fewer than 2.
+        """
+        check_start(frames, self.floor, 2)
         device = self.floor.device
         frames = frames.cpu()
         self.floor.copy_(frames.min(0).values)
-        self.noise.copy_(_spread((frames[1:] - frames[:-1]).flatten()) / 2**0.5)
+        noise = _spread((frames[1:] - frames[:-1]).flatten()) / 2**0.5
+        self.noise.copy_(noise.clamp(min=LEAST_NOISE))  # 0 where most pixels of most frames do not change
         activity = self.activity(frames)[:, 0]
         footprints, support = find_cells(activity.numpy(), self.cell)
         self.footprints = nn.Parameter(torch.from_numpy(footprints).to(device))
         self.support = torch.from_numpy(support).to(device)
+        if not len(footprints):
+            warnings.warn(
+                f"no cell of about {self.cell:g} pixels across was found, and none will be learned: "
+                "try another cell",
+                stacklevel=2,
+            )
 
     def activity(self, x: Tensor) -> Tensor:
         """What the blurred frames [B, 1, H, W] have over their background."""

@@ -28,6 +28,16 @@ def check_place(x: Tensor, known: Tensor) -> None:
         raise InputError(f"the frames are {got}, but the model knows a scene of {expected} (C x H x W)")
 
 
+def check_start(frames: Tensor, known: Tensor, least: int) -> None:
+    """Refuses frames [N, C, H, W] to start a model of a scene [C, H, W] from, if fewer than ``least``."""
+    check_place(frames, known)
+    if len(frames) < least:
+        raise InputError(
+            f"the movie has {len(frames)} frames to start from (those held out not counted), "
+            f"expected at least {least}"
+        )
+
+
 class SceneOutput(NamedTuple):
     """What the model says about a batch, and what the latents cost (nats per image)."""
 
@@ -137,7 +147,12 @@ class SceneVAE(nn.Module):
 
     @torch.no_grad()
     def start(self, frames: Tensor) -> None:
-        """The background and its noise, from frames [N, C, H, W] spread over the movie."""
+        """The background and its noise, from frames [N, C, H, W] spread over the movie.
+
+        Raises:
+            InputError: they have another shape than the model, or are fewer than ``rank`` + 2.
+        """
+        check_start(frames, self.mean, len(self.components) + 2)
         self.mean.copy_(frames.median(0).values)
         if len(self.components):
             rest = frames - self.mean
@@ -170,7 +185,8 @@ class SceneVAE(nn.Module):
         2.5 s)^2), s from the median of the residuals' magnitudes (Holland & Welsch, 1977), and z's prior.
         """
         u, seen = _pooled(self.components), _pooled(rest)
-        least = 1e-3 * u.square().sum(1).mean()  # keeps what pooling has left nothing of out of z
+        # Keeps what pooling has left nothing of out of z; above 0 even where all frames are equal.
+        least = (1e-3 * u.square().sum(1).mean()).clamp(min=1e-12)
         z = u.new_zeros(len(rest), len(u))
         for _ in range(5):
             left = seen - z @ u

@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+CELL_FILES = ("cells.npz", "cells.png")
+
 
 def save_cells(folder: str | Path, footprints: np.ndarray, traces: np.ndarray) -> None:
     """Writes ``cells.npz`` and ``cells.png`` into ``folder``.

@@ -25,6 +25,11 @@ class MovieModule(SeparationModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
+        if self.trainer.precision.endswith("16-true"):
+            raise InputError(
+                f"trainer.precision is {self.trainer.precision}, but what is known of a scene is solved for "
+                "in 32 bits: expected 32-true, bf16-mixed or 16-mixed"
+            )
         data = self.trainer.datamodule
         if not hasattr(data, "frames"):
             raise InputError(
