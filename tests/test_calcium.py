@@ -104,6 +104,19 @@ def test_a_movie_without_cells():
     assert len(model.footprints) == 0
 
 
+def test_black_edges_are_no_pixels_without_noise(model, frames, scene):
+    """As motion correction leaves them: else all that changes would stand out from them, and be a cell."""
+    x = torch.nn.functional.pad(frames, (40, 40, 32, 32))
+    edged = CalciumModel(shape=tuple(x.shape[1:]))
+    edged.start(x)
+    torch.testing.assert_close(edged.noise, model.noise)
+    found = edged.cells()[:, 32:-32, 40:-40].numpy()
+    assert len(found) < 2 * len(model.footprints)  # nine times as many, were the edges counted
+    assert len(matches(found, scene.footprints)) >= 0.8 * len(
+        matches(model.cells().numpy(), scene.footprints)
+    )
+
+
 def test_a_movie_in_which_most_pixels_keep_their_value():
     """As one of few photons or gray levels: the noise is not 0, by which the loss divides."""
     x = torch.zeros(40, 1, 32, 32)

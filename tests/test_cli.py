@@ -277,7 +277,7 @@ def test_a_run_is_not_overwritten_nor_resumed_as_another(movie, tmp_path, capsys
     said = message(capsys, lambda: fit(movie, out, "--resume", "--trainer.max_epochs=3"))
     assert f"trainer.max_epochs is 3, but the run in {out} was started with 2" in said
     said = message(capsys, lambda: fit(movie, out, "--resume", "--trainer.limit_train_batches=2"))
-    assert "trainer.limit_train_batches is 2, but the run" in said
+    assert f"trainer.limit_train_batches is 2.0, but the run in {out} was started with None" in said
     said = message(capsys, lambda: fit(movie, out, "--resume", "--model.lr=0.1"))
     assert f"model.init_args.lr is 0.1, but the run in {out} was started with 0.002" in said
 

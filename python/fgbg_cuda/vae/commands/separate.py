@@ -84,8 +84,8 @@ def run(options: argparse.Namespace) -> None:
             + advice
         )
     size = shape and shape[1:]
-    one_scene = getattr(getattr(module, "model", None), "one_scene", False)
-    if one_scene and (options.tile is not None or images.shape != shape):
+    model = getattr(module, "model", None)
+    if getattr(model, "one_scene", False) and (options.tile is not None or images.shape != shape):
         asked = "--tile" if options.tile is not None else " x ".join(map(str, images.shape[1:]))
         raise InputError(
             f"{options.checkpoint} knows one scene, in whole frames of {shape[1]} x {shape[2]}, got {asked}"
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
     if options.tile is not None:
         size = (options.tile, options.tile)
     shares, traces = [], []
-    has_cells = hasattr(getattr(module, "model", None), "traces")
+    has_cells = hasattr(model, "traces")
     there = [path for name in CELL_FILES if (path := Path(options.out, name)).exists()]
     if has_cells and there and not options.overwrite:
         raise InputError(f"{there[0]} is there already; --overwrite replaces it")
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
         found = module.separate(x)
         shares.append(found.mask.mean().item())
         if has_cells:
-            traces.append(module.model.traces(x).cpu())
+            traces.append(model.traces(x).cpu())
         return found
 
     try:
@@ -119,6 +119,6 @@ def run(options: argparse.Namespace) -> None:
     except FileExistsError as error:
         raise InputError(f"{error}; --overwrite replaces it") from error
     if has_cells:
-        save_cells(options.out, module.model.cells().cpu().numpy(), torch.cat(traces).T.numpy())
+        save_cells(options.out, model.cells().cpu().numpy(), torch.cat(traces).T.numpy())
     warn_of_mask(statistics.mean(shares), options.images)
     print(f"{len(images)} frames of {images.shape[1]} x {images.shape[2]} separated; see {options.out}/")

@@ -103,8 +103,11 @@ class CalciumModel(nn.Module):
         device = self.floor.device
         frames = frames.cpu()
         self.floor.copy_(frames.min(0).values)
-        noise = _spread((frames[1:] - frames[:-1]).flatten()) / 2**0.5
-        self.noise.copy_(noise.clamp(min=LEAST_NOISE))  # 0 where most pixels of most frames do not change
+        changing = (frames != frames[0]).any(0)  # not the black edges that motion correction leaves
+        self.noise.fill_(LEAST_NOISE)
+        if changing.any():
+            noise = _spread((frames[1:] - frames[:-1])[:, changing].flatten()) / 2**0.5
+            self.noise.clamp_(min=noise)  # which is 0 where most pixels mostly keep their value
         activity = self.activity(frames)[:, 0]
         footprints, support = find_cells(activity.numpy(), self.cell)
         self.footprints = nn.Parameter(torch.from_numpy(footprints).to(device))
@@ -198,15 +201,18 @@ def find_cells(activity: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarra
     height, width = activity.shape[1:]
     flat = activity.reshape(len(activity), -1)
     y, x = np.indices((height, width))
-    noise = SPREAD * np.median(np.abs(np.diff(activity, axis=0))) / 2**0.5 + 1e-12
+    changing = (activity != activity[0]).any(0)  # the rest, such as black edges, tells nothing of noise
+    if not changing.any():
+        return np.zeros((0, height, width), np.float32), np.zeros((0, height, width), bool)
+    noise = SPREAD * np.median(np.abs(np.diff(activity[:, changing], axis=0))) / 2**0.5 + 1e-12
     places = np.zeros((0, 2), int)
     a, c = np.zeros((0, flat.shape[1]), np.float32), np.zeros((0, len(flat)), np.float32)
     support = np.zeros(a.shape, bool)
     for _ in range(ROUNDS):
         left = activity - (c.T @ a).reshape(activity.shape)
         image = ndimage.gaussian_filter(left, (2, 1, 1)).max(0)
-        middle = np.median(image)
-        least = middle + SEEN * SPREAD * np.median(np.abs(image - middle))
+        middle = np.median(image[changing])
+        least = middle + SEEN * SPREAD * np.median(np.abs(image[changing] - middle))
         apart = max(1, round(cell / 3))
         peaks = peak_local_max(image, min_distance=apart, threshold_abs=least, exclude_border=False)
         if len(places):
