@@ -44,7 +44,7 @@ def matches(found: np.ndarray, truth: np.ndarray) -> list[tuple[int, int]]:
 
 
 def test_cells_are_found_with_their_traces(model, frames, scene):
-    footprints, traces = model.cells().numpy(), model.traces(frames).numpy()
+    footprints, traces = model.cells().numpy(), model(frames).traces.numpy()
     assert np.allclose(footprints.max((1, 2)), 1)
     assert footprints.min() >= 0
     pairs = matches(footprints, scene.footprints)
@@ -98,7 +98,7 @@ def test_a_movie_without_cells():
     model.footprints = torch.nn.Parameter(model.footprints[:0])
     model.support = model.support[:0]
     assert not model(x[:2]).cells.any()
-    assert model.traces(x[:2]).shape == (2, 0)
+    assert model(x[:2]).traces.shape == (2, 0)
     with pytest.warns(UserWarning, match="no cell of about 7 pixels across was found"):
         model.start(torch.full((40, 1, 32, 32), 0.5))
     assert len(model.footprints) == 0

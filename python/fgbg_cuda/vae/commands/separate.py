@@ -93,16 +93,19 @@ def run(options: argparse.Namespace) -> None:
     if options.tile is not None:
         size = (options.tile, options.tile)
     shares, traces = [], []
-    has_cells = hasattr(model, "traces")
+    has_cells = hasattr(model, "cells")
     there = [path for name in CELL_FILES if (path := Path(options.out, name)).exists()]
     if has_cells and there and not options.overwrite:
         raise InputError(f"{there[0]} is there already; --overwrite replaces it")
 
     def separate(x: Tensor) -> Separation:
-        found = module.separate(x)
-        shares.append(found.mask.mean().item())
         if has_cells:
-            traces.append(model.traces(x).cpu())
+            out = model(x)
+            traces.append(out.traces.cpu())
+            found = model.layers(out, x)
+        else:
+            found = module.separate(x)
+        shares.append(found.mask.mean().item())
         return found
 
     try:

@@ -29,6 +29,7 @@ class CalciumOutput(NamedTuple):
     """What the model says about a batch; no latent is sampled."""
 
     cells: Tensor  # [B, 1, H, W], the sum of footprints times traces
+    traces: Tensor  # [B, cells], what each cell adds to a frame where its footprint is largest
     activity: Tensor  # [B, 1, H, W], the frame over its background
     kl_fg: Tensor  # [B], 0
     kl_bg: Tensor  # [B], 0
@@ -135,13 +136,6 @@ class CalciumModel(nn.Module):
         footprints = self._footprints()
         return footprints / footprints.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
 
-    def traces(self, x: Tensor) -> Tensor:
-        """What each cell adds to frames [B, 1, H, W] where its footprint is 1: [B, cells]."""
-        with torch.no_grad():
-            footprints = self._footprints()
-            peaks = footprints.flatten(1).amax(1)
-            return self._solved(footprints, self.activity(x)) * peaks
-
     @staticmethod
     def _solved(footprints: Tensor, activity: Tensor) -> Tensor:
         """Traces [B, cells] that explain activity [B, 1, H, W] best, by coordinate descent."""
@@ -165,7 +159,9 @@ class CalciumModel(nn.Module):
             traces = self._solved(footprints, activity)
         cells = (traces @ footprints.flatten(1)).view_as(x)
         zero = x.new_zeros(len(x))
-        return CalciumOutput(cells, activity, zero, zero, (), ())
+        return CalciumOutput(
+            cells, traces * footprints.detach().flatten(1).amax(1), activity, zero, zero, (), ()
+        )
 
     def reconstruction(self, out: CalciumOutput) -> Tensor:
         """-log p(activity | cells) in nats, Gaussian with one noise for all pixels: [B]."""
@@ -175,12 +171,16 @@ class CalciumModel(nn.Module):
 
     @torch.no_grad()
     def separate(self, x: Tensor) -> Separation:
-        """The layers of x [B, 1, H, W].
+        """The layers of x [B, 1, H, W]: see :meth:`layers`."""
+        return self.layers(self(x), x)
+
+    @staticmethod
+    def layers(out: CalciumOutput, x: Tensor) -> Separation:
+        """The layers of x [B, 1, H, W], of which ``out`` is what the model says.
 
         The foreground is the cells as they shine before black, the background what the frame has less its
         activity: it keeps the frame's noise.
         """
-        out = self(x)
         found = 0.5 * (out.cells + out.activity)
         most = torch.maximum(out.cells, out.activity)
         mask = found / most.clamp(min=1e-6)
