@@ -143,8 +143,10 @@ def test_other_networks_have_their_own_defaults(movie, capsys):
 def test_every_config_trains_by_its_name(config, movie, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # as who has installed the package and has no checkout
     options = ["--data.batch_size=8"]
+    if config in ("movie", "video", "calcium"):
+        options += [f"--data.images={movie}"]
     if config == "movie":
-        options += [f"--data.images={movie}", "--data.crop=32", "--data.num_workers=0"]
+        options += ["--data.crop=32", "--data.num_workers=0"]
     main(
         [
             "fit", f"--config={config}", *options, f"--out={tmp_path}/out", "--trainer.fast_dev_run=true",

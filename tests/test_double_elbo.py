@@ -187,7 +187,7 @@ def test_where_z2_ends_is_learned_from_the_images_seen_in_training(x):
 
 def test_every_latent_is_a_row_of_the_exploration_plot(x, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_montage", lambda cells, *headings: drawn.append((cells, *headings)))
+    monkeypatch.setattr(figures, "montage", lambda cells, *headings: drawn.append((cells, *headings)))
     figures.traversal_figure(DoubleELBO(), x[:1])
     ((cells, _, rows),) = drawn
     assert sorted(row.split("\n")[0] for row in rows) == ["z0[0]", "z0[1]", "z0[2]", "z0[3]", "z1[0]"]
