@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         help="folder of PNG, JPEG, BMP, TIFF images, one image, TIFF stack, .npy, .npz, file.h5:/path, video",
     )
     parser.add_argument("out", metavar="OUT", type=expanduser, help="folder for the results")
-    parser.add_argument("--batch-size", type=int, default=16, help="frames in memory at a time (default: 16)")
+    parser.add_argument("--batch-size", type=int, default=32, help="frames in memory at a time (default: 32)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
         "--intensity-range",

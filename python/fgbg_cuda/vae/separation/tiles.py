@@ -16,7 +16,7 @@ from ..models.layered import Separation
 # Less work costs accuracy: with half a side (77 tiles of 64 on 240 x 376, not 40) the mask IoU is higher by
 # 0.007 +- 0.004 on frames with 26 nuclei each, with a third (54 tiles) as high as with half.
 OVERLAP = 0.3
-PIXELS_AT_ONCE = 64 * 64 * 64  # of the tiles that a model gets in one call: enough to keep all cores busy
+PIXELS_AT_ONCE = 96 * 64 * 64  # of the tiles that a model gets in one call: enough to keep all cores busy
 
 
 def separate_tiles(
