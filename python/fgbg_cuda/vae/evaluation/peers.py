@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import numpy as np
 from scipy import ndimage
 
-SPREAD = 1.4826  # a Gaussian's standard deviation over its median absolute deviation
+from ..models.scene import SPREAD
 
 
 def median_and_mad(movie: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import fgbg_cuda
 
 from ..errors import InputError, positive
 from .layered import Latent, Separation
-from .scene import SPREAD, check_place, check_start
+from .scene import SPREAD, check_place, check_start, spread_of
 
 LEAST_NOISE = 1 / 255 / 12**0.5  # standard deviation of what rounding to 8 bits takes off
 SEEN = 3.5  # standard deviations by which a peak of the activity stands out, to be a cell's
@@ -107,7 +107,7 @@ class CalciumModel(nn.Module):
         changing = (frames != frames[0]).any(0)  # not the black edges that motion correction leaves
         self.noise.fill_(LEAST_NOISE)
         if changing.any():
-            noise = _spread((frames[1:] - frames[:-1])[:, changing].flatten()) / 2**0.5
+            noise = spread_of((frames[1:] - frames[:-1])[:, changing].flatten()) / 2**0.5
             self.noise.clamp_(min=noise)  # which is 0 where most pixels mostly keep their value
         activity = self.activity(frames)[:, 0]
         footprints, support = find_cells(activity.numpy(), self.cell)
@@ -185,10 +185,6 @@ class CalciumModel(nn.Module):
         most = torch.maximum(out.cells, out.activity)
         mask = found / most.clamp(min=1e-6)
         return Separation(found.clamp(max=1), (x - most).clamp(0, 1), mask, (x - most + found).clamp(0, 1))
-
-
-def _spread(x: Tensor) -> Tensor:
-    return SPREAD * (x - x.median()).abs().median()
 
 
 def find_cells(activity: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:

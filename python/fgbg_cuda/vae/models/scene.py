@@ -21,6 +21,11 @@ SPREAD = 1.4826  # a Gaussian's standard deviation over its median absolute devi
 MOST_LOG_ODDS = 3.0  # of the decoded mask: what training hardly ever saw may still be foreground
 
 
+def spread_of(x: Tensor) -> Tensor:
+    """The standard deviation along the first dimension of x that outliers hardly change: of a Gaussian's."""
+    return SPREAD * (x - x.median(0).values).abs().median(0).values
+
+
 def check_place(x: Tensor, known: Tensor) -> None:
     """Refuses frames [B, C, H, W] of another shape than that of what is known of the scene, [C, H, W]."""
     if x.shape[1:] != known.shape:
@@ -164,10 +169,10 @@ class SceneVAE(nn.Module):
             self.components.copy_((rest @ main.T).std(0)[:, None, None, None] * main.view_as(self.components))
             self.spread.fill_(torch.inf)  # z as the frames have it
             z = self._changes(frames - self.mean)
-            self.spread.copy_(SPREAD * (z - z.median(0).values).abs().median(0).values)
+            self.spread.copy_(spread_of(z))
         # In parts: the movie may be large.
         rest = torch.cat([part - self.background(part) for part in frames.split(16)])
-        noise = SPREAD * (rest - rest.median(0).values).abs().median(0).values
+        noise = spread_of(rest)
         # Of a pixel's own deviation little is known from some hundred frames: a part of all pixels' is added.
         self.noise.copy_((0.7 * noise**2 + 0.3 * noise.median() ** 2).sqrt().clamp(min=LEAST_NOISE))
 

@@ -62,7 +62,7 @@ def separate_images(
     out: str | Path,
     *,
     size: tuple[int, int] | None = None,
-    batch_size: int = 16,
+    batch_size: int = 32,
     device: str | torch.device = "cpu",
     overwrite: bool = False,
     progress: bool = False,
@@ -71,7 +71,7 @@ def separate_images(
 
     They have the format and data type of the images. Foreground and background have their intensities too;
     the mask, a probability, goes from 0 to the largest value of an integer type, else to 1.
-    The foreground is defined everywhere, but means something only where the mask is high.
+    Some models define the foreground everywhere, but it means something only where the mask is high.
 
     Args:
         separate: the layers of a batch [B, C, H, W] in [0, 1] on ``device``, as ``module.separate``.
