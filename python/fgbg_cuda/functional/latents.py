@@ -138,8 +138,10 @@ def gaussian_kl(
 def _priors(prior_mu: Any, prior_spread: Any, parameterization: object) -> tuple[Any, Any]:
     above = 0.0 if parameterization == "std" else -math.inf
     return (
-        _checks.optional_number("prior_mu", prior_mu),
-        _checks.optional_number("prior_logvar", prior_spread, above=above),
+        prior_mu if prior_mu is None else _checks.tensor_or_number("prior_mu", prior_mu),
+        prior_spread
+        if prior_spread is None
+        else _checks.tensor_or_number("prior_logvar", prior_spread, above=above),
     )
 
 
@@ -340,9 +342,9 @@ def gaussian_log_prob(
         >>> fgbg_cuda.gaussian_log_prob(z, mu, logvar, reduction="sample", batch_dims=2).shape
         torch.Size([5, 4])
     """
-    mu = _checks.optional_number("mu", mu, none=False)
+    mu = _checks.tensor_or_number("mu", mu)
     above = 0.0 if parameterization == "std" else -math.inf
-    spread = _checks.optional_number("logvar", logvar, above=above)
+    spread = _checks.tensor_or_number("logvar", logvar, above=above)
     batch_dims = _checks.integer("batch_dims", batch_dims, 1)
     options = (parameterization, reduction, batch_dims)
     if not is_compiling():
