@@ -143,9 +143,9 @@ def test_other_networks_have_their_own_defaults(movie, capsys):
 def test_every_config_trains_by_its_name(config, movie, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # as who has installed the package and has no checkout
     options = ["--data.batch_size=8"]
-    if config in ("movie", "video", "calcium"):
+    if config in ("objects", "video", "calcium"):
         options += [f"--data.images={movie}"]
-    if config == "movie":
+    if config == "objects":
         options += ["--data.crop=32", "--data.num_workers=0"]
     main(
         [
@@ -157,7 +157,7 @@ def test_every_config_trains_by_its_name(config, movie, tmp_path, monkeypatch):
 
 
 def test_configs_are_in_the_package_and_in_the_help(capsys):
-    known = ["calcium", "cells_under_disc", "digits_on_grass", "double_elbo", "movie", "video"]
+    known = ["calcium", "cells_under_disc", "digits_on_grass", "double_elbo", "objects", "video"]
     assert list(CONFIGS) == known
     assert all(path.is_relative_to(Path(fgbg_cuda.__file__).parent) for path in CONFIGS.values())
     with pytest.raises(SystemExit):
@@ -167,9 +167,9 @@ def test_configs_are_in_the_package_and_in_the_help(capsys):
 
 def test_a_file_of_ones_own_goes_before_a_config_of_its_name(movie, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("movie").write_text(CONFIGS["movie"].read_text().replace("width: 16", "width: 24"))
+    Path("objects").write_text(CONFIGS["objects"].read_text().replace("width: 16", "width: 24"))
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", "movie", "--print_config"])
+        main(["fit", "--config", "objects", "--print_config"])
     assert stop.value.code == 0
     assert "width: 24" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:

@@ -810,7 +810,7 @@ def test_crops_are_parts_of_the_images_and_move(movie):
         ({"crop": 48}, "crop is 48, but .* are 40 x 56: expected a side that fits"),
         ({"crop": 0}, "crop is 0, expected a whole number, at least 1"),
         ({"crop": 8.5}, "crop is 8.5, expected a whole number, at least 1"),
-        ({"batch_size": "8"}, "batch_size is 8, expected a whole number, at least 1"),
+        ({"batch_size": "8"}, "batch_size is '8', expected a whole number, at least 1"),
         ({"crops_per_image": 0}, "crops_per_image is 0, expected a whole number, at least 1"),
         ({"intensity_range": 5}, "intensity_range is 5, expected two numbers, low < high"),
         (

@@ -48,18 +48,18 @@ def at_least(least: float, **options: float) -> None:
     """Refuses an option that is less, NaN, or no number."""
     for name, value in options.items():
         if not (isinstance(value, numbers.Real) and value >= least):
-            raise InputError(f"{name} is {value}, expected a number, at least {least:g}")
+            raise InputError(f"{name} is {value!r}, expected at least {least:g}")
 
 
 def whole(least: int, **options: int) -> None:
     """Refuses an option that is less, or no whole number."""
     for name, value in options.items():
         if not (isinstance(value, numbers.Integral) and value >= least):
-            raise InputError(f"{name} is {value}, expected a whole number, at least {least}")
+            raise InputError(f"{name} is {value!r}, expected a whole number, at least {least}")
 
 
 def positive(**options: float) -> None:
     """Refuses an option that is 0 or less, NaN, or no number."""
     for name, value in options.items():
         if not (isinstance(value, numbers.Real) and value > 0):
-            raise InputError(f"{name} is {value}, expected a positive number")
+            raise InputError(f"{name} is {value!r}, expected a positive number")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from skimage.feature import peak_local_max
 from torch import Tensor, nn
@@ -18,8 +20,10 @@ from .layered import Latent, Separation
 from .scene import SPREAD, check_place, check_start, spread_of
 
 LEAST_NOISE = 1 / 255 / 12**0.5  # standard deviation of what rounding to 8 bits takes off
+NOISE_LEFT = 0.06  # of how bright cells are, of what the blur leaves of a pixel's noise
 SEEN = 3.5  # standard deviations by which a peak of the activity stands out, to be a cell's
 CERTAIN = 20.0  # of a cell's trace over its noise, of what is kept
+FAINT = 0.2  # of the median cell's trace: what is fainter is what the background leaves
 ROUNDS = 3  # of looking for cells, each in what the cells found so far leave
 SAME = 0.8  # correlation of two overlapping cells' traces from which they are one
 SWEEPS = 10  # of the traces of a frame
@@ -41,8 +45,8 @@ class CalciumModel(nn.Module):
     r"""Cells over a background that changes slowly in space: :math:`x = b + \sum_k A_k c_k + noise`.
 
     - The background b of a frame is each pixel's minimum over the movie, and on top of it what remains of the
-      blurred frame when all that is smaller than a cell is taken off: a morphological opening with a disk of
-      1.5 cells across (as in Lu et al., "MIN1PIPE", 2018).
+      blurred frame when all that is smaller than a cell is taken off: a morphological opening with an octagon
+      of 1.5 cells across (as in Lu et al., "MIN1PIPE", 2018). The blur is no wider than the noise asks for.
     - A footprint :math:`A_k \ge 0` lies within a disk around its cell. They start from peaks of the activity
       x - b, by hierarchical alternating least squares (Cichocki & Phan, 2009), and are then learned.
     - Its trace :math:`c_k \ge 0` is not encoded but solved for each frame: non-negative least squares.
@@ -55,7 +59,6 @@ class CalciumModel(nn.Module):
     Args:
         shape: (1, H, W) of the frames.
         cell: diameter of a cell in pixels.
-        blur: standard deviation in pixels of the blur that takes off noise.
 
     Raises:
         InputError: an option is out of range, or the frames have colours.
@@ -63,11 +66,9 @@ class CalciumModel(nn.Module):
 
     one_scene = True  # it separates frames of that size alone, as wholes
 
-    def __init__(
-        self, shape: tuple[int, int, int] = (1, 128, 128), cell: float = 7.0, blur: float = 0.7
-    ) -> None:
+    def __init__(self, shape: tuple[int, int, int] = (1, 128, 128), cell: float = 7.0) -> None:
         super().__init__()
-        positive(cell=cell, blur=blur)
+        positive(cell=cell)
         if shape[0] != 1:
             raise InputError(f"the frames have {shape[0]} channels, expected 1 (data.channel chooses one)")
         if 1.5 * cell > min(shape[1:]):
@@ -75,13 +76,12 @@ class CalciumModel(nn.Module):
                 f"cell is {cell:g}, but the frames are {shape[1]} x {shape[2]}: expected pixels, at most two "
                 "thirds of a frame's side"
             )
-        self.cell, self.blur = cell, blur
-        side = 2 * round(1.5 * cell / 2) + 1
-        y, x = np.indices((side, side)) - side // 2
-        self.disk = np.hypot(y, x) <= side / 2 - 0.4
+        self.cell = cell
         self.footprints = nn.Parameter(torch.zeros(0, *shape[1:]))
         self.register_buffer("support", torch.zeros(0, *shape[1:], dtype=torch.bool))
         self.register_buffer("floor", torch.zeros(shape))
+        self.register_buffer("known", torch.ones(shape, dtype=torch.bool))
+        self.register_buffer("blur", torch.tensor(0.0))
         self.register_buffer("noise", torch.tensor(1.0))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -102,15 +102,21 @@ class CalciumModel(nn.Module):
         """
         check_start(frames, self.floor, 2)
         device = self.floor.device
-        frames = frames.cpu()
+        frames = frames.to(device)
         self.floor.copy_(frames.min(0).values)
         changing = (frames != frames[0]).any(0)  # not the black edges that motion correction leaves
-        self.noise.fill_(LEAST_NOISE)
-        if changing.any():
-            noise = spread_of((frames[1:] - frames[:-1])[:, changing].flatten()) / 2**0.5
-            self.noise.clamp_(min=noise)  # which is 0 where most pixels mostly keep their value
+        self.known.copy_(changing | ~changing.any())
+        steps = (frames[1:] - frames[:-1])[:, self.known]
+        # Which is 0 where most pixels mostly keep their value.
+        self.noise.copy_((spread_of(steps.flatten()) / 2**0.5).clamp(min=LEAST_NOISE))
+        # A blur of standard deviation b leaves 1 / (2 sqrt(pi) b) of white noise.
+        most = self.cell / 6
+        self.blur.fill_(most)
+        bright = quantile_of(self.activity(frames)[:, self.known], 0.99)
+        white = white_noise(frames, self.known)
+        self.blur.copy_((white / (2 * math.pi**0.5 * NOISE_LEFT * bright + 1e-12)).clamp(max=most))
         activity = self.activity(frames)[:, 0]
-        footprints, support = find_cells(activity.numpy(), self.cell)
+        footprints, support = find_cells(activity.cpu().numpy(), self.cell)
         self.footprints = nn.Parameter(torch.from_numpy(footprints).to(device))
         self.support = torch.from_numpy(support).to(device)
         if not len(footprints):
@@ -122,10 +128,9 @@ class CalciumModel(nn.Module):
 
     def activity(self, x: Tensor) -> Tensor:
         """What the blurred frames [B, 1, H, W] have over their background."""
-        rest = (x - self.floor).cpu().numpy()
-        blurred = ndimage.gaussian_filter(rest, (0, 0, self.blur, self.blur))
-        opened = [ndimage.grey_opening(frame[0], footprint=self.disk) for frame in blurred]
-        return torch.from_numpy(blurred - np.stack(opened)[:, None]).to(x)
+        blurred = blurred_within(x - self.floor, self.known, float(self.blur))
+        opened = opened_within(blurred, self.known, round(1.5 * self.cell / 2))
+        return (blurred - opened).where(self.known, 0)
 
     def _footprints(self) -> Tensor:
         return self.footprints.clamp(min=0) * self.support
@@ -187,6 +192,55 @@ class CalciumModel(nn.Module):
         return Separation(found.clamp(max=1), (x - most).clamp(0, 1), mask, (x - most + found).clamp(0, 1))
 
 
+def white_noise(frames: Tensor, known: Tensor) -> Tensor:
+    """The standard deviation of the noise that pixels [N, 1, H, W] do not share with their neighbours: []."""
+    steps = frames[1:] - frames[:-1]
+    around = (steps[..., :-2, 1:-1] + steps[..., 2:, 1:-1] + steps[..., 1:-1, :-2] + steps[..., 1:-1, 2:]) / 4
+    rest = (steps[..., 1:-1, 1:-1] - around)[:, known[:, 1:-1, 1:-1]]
+    return spread_of(rest.flatten()) / (2 * 1.25) ** 0.5  # two frames; a pixel and a quarter of four
+
+
+def blurred_within(x: Tensor, known: Tensor, width: float) -> Tensor:
+    """x [B, 1, H, W] blurred by a Gaussian, from its pixels in ``known`` [1, H, W] alone."""
+    reach = math.ceil(3 * width)
+    if width < 0.2:  # a neighbour's weight would be less than 1e-5
+        return x
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / width) ** 2).to(x)
+    weights /= weights.sum()
+
+    def blurred(x: Tensor) -> Tensor:
+        x = F.conv2d(x, weights[None, None, :, None], padding=(reach, 0))
+        return F.conv2d(x, weights[None, None, None], padding=(0, reach))
+
+    share = known[None].to(x)
+    return blurred(x * share) / blurred(share).clamp(min=1e-6)
+
+
+def opened_within(x: Tensor, known: Tensor, radius: int) -> Tensor:
+    """x [B, 1, H, W] without what an octagon of that radius does not fit under, which covers ``known`` alone.
+
+    The morphological opening, the maximum of minima. An octagon is squares and diamonds one after the other.
+    """
+    squares = round((2**0.5 - 1) * radius)
+    lowest = _lowest(x.where(known, torch.inf), squares, radius - squares)
+    return -_lowest((-lowest).where(known, torch.inf), squares, radius - squares)
+
+
+def _lowest(x: Tensor, squares: int, diamonds: int) -> Tensor:
+    """The minimum over an octagon around each pixel."""
+    for _ in range(squares):
+        x = -F.max_pool2d(-x, 3, 1, 1)
+    for _ in range(diamonds):
+        beside = F.max_pool2d(-x, (1, 3), 1, (0, 1))
+        x = -torch.maximum(beside, F.max_pool2d(-x, (3, 1), 1, (1, 0)))
+    return x
+
+
+def quantile_of(x: Tensor, q: float) -> Tensor:
+    """A quantile of all of x, of a part of it where there is much: torch sorts no more than 2^24 numbers."""
+    return x.flatten()[:: max(1, x.numel() // 2**22)].quantile(q)
+
+
 def find_cells(activity: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
     """Footprints of the cells in activity [T, H, W] >= 0, and the disks in which they lie: both [N, H, W].
 
@@ -229,8 +283,10 @@ def find_cells(activity: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarra
     peaks = a.max(1, keepdims=True) + 1e-12
     a, c = a / peaks, c * peaks
     area = (a > 0.3).sum(1)
-    certainty = (np.quantile(c, 0.99, axis=1) - np.median(c, axis=1)) * np.linalg.norm(a, axis=1) / noise
-    kept = (area >= 0.14 * cell**2) & (certainty > CERTAIN)  # a sixth of a disk's area
+    bright = np.quantile(c, 0.99, axis=1) - np.median(c, axis=1)
+    certain = bright * np.linalg.norm(a, axis=1) > CERTAIN * noise
+    kept = (area >= 0.14 * cell**2) & certain  # a sixth of a disk's area
+    kept &= bright > FAINT * np.median(bright[kept]) if kept.any() else kept
     return a[kept].reshape(-1, height, width), support[kept].reshape(-1, height, width)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -20,6 +21,14 @@ class Networks(ABC):
     """
 
     size_multiple: int
+
+    def start(self, model: nn.Module, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
+        """Sets where training starts, from its first batch x [B, C, H, W]; by default nothing.
+
+        Args:
+            model: the :class:`LayeredVAE` with these networks.
+            reduce: the mean over all processes of a tensor; each has its part of the batch.
+        """
 
     @abstractmethod
     def build(self, shape: tuple[int, int, int], likelihood: str) -> tuple[nn.Module, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 from ..errors import InputError, whole
 from .networks import Gaussian, Networks
 
+BRIGHT = 1.7  # log-odds of the tone that training starts with
+
 
 @dataclass(frozen=True)
 class ObjectNetworks(Networks):
     """For an object that is flat in tone, compact and cheap to describe, over what is drawn coarsely.
+
+    Whether it is brighter or darker than what is around it, the first batch of the training tells.
 
     Args:
         fg_latents: foreground latents in each 8 x 8 pixels, beside those of the tone and of the place.
@@ -39,6 +44,9 @@ class ObjectNetworks(Networks):
     def size_multiple(self) -> int:
         return self.bg_cell
 
+    def start(self, model: nn.Module, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
+        model.fg_decoder.start(reduce(contrast(x, self.bg_cell)))
+
     def build(self, shape: tuple[int, int, int], likelihood: str) -> tuple[nn.Module, ...]:
         if likelihood == "bernoulli":
             raise InputError("likelihood 'bernoulli' takes logits, but ObjectNetworks give intensities")
@@ -49,6 +57,17 @@ class ObjectNetworks(Networks):
             BackgroundEncoder(channels, self.bg_latents, self.bg_cell),
             BackgroundDecoder(channels, self.bg_latents, self.bg_cell),
         )
+
+
+def contrast(x: Tensor, cell: int) -> Tensor:
+    """Whether what stands out from the scene in images x [B, C, H, W] is bright (> 0) or dark (< 0): [C].
+
+    That is the third moment of what x differs by from its means over ``cell`` x ``cell`` pixels: objects
+    cover less of an image than what is behind them.
+    """
+    means = F.avg_pool2d(x, cell, ceil_mode=True, count_include_pad=False)
+    rest = x - F.interpolate(means, size=x.shape[-2:], mode="bilinear")
+    return (rest - rest.mean((2, 3), keepdim=True)).pow(3).mean((0, 2, 3))
 
 
 def conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -140,9 +159,15 @@ class ForegroundDecoder(nn.Module):
         self.high = nn.Sequential(nn.Conv2d(width, 4, 3, padding=1), nn.PixelShuffle(2))
         self.tone = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, channels))
         # Where training starts decides which layer is which: a small object, brighter than the
-        # scene. Started at mid-gray, the flat tone settles on the most common gray of the texture.
+        # scene (or darker, see start). Started at mid-gray, the flat tone settles on the most common gray
+        # of the texture.
         nn.init.constant_(self.high[0].bias, -3.0)
-        nn.init.constant_(self.tone[-1].bias, 1.7)
+        nn.init.constant_(self.tone[-1].bias, BRIGHT)
+
+    @torch.no_grad()
+    def start(self, contrast: Tensor) -> None:
+        """Lets training start with an object that is darker than the scene where ``contrast`` [C] < 0."""
+        self.tone[-1].bias.copy_(torch.where(contrast < 0, -BRIGHT, BRIGHT))
 
     def forward(self, shape: Tensor, tone: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         h = F.interpolate(self.low(shape), scale_factor=2)

@@ -256,6 +256,8 @@ class LayeredVAEModule(SeparationModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         h = self.hparams
+        if self.global_step == 0 and batch_idx == 0 and not self.model.additive:
+            self.model.networks.start(self.model, images_of(batch), self.trainer.strategy.reduce)
         done = self.global_step / (self._planned_steps() or ASSUMED_STEPS)
         if h.prune > 0 and batch_idx == 0 and done >= 2 / 3:
             self.model.fg_encoder.prune(h.prune)
