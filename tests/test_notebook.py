@@ -28,12 +28,13 @@ def test_what_is_committed_has_been_run_in_order_and_is_small():
     assert NOTEBOOK.stat().st_size < 300_000
 
 
-def test_it_runs(tmp_path: Path):
+def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for package in ("lightning", "sklearn", "ipykernel"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     from nbclient import NotebookClient
 
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # of other tests: pictures belong into the cells
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
