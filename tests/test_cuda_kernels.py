@@ -4,7 +4,7 @@ float64: values and gradients of every sample, through the public functions.
 Besides the numbers, each run checks that no access is out of bounds or misaligned, that every element of a
 result is written (memory starts as NaN), that no warp or block parts at a barrier, and, since blocks, warps
 and threads take turns at random, that the order does not matter. The defects planted below show that it would
-be noticed.
+be noticed: each takes a compilation, so they belong to `make emulate`.
 """
 
 import dataclasses
@@ -553,6 +553,7 @@ DEFECTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.of_the_emulation
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d[0].replace(" ", "_"))
 def test_defects_are_seen(defect, kernels):
     what, compiled, file, text, other, sample, says = defect
