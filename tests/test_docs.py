@@ -111,6 +111,20 @@ def test_commands_of_the_docs_are_understood(capsys):
         assert "class_path: fgbg_cuda.vae." in capsys.readouterr().out, line
 
 
+def test_messages_that_troubleshooting_quotes_are_said():
+    said = ""
+    for pattern in ("CMakeLists.txt", "cmake/*.cmake", "python/fgbg_cuda/**/*.py"):
+        for file in sorted(ROOT.glob(pattern)):
+            said += re.sub(r'"\s*\n\s*f?"', "", file.read_text())  # strings that go on in the next line
+    quoted = re.findall(
+        r"^### `(.*?)`", (ROOT / "docs" / "troubleshooting.md").read_text(), flags=re.MULTILINE
+    )
+    assert len(quoted) >= 4
+    for message in quoted:
+        for part in re.split(r"\s*…\s*", message):
+            assert part in said, message
+
+
 def test_files_of_the_contributors_page_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     paths = [p for p in re.findall(r"`([\w./-]+/[\w.-]*)`", text) if not re.search(r"X|FAMILY|DEVICE", p)]
