@@ -395,6 +395,23 @@ def test_colours_of_16_bits_are_read_whole(tmp_path, channels):
     np.testing.assert_array_equal(images.frame(0), pixels if channels == 3 else pixels[..., 3:])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("opaque", [True, False])
+def test_an_alpha_that_hides_nothing_is_left_out(tmp_path, dtype, colours, opaque):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    pixels = noise(8, 12, colours + 1, dtype=dtype)
+    pixels[..., -1] = np.iinfo(dtype).max
+    if not opaque:
+        pixels[3, 4, -1] -= 1
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(pixels))
+    if opaque:
+        np.testing.assert_array_equal(open_images(tmp_path / "a.png").frame(0), pixels[..., :-1])
+        return
+    with pytest.raises(ValueError, match=rf"has {colours + 1} channels .*channel chooses one"):
+        open_images(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF"])
 def test_a_picture_of_several_frames_is_no_picture(tmp_path, kind):
     """An animation that is called .png: its first frame alone would be a silent loss of the others."""
@@ -450,6 +467,21 @@ def test_data_sets_in_hdf5_files(tmp_path):
     with h5py.File(tmp_path / "one.hdf5", "w") as file:
         file["movie"] = movie
     assert len(open_images(tmp_path / "one.hdf5")) == 5
+
+
+@pytest.mark.parametrize("order", [range(40), (39, 0, 20, 21, 1)])
+def test_a_chunk_of_an_hdf5_file_is_unpacked_once(tmp_path, monkeypatch, order):
+    h5py = pytest.importorskip("h5py")
+    movie = noise(40, 8, 12, dtype=np.uint16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("movie", data=movie, compression="gzip", chunks=(16, 4, 12))
+    images = open_images(tmp_path / "a.h5")
+    reads = []
+    monkeypatch.setattr(h5py, "File", lambda path, file=h5py.File: reads.append(path) or file(path))
+    frames = [images.frame(i) for i in order]
+    np.testing.assert_array_equal(np.stack(frames)[..., 0], movie[list(order)])
+    assert len(reads) == (3 if order == range(40) else 4)
+    assert all(frame.base is None or frame.base.size <= frame.size for frame in frames)  # not of the chunk
 
 
 def video(path: Path, movie: np.ndarray, codec: str, pixel_format: str) -> None:
@@ -665,7 +697,9 @@ def test_images_of_several_types_have_no_range_in_common(tmp_path):
         ImagesDataModule(tmp_path, intensity_range=(0, 255), **options).setup()
 
 
-@pytest.mark.parametrize("bounds", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
+@pytest.mark.parametrize(
+    "bounds", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1), (1,), (0, 1, 2), ("a", "b"), 5]
+)
 def test_bad_ranges(bounds):
     with pytest.raises(ValueError, match=r"intensity_range is .*, expected two numbers, low < high"):
         Intensity(bounds)
@@ -717,7 +751,7 @@ def test_splits_of_a_movie_part_three_pairs_of_neighbours_at_most():
     assert len(others) > 5
 
 
-@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.1), (0.6, 0.6)])
+@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.1), (0.6, 0.6), (float("nan"), 0.1)])
 def test_splits_that_leave_nothing(val, test):
     with pytest.raises(ValueError, match=r"val_fraction is .* expected fractions that leave images"):
         image_data.split(10, val, test, True, 0)
@@ -774,8 +808,11 @@ def test_crops_are_parts_of_the_images_and_move(movie):
         ({"crop": 24}, None),
         ({"crop": 20}, None),
         ({"crop": 48}, "crop is 48, but .* are 40 x 56: expected a side that fits"),
-        ({"crop": 0}, "crop is 0"),
-        ({"crops_per_image": 0}, "crops_per_image is 0, expected at least 1"),
+        ({"crop": 0}, "crop is 0, expected a whole number, at least 1"),
+        ({"crop": 8.5}, "crop is 8.5, expected a whole number, at least 1"),
+        ({"batch_size": "8"}, "batch_size is 8, expected a whole number, at least 1"),
+        ({"crops_per_image": 0}, "crops_per_image is 0, expected a whole number, at least 1"),
+        ({"intensity_range": 5}, "intensity_range is 5, expected two numbers, low < high"),
         (
             {"batch_size": 65, "crops_per_image": 2},
             r"batch_size is 65, but an epoch has only 32 training images, 2 times",
@@ -832,7 +869,7 @@ def test_an_image_with_no_room_for_three_parts_is_shared_with_a_warning(tmp_path
     assert not starts[0] & starts[1]
     with pytest.raises(ValueError, match=r"val_fraction is 0\.5 .*, expected fractions that leave images"):
         ImagesDataModule(tmp_path / "still.png", crop=8, val_fraction=0.5, test_fraction=0.5).setup()
-    with pytest.raises(ValueError, match="has 1 images, expected 3 or more, or a crop"):
+    with pytest.raises(ValueError, match="has 1 images, expected 3 or more, or of still images a crop"):
         ImagesDataModule(tmp_path / "still.png", batch_size=4).setup()
 
 

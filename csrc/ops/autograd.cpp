@@ -5,7 +5,7 @@
 
 namespace fgbg::ops {
 
-bool callable_directly(const variable_list& tensors) {
+bool callable_directly(at::TensorList tensors) {
   return !c10::impl::dispatch_mode_enabled() && !at::tracer::impl::is_dispatch_enabled() &&
          std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
            // Negated views and tensors of nothing but zeros are made real by the dispatcher.

@@ -53,7 +53,7 @@ struct OpDefaults {
 
 // Whether kernels may be called on these tensors, past the dispatcher: neither a mode, a tracer nor a
 // subclass wants to see the op.
-bool callable_directly(const variable_list& tensors);
+bool callable_directly(at::TensorList tensors);
 
 // --- schemas --------------------------------------------------------------------------------------
 
@@ -227,8 +227,7 @@ struct Differentiable : torch::autograd::Function<Differentiable<Op>> {
     for (size_t i = 0; i < operands.size(); ++i)
       needs |= static_cast<Needs>(operands[i].defined() && operands[i].requires_grad()) << i;
 
-    variable_list tensors;
-    for_tensors(const_cast<Op&>(op), [&](Tensor& t) { tensors.push_back(t); });
+    variable_list tensors = tensors_of(op);
     // Decided here, where a tensor that is traced still says what device it is for.
     const Needs asked = needs | op.also_needs(needs);
     const bool direct = callable_directly(tensors);
@@ -300,9 +299,7 @@ variable_list call(const Op& op) {
   const variable_list operands = operands_of(op);
   if (any_requires_grad(operands)) return Differentiable<Op>::apply(at::TensorList(defined_of(operands)), op);
   const at::AutoDispatchBelowADInplaceOrView guard;
-  variable_list tensors;
-  for_tensors(const_cast<Op&>(op), [&](Tensor& t) { tensors.push_back(t); });
-  return (callable_directly(tensors) ? forward_directly(op, 0) : dispatch_forward(op, 0)).outputs;
+  return (callable_directly(tensors_of(op)) ? forward_directly(op, 0) : dispatch_forward(op, 0)).outputs;
 }
 
 template <class Op>

@@ -24,7 +24,7 @@ struct BernoulliKl : OpDefaults {
   }
   void check() const;
   const Tensor& like() const { return logits; }
-  at::ScalarType dtype() const { return compute_dtype({logits, prior_logits.tensor}); }
+  at::ScalarType dtype() const { return compute_dtype(logits, prior_logits.tensor); }
 
   Forward forward(Needs needs) const;
   Forward allocate(Needs needs) const;

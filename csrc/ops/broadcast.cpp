@@ -4,9 +4,9 @@
 
 namespace fgbg::ops {
 
-BroadcastGradients::BroadcastGradients(variable_list gradients, const Tensor& like, at::ScalarType dtype,
+BroadcastGradients::BroadcastGradients(at::TensorList gradients, const Tensor& like, at::ScalarType dtype,
                                        bool image)
-    : gradients_(std::move(gradients)), like_(like), image_(image), full_(gradients_) {
+    : gradients_(gradients.begin(), gradients.end()), like_(like), image_(image), full_(gradients_) {
   for (Tensor& g : full_)
     if (g.defined() && g.numel() != like.numel()) g = empty_result_like(like, like.options().dtype(dtype));
 }

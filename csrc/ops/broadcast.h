@@ -10,15 +10,16 @@ namespace fgbg::ops {
 // the number of threads.
 class BroadcastGradients {
  public:
-  BroadcastGradients(variable_list gradients, const Tensor& like, at::ScalarType dtype, bool image);
+  BroadcastGradients(at::TensorList gradients, const Tensor& like, at::ScalarType dtype, bool image);
   const Tensor& operator[](size_t i) const { return full_[i]; }
   void sum() const;
 
  private:
-  const variable_list gradients_;
+  using Few = c10::SmallVector<Tensor, 4>;
+  const Few gradients_;
   const Tensor& like_;
   const bool image_;
-  variable_list full_;
+  Few full_;
 };
 
 // Adds `from`, of the shape of `like`, up to the shape of `to`, in one order.

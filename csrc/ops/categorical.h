@@ -26,7 +26,7 @@ struct CategoricalKl : OpDefaults {
   }
   void check() const;
   const Tensor& like() const { return logits; }
-  at::ScalarType dtype() const { return compute_dtype({logits, prior_logits}); }
+  at::ScalarType dtype() const { return compute_dtype(logits, prior_logits); }
 
   Forward forward(Needs needs) const;
   Forward allocate(Needs needs) const;

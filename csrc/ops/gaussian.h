@@ -17,7 +17,7 @@ struct Gaussian : OpDefaults {
   int64_t batch_dims = 1;
 
   const Tensor& like() const { return mu; }
-  at::ScalarType dtype() const { return compute_dtype({mu, spread, prior_mu.tensor, prior_spread.tensor}); }
+  at::ScalarType dtype() const { return compute_dtype(mu, spread, prior_mu.tensor, prior_spread.tensor); }
   // kKeepSlope for one draw on the CPU, where noise costs more to make again than to keep, and exactly, in
   // the spread's own type.
   Needs keep_slope(Needs needs) const;

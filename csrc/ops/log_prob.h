@@ -27,7 +27,7 @@ struct GaussianLogProb : OpDefaults {
   }
   void check() const;
   const Tensor& like() const { return z; }
-  at::ScalarType dtype() const { return compute_dtype({z, mu.tensor, spread.tensor}); }
+  at::ScalarType dtype() const { return compute_dtype(z, mu.tensor, spread.tensor); }
 
   Forward forward(Needs needs) const;
   Forward allocate(Needs needs) const;

@@ -46,7 +46,7 @@ struct ReconstructionLoss : OpDefaults {
   void check() const;
   const Tensor& like() const { return fg; }
   at::ScalarType dtype() const {
-    return compute_dtype({fg, bg, target, mask, fg_scale.tensor, bg_scale.tensor, weight});
+    return compute_dtype(fg, bg, target, mask, fg_scale.tensor, bg_scale.tensor, weight);
   }
   // The terms are [4, B]: foreground nats, background nats, foreground area, background area.
   bool wants_terms() const { return composition == Composition::masked && (return_terms || normalize_area); }

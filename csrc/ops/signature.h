@@ -22,6 +22,8 @@ namespace fgbg::ops {
 using at::Tensor;
 using torch::autograd::variable_list;
 
+constexpr size_t kTensors = 8;  // room for those of an op; with more, a list of them is moved as it grows
+
 // Bit i: operand i needs a gradient. kKeepSlope: forward is to keep dz/dspread for backward.
 using Needs = int64_t;
 constexpr Needs kKeepSlope = 1 << 16;
@@ -66,6 +68,7 @@ class SchemaVisitor {
 
 // The tensors that get gradients, in order; undefined where absent.
 struct OperandVisitor : Visitor {
+  OperandVisitor() { all.reserve(kTensors); }
   void operand(const char*, Tensor& t) { all.push_back(t); }
   void optional(const char*, Tensor& t) { all.push_back(t); }
   void scale(const char*, Number& x) { all.push_back(x.tensor); }
@@ -88,6 +91,7 @@ struct TensorVisitor : Visitor {
 
 // Everything but the tensors, as autograd saves it: numbers alone, which compiled autograd can compare.
 struct SaveOptions {
+  SaveOptions() { all.reserve(16); }
   void operand(const char*, Tensor&) {}
   void optional(const char*, Tensor&) {}
   void constant(const char*, Tensor&) {}
@@ -196,6 +200,14 @@ template <class Op, class Body>
 void for_tensors(Op& op, Body body) {
   TensorVisitor<Body> v(body);
   op.fields(v);
+}
+
+template <class Op>
+variable_list tensors_of(const Op& op) {
+  variable_list all;
+  all.reserve(kTensors + 4);  // with what forward saves
+  for_tensors(const_cast<Op&>(op), [&](Tensor& t) { all.push_back(t); });
+  return all;
 }
 
 }  // namespace fgbg::ops

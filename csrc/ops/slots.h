@@ -37,7 +37,7 @@ struct SlotLoss : OpDefaults {
   }
   void check() const;
   const Tensor& like() const { return target; }
-  at::ScalarType dtype() const { return compute_dtype({slots, target, mask, scale.tensor, weight}); }
+  at::ScalarType dtype() const { return compute_dtype(slots, target, mask, scale.tensor, weight); }
   size_t wanted() const { return return_responsibilities ? 2 : 1; }
   bool returns_terms() const { return false; }
 

@@ -170,12 +170,6 @@ BroadcastView broadcast_view(const Number& number, const Tensor& like) {
   return {view_of(number.tensor, like, false), {}};
 }
 
-at::ScalarType compute_dtype(const variable_list& operands) {
-  for (const Tensor& t : operands)
-    if (t.defined() && t.scalar_type() == at::kDouble) return at::kDouble;
-  return at::kFloat;
-}
-
 #ifdef FGBG_WITH_CUDA
 namespace {
 
@@ -292,6 +286,7 @@ variable_list empty_gradients(const variable_list& operands, Needs needs) {
 
 variable_list defined_of(const variable_list& gradients) {
   variable_list out;
+  out.reserve(gradients.size());
   for (const Tensor& g : gradients)
     if (g.defined()) out.push_back(g);
   return out;

@@ -64,7 +64,11 @@ ScaleView scale_view(const Number& number);
 BroadcastView broadcast_view(const Number& number, const Tensor& like);
 
 // float64 if any operand is, else float32; integers (masks) do not count.
-at::ScalarType compute_dtype(const variable_list& operands);
+template <class... Tensors>
+at::ScalarType compute_dtype(const Tensors&... operands) {
+  const bool wide = ((operands.defined() && operands.scalar_type() == at::kDouble) || ...);
+  return wide ? at::kDouble : at::kFloat;
+}
 
 // A seed that the CPU holds goes to the kernels as a number.
 inline Noise noise_of(const Tensor& seed, int64_t offset) {

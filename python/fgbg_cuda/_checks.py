@@ -60,9 +60,9 @@ def _as_float(name: str, value: Any) -> float:
     raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
-def optional_number(name: str, value: Any, *, above: float = -math.inf, none: bool = True) -> Any:
-    """None (if it is accepted), a tensor, which C++ checks, or a number."""
-    if (value is None and none) or isinstance(value, Tensor):
+def tensor_or_number(name: str, value: Any, *, above: float = -math.inf) -> Any:
+    """A tensor, which C++ checks, or a number."""
+    if isinstance(value, Tensor):
         return value
     return number(name, value, above=above)
 
@@ -102,8 +102,8 @@ def size(value: Any) -> tuple[int, ...]:
 
 def scale(name: str, value: Any, likelihood: object) -> Tensor | float:
     """A positive number, or a tensor (whose shape C++ checks), of a likelihood that has one."""
-    if not isinstance(value, Tensor):
-        value = number(name, value, above=0.0)
+    if type(value) is not float or not 0.0 < value < math.inf:  # what is usual without a call more
+        value = tensor_or_number(name, value, above=0.0)
     if likelihood in reference.SCALED_LIKELIHOODS:
         return value  # before it is looked at: each look is one more graph for a number that changes
     if likelihood in reference.LIKELIHOODS and (isinstance(value, Tensor) or value != 1.0):

@@ -46,7 +46,7 @@ def bernoulli_kl(
         >>> fgbg_cuda.bernoulli_kl(torch.full((1, 4), 30.0), 0.0)  # certain against even odds: 4 log 2
         tensor(2.7726)
     """
-    prior_logits = _checks.optional_number("prior_logits", prior_logits, none=False)
+    prior_logits = _checks.tensor_or_number("prior_logits", prior_logits)
     batch_dims = _checks.integer("batch_dims", batch_dims, 1)
     if not is_compiling():
         kl = _routes.eager.bernoulli_kl(logits, prior_logits, reduction, batch_dims)
@@ -100,7 +100,7 @@ def categorical_kl(
         >>> fgbg_cuda.categorical_kl(certain)  # of one of four: log 4
         tensor(1.3863)
     """
-    prior_logits = _checks.optional_number("prior_logits", prior_logits, none=False)
+    prior_logits = _checks.tensor_or_number("prior_logits", prior_logits)
     prior = prior_logits if isinstance(prior_logits, Tensor) else None
     dim = _checks.integer("dim", dim)
     batch_dims = _checks.integer("batch_dims", batch_dims, 1)

@@ -139,11 +139,15 @@ def gaussian_kl(
 
 
 def _priors(prior_mu: Any, prior_spread: Any, parameterization: object) -> tuple[Any, Any]:
-    above = 0.0 if parameterization == "std" else -math.inf
-    return (
-        _checks.optional_number("prior_mu", prior_mu),
-        _checks.optional_number("prior_logvar", prior_spread, above=above),
-    )
+    mu = prior_mu if prior_mu is None else _checks.tensor_or_number("prior_mu", prior_mu)
+    return mu, _spread("prior_logvar", prior_spread, parameterization)
+
+
+def _spread(name: str, value: Any, parameterization: object) -> Any:
+    """None, a tensor, or a number that this parameterization has."""
+    if value is None:
+        return None
+    return _checks.tensor_or_number(name, value, above=0.0 if parameterization == "std" else -math.inf)
 
 
 def _may_floor(free_bits: float) -> bool:
@@ -347,9 +351,8 @@ def gaussian_log_prob(
         >>> fgbg_cuda.gaussian_log_prob(z, mu, logvar, reduction="sample", batch_dims=2).shape
         torch.Size([5, 4])
     """
-    mu = _checks.optional_number("mu", mu, none=False)
-    above = 0.0 if parameterization == "std" else -math.inf
-    spread = _checks.optional_number("logvar", logvar, above=above)
+    mu = _checks.tensor_or_number("mu", mu)
+    spread = _spread("logvar", logvar, parameterization)
     batch_dims = _checks.integer("batch_dims", batch_dims, 1)
     options = (parameterization, reduction, batch_dims)
     if not is_compiling():

@@ -79,8 +79,9 @@ def reconstruction_loss(
         tensor(5.)
     """
     scale = _checks.scale("scale", scale, likelihood)
-    images = _Images(prediction, None, target, None, None, scale, 1.0, weight)
-    images, shape = _merged(images, batch_dims, fg="prediction", fg_scale="scale")
+    images, shape = _merged(
+        (prediction, None, target, None, None, scale, 1.0, weight), batch_dims, "prediction", "scale"
+    )
     loss, _ = _reconstruction(images, "plain", likelihood, reduction=reduction)
     return _split(loss, shape, reduction)
 
@@ -205,8 +206,7 @@ def masked_reconstruction_loss(
     bg_weight = _checks.number("bg_weight", bg_weight)
     fg_scale = _checks.scale("fg_scale", fg_scale, likelihood)
     bg_scale = _checks.scale("bg_scale", bg_scale, likelihood)
-    images = _Images(fg, bg, target, mask, mask_logits, fg_scale, bg_scale, weight)
-    images, shape = _merged(images, batch_dims)
+    images, shape = _merged((fg, bg, target, mask, mask_logits, fg_scale, bg_scale, weight), batch_dims)
     options = (likelihood, fg_weight, bg_weight)
     if normalize is not None and reduction == "none":
         loss, terms = _area_normalized_elements(images, *options)
@@ -275,8 +275,9 @@ def blended_reconstruction_loss(
     """
     _checks.one_mask(mask, mask_logits)
     scale = _checks.scale("scale", scale, likelihood)
-    images = _Images(fg, bg, target, mask, mask_logits, scale, 1.0, weight)
-    images, shape = _merged(images, batch_dims, fg_scale="scale")
+    images, shape = _merged(
+        (fg, bg, target, mask, mask_logits, scale, 1.0, weight), batch_dims, scale="scale"
+    )
     loss, _ = _reconstruction(images, "blended", likelihood, reduction=reduction)
     return _split(loss, shape, reduction)
 
@@ -347,8 +348,7 @@ def mixture_reconstruction_loss(
     fg_scale = _checks.scale("fg_scale", fg_scale, likelihood)
     bg_scale = _checks.scale("bg_scale", bg_scale, likelihood)
     composition: Composition = "mixture_joint" if channels == "joint" else "mixture_independent"
-    images = _Images(fg, bg, target, None, mask_logits, fg_scale, bg_scale, weight)
-    images, shape = _merged(images, batch_dims)
+    images, shape = _merged((fg, bg, target, None, mask_logits, fg_scale, bg_scale, weight), batch_dims)
     loss, _ = _reconstruction(images, composition, likelihood, reduction=reduction)
     return _split(loss, shape, reduction)
 
@@ -366,22 +366,38 @@ class _Images(NamedTuple):
     weight: Tensor | None
 
 
-def _merged(images: _Images, batch_dims: int, **names: str) -> tuple[_Images, torch.Size | None]:
-    """The images as the op takes them, ``[B, C, *spatial]`` with at most three spatial dimensions, and the
-    shape that results get back, led by the dimensions of the samples; None where nothing had to change.
-    ``names``: what the operands are called, where that is not what they are called here."""
+# The same without names, which take time to make.
+_Operands = tuple[
+    Tensor,
+    Tensor | None,
+    Tensor,
+    Tensor | None,
+    Tensor | None,
+    Tensor | float,
+    Tensor | float,
+    Tensor | None,
+]
+
+
+def _merged(
+    operands: _Operands, batch_dims: int, name: str = "fg", scale: str = "fg_scale"
+) -> tuple[_Operands, torch.Size | None]:
+    """The operands, those of ``_Images``, as the op takes them, ``[B, C, *spatial]`` with at most three
+    spatial dimensions, and the shape that results get back, led by the dimensions of the samples; None where
+    nothing had to change. ``name`` and ``scale``: what the first image and its scale are called."""
     batch_dims = _checks.integer("batch_dims", batch_dims, 1)
-    image, name = images.fg, names.get("fg", "fg")
-    plain = name == "prediction"
+    image, plain = operands[0], name == "prediction"
     if batch_dims == 1 and (
         not plain or not isinstance(image, Tensor) or 3 <= image.dim() <= _routes.MAX_DIMS
     ):
-        return images, None
+        return operands, None
+    images = _Images(*operands)
     _checks.sample_dimensions(name, image, batch_dims, 0 if plain else 2)
     for other, t in images._asdict().items():
         if t is not None and (isinstance(t, Tensor) or not other.endswith("scale")):
             broadcasts = other == "weight" or other.endswith("scale")
-            _checks.companion(names.get(other, other), t, name, image, batch_dims, broadcasts)
+            called = {"fg": name, "fg_scale": scale}.get(other, other)
+            _checks.companion(called, t, name, image, batch_dims, broadcasts)
     rank, has_channels = image.dim(), image.dim() > batch_dims + 1
 
     def merged(t: Tensor, first: int, last: int) -> Tensor:
@@ -426,7 +442,7 @@ def _split(result: Tensor, shape: torch.Size | None, reduction: Reduction) -> Te
 
 
 def _reconstruction(
-    images: _Images,
+    images: _Operands,
     composition: Composition,
     likelihood: Likelihood,
     fg_weight: float = 1.0,
@@ -461,12 +477,12 @@ def _reconstruction(
 
 
 def _area_normalized_elements(
-    images: _Images, likelihood: Likelihood, fg_weight: float, bg_weight: float
+    operands: _Operands, likelihood: Likelihood, fg_weight: float, bg_weight: float
 ) -> tuple[Tensor, Tensor]:
     """A loss by element that is normalised by area. The areas have to be known before the first element is:
     one pass for them, of nothing but the mask, and one per region. There the other region has weight 0, and
     so is left out; where a region is empty, its operands are."""
-    images = _Images(*_routes.widened(*images))
+    images = _Images(*_routes.widened(*operands))
     _, terms = _reconstruction(images, "masked", likelihood, reduction="sample", return_terms=True)
     fg = images.fg
     blank = fg.new_zeros(()).expand_as(fg)

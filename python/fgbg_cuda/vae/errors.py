@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import numbers
 import re
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -44,14 +45,21 @@ def in_a_sentence(error: BaseException) -> str:
 
 
 def at_least(least: float, **options: float) -> None:
-    """Refuses an option that is less, or NaN."""
+    """Refuses an option that is less, NaN, or no number."""
     for name, value in options.items():
-        if not value >= least:
-            raise InputError(f"{name} is {value}, expected at least {least:g}")
+        if not (isinstance(value, numbers.Real) and value >= least):
+            raise InputError(f"{name} is {value}, expected a number, at least {least:g}")
+
+
+def whole(least: int, **options: int) -> None:
+    """Refuses an option that is less, or no whole number."""
+    for name, value in options.items():
+        if not (isinstance(value, numbers.Integral) and value >= least):
+            raise InputError(f"{name} is {value}, expected a whole number, at least {least}")
 
 
 def positive(**options: float) -> None:
-    """Refuses an option that is 0 or less, or NaN."""
+    """Refuses an option that is 0 or less, NaN, or no number."""
     for name, value in options.items():
-        if not value > 0:
+        if not (isinstance(value, numbers.Real) and value > 0):
             raise InputError(f"{name} is {value}, expected a positive number")

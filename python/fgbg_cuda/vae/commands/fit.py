@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from ..errors import InputError, ResumeError, at_least, positive
+from ..errors import InputError, ResumeError, at_least, positive, whole
 from ..evaluation.metrics import warn_of_mask
 from ..training.modules import images_of
 from ..training.pictures import Pictures
@@ -120,8 +120,8 @@ class FgbgCLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]
-        at_least(0, checkpoint_seconds=config.checkpoint_seconds, pictures=config.pictures)
-        at_least(0, patience=config.patience or 0)
+        at_least(0, checkpoint_seconds=config.checkpoint_seconds)
+        whole(0, pictures=config.pictures, patience=config.patience or 0)
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
             if isinstance(config.trainer[name], (int, float)):  # Lightning divides by it without a look
                 positive(**{f"trainer.{name}": config.trainer[name]})

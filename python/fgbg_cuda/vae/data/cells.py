@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, at_least
+from ..errors import InputError, whole
 from .loaders import SPLITS, InMemorySplits
 
 SIZE = 60
@@ -138,8 +138,8 @@ class CellsUnderDisc(InMemorySplits):
         batch_size: int = 25,
     ) -> None:
         super().__init__()
-        at_least(0, seed=seed)
-        at_least(1, train=train, val=val, test=test, batch_size=batch_size)
+        whole(0, seed=seed)
+        whole(1, train=train, val=val, test=test, batch_size=batch_size)
         self.save_hyperparameters()
         self.splits: dict[str, CellsBatch] = {}
         self.threshold: float | None = None

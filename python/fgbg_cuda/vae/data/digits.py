@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError, at_least
+from ..errors import InputError, whole
 from .loaders import SPLITS, InMemorySplits
 
 BACKGROUNDS = ("grass", "brick", "gravel")
@@ -131,8 +131,8 @@ class DigitsOnTexture(InMemorySplits):
         batch_size: int = 64,
     ) -> None:
         super().__init__()
-        at_least(0, seed=seed)
-        at_least(1, train=train, val=val, test=test, batch_size=batch_size)
+        whole(0, seed=seed)
+        whole(1, train=train, val=val, test=test, batch_size=batch_size)
         self.save_hyperparameters()
         self.splits: dict[str, Batch] = {}
 

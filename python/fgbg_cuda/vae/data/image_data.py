@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import InputError, at_least
+from ..errors import InputError, whole
 from .images import ImageFolder, Images, open_images
 from .intensity import Intensity, IntensityRange, Labels, measure, warn_of_other_intensities
 from .loaders import SPLITS, Batches, ResumableLoader, ShuffledBatches, overfits
@@ -85,10 +85,10 @@ class ImagesDataModule(L.LightningDataModule):
         crops_per_image: int | None = None,
     ) -> None:
         super().__init__()
-        at_least(0, seed=seed, num_workers=num_workers)
-        at_least(1, batch_size=batch_size)
-        if crops_per_image is not None:
-            at_least(1, crops_per_image=crops_per_image)
+        whole(0, seed=seed, num_workers=num_workers)
+        whole(1, batch_size=batch_size)
+        given = {"crop": crop, "crops_per_image": crops_per_image}
+        whole(1, **{name: value for name, value in given.items() if value is not None})
         images, masks = str(images), None if masks is None else str(masks)  # a checkpoint takes no Path
         self.save_hyperparameters()
         self.splits: dict[str, Crops] = {}
@@ -99,7 +99,7 @@ class ImagesDataModule(L.LightningDataModule):
         h = self.hparams
         # Whatever the values are, the images have to open for them to be measured.
         given = (0, 1) if h.intensity_range == "auto" else h.intensity_range
-        images = open_images(h.images, Intensity(given and tuple(given)), h.channel)
+        images = open_images(h.images, Intensity(given), h.channel)
         sample = images.sample()
         if h.intensity_range == "auto":
             images.intensity = Intensity(measure(sample))
@@ -107,11 +107,11 @@ class ImagesDataModule(L.LightningDataModule):
             warn_of_other_intensities(str(h.images), sample, images.intensity)
         self.trained = images.intensity.occupied(sample)
         masks = None if h.masks is None else open_masks(h.masks, images)
-        whole = images.shape[1:]
-        size = whole if h.crop is None else (h.crop, h.crop)
-        if any(side < 1 or side > most for side, most in zip(size, whole, strict=True)):
+        height, width = images.shape[1:]
+        size = (height, width) if h.crop is None else (h.crop, h.crop)
+        if size[0] > height or size[1] > width:
             raise InputError(
-                f"crop is {h.crop}, but the images in {h.images} are {whole[0]} x {whole[1]}: "
+                f"crop is {h.crop}, but the images in {h.images} are {height} x {width}: "
                 "expected a side that fits into them (None takes whole images)"
             )
         parts, regions = self._divide(images)
@@ -144,8 +144,8 @@ class ImagesDataModule(L.LightningDataModule):
             return split(len(images), h.val_fraction, h.test_fraction, movie, h.seed), everywhere
         if h.crop is None:
             raise InputError(
-                f"{h.images} has {len(images)} images, expected 3 or more, "
-                "or a crop, for training, validation and test to have parts of them"
+                f"{h.images} has {len(images)} images, expected 3 or more, or of still images "
+                "a crop, for training, validation and test to have parts of them"
             )
         regions = split_area((height, width), h.crop, h.val_fraction, h.test_fraction)
         if regions is None:
@@ -260,7 +260,7 @@ class ShuffledCrops(ShuffledBatches):
 
 def _held_out(count: int, val: float, test: float, least: int) -> list[int]:
     """How many of ``count`` are for validation and for test."""
-    if min(val, test) < 0 or val + test >= 1:
+    if not (val >= 0 and test >= 0 and val + test < 1):  # nor NaN
         raise InputError(
             f"val_fraction is {val:g} and test_fraction {test:g}, expected fractions that leave images to "
             "train on"

@@ -303,6 +303,10 @@ class Picture(Stack):
                 self.pixels = extra("imagecodecs", "train", path).png_decode(path.read_bytes())
             else:
                 self.pixels = np.asarray(image)
+            if image.mode in ("LA", "RGBA"):
+                opaque = np.iinfo(self.pixels.dtype).max
+                if (self.pixels[..., -1] == opaque).all():
+                    self.pixels = self.pixels[..., :-1]  # nothing shines through
         if mode not in ("1", "L", "I", "I;16", "P", "RGB", "LA", "RGBA"):
             raise InputError(f"{path} is a {mode} image, expected grayscale or RGB")
         inner = list(zip("YXS", self.pixels.shape, strict=False))
@@ -374,11 +378,19 @@ class Hdf5Stack(Stack):
             for links in ("DIMENSION_LIST", "REFERENCE_LIST"):  # to data sets of this file
                 self.attributes.pop(links, None)
             frames, *inner = array_axes(str(path), data.shape)
+            # Of a chunk the whole is unpacked, whatever is asked for: its frames are kept if they are few.
+            together = data.chunks[0] if data.chunks else 1
+            self.together = together if together * data[0].nbytes <= RECENT_BYTES else 1
+            self.unpacked = (-1, np.empty(0))
         super().__init__(path, intensity, channel, [frames], inner)
 
     def piece(self, index: tuple[int, ...]) -> np.ndarray:
-        with self.h5py.File(self.file) as file:
-            return file[self.dataset][index[0]]
+        number, place = divmod(index[0], self.together)
+        if self.unpacked[0] != number:
+            with self.h5py.File(self.file) as file:
+                first = number * self.together
+                self.unpacked = number, file[self.dataset][first : first + self.together]
+        return self.unpacked[1][place].copy()  # a view would keep them all in memory
 
 
 class TiffStack(Stack):

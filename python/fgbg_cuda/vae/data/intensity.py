@@ -35,9 +35,15 @@ class Intensity:
     def __post_init__(self) -> None:
         if self.range is None:
             return
-        low, high = self.range
-        if not (np.isfinite(self.range).all() and low < high):
-            raise InputError(f"intensity_range is ({low:g}, {high:g}), expected two numbers, low < high")
+        given = self.range
+        try:
+            low, high = map(float, given)
+            given = f"({low:g}, {high:g})"
+        except (TypeError, ValueError):  # not two, or no numbers
+            low = high = 0.0
+        if not (np.isfinite([low, high]).all() and low < high):
+            raise InputError(f"intensity_range is {given}, expected two numbers, low < high")
+        object.__setattr__(self, "range", (low, high))
 
     def bounds(self, dtype: np.dtype) -> tuple[float, float]:
         """The values that become 0 and 1."""

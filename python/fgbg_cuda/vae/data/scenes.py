@@ -85,7 +85,7 @@ def _path(frames: int, height: int, width: int, speed: float, rng: np.random.Gen
     return np.where(folded > span, 2 * span - folded, folded) - 0.1 * np.array([height, width])
 
 
-def _draw(frame: np.ndarray, mask: np.ndarray, thing: _Object, t: int) -> None:
+def _draw_object(frame: np.ndarray, mask: np.ndarray, thing: _Object, t: int) -> None:
     top, left = np.round(thing.place[t] - len(thing.shape) / 2).astype(int)
     side = len(thing.shape)
     y0, x0 = max(top, 0), max(left, 0)
@@ -103,7 +103,7 @@ def _movie(background: np.ndarray, objects: list[_Object], noise: float, rng: np
     frames, mask = background.copy(), np.zeros(background.shape[:3], bool)
     for t in range(len(frames)):
         for thing in objects:
-            _draw(frames[t], mask[t], thing, t)
+            _draw_object(frames[t], mask[t], thing, t)
     frames, background = (ndimage.gaussian_filter(layer, (0, 0.6, 0.6, 0)) for layer in (frames, background))
     frames += noise * rng.standard_normal(frames.shape, dtype=np.float32)
     return Scene(np.round(255 * frames.clip(0, 1)).astype(np.uint8), mask, 255 * background)
@@ -233,11 +233,11 @@ def cells(frames: int, height: int, width: int, rng: np.random.Generator) -> Sce
     glow = 0.03 * _smooth((frames, height, width), (10, height / 8, width / 8), rng)
     background = (still + glow).clip(0.02).astype(np.float32)
     active = np.tensordot(traces.T, footprints, 1)
-    frames_ = background + active
-    frames_ += np.sqrt(0.0012 * frames_) * rng.standard_normal(frames_.shape, dtype=np.float32)
+    shining = background + active
+    shining += np.sqrt(0.0012 * shining) * rng.standard_normal(shining.shape, dtype=np.float32)
     scale = 4000
     return Scene(
-        np.round(scale * frames_.clip(0, 4)).astype(np.uint16)[..., None],
+        np.round(scale * shining.clip(0, 4)).astype(np.uint16)[..., None],
         active > 0.03,
         scale * background[..., None],
         footprints,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from ..errors import InputError, at_least
+from ..errors import InputError, whole
 from .networks import Gaussian, Networks
 
 STRIDE = 6  # pixels from one foreground latent to the next
@@ -43,7 +43,7 @@ class CellNetworks(Networks):
     size_multiple = STRIDE
 
     def __post_init__(self) -> None:
-        at_least(1, **asdict(self))
+        whole(1, **asdict(self))
 
     def build(self, shape: tuple[int, int, int], likelihood: str) -> tuple[nn.Module, ...]:
         channels, *size = shape

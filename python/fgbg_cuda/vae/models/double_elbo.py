@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from ..errors import InputError, at_least
+from ..errors import InputError, whole
 from .layered import Latent, Separation, draw_latent, draw_seed, quantile
 
 SHAPE = (1, 60, 60)  # of the images: the layers below are made for it
@@ -89,7 +89,7 @@ class DoubleELBO(nn.Module):
         super().__init__()
         if tuple(shape) != SHAPE:
             raise InputError(f"the images are {shape} (C, H, W), but a DoubleELBO takes {SHAPE}")
-        at_least(1, fg_latents=fg_latents, bg_latents=bg_latents)
+        whole(1, fg_latents=fg_latents, bg_latents=bg_latents)
         self.fg_encoder = nn.Sequential(
             nn.Conv2d(1, 16, 6, stride=3, padding=2),
             nn.ReLU(),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError, at_least
+from ..errors import InputError, whole
 from .networks import Gaussian, Networks
 
 
@@ -29,7 +29,7 @@ class ObjectNetworks(Networks):
     bg_cell: int = 8
 
     def __post_init__(self) -> None:
-        at_least(1, **asdict(self))
+        whole(1, **asdict(self))
         if self.width % 4:
             raise InputError(f"width is {self.width}, expected a multiple of 4")
         if self.bg_cell not in (8, 16, 32):

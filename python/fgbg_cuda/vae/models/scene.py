@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from ..errors import InputError, at_least, positive
+from ..errors import InputError, at_least, positive, whole
 from .layered import Latent, Separation, draw_latent, draw_seed
 from .smoothing import smooth_mask
 
@@ -111,8 +111,9 @@ class SceneVAE(nn.Module):
         mask_weight: float = 0.2,
     ) -> None:
         super().__init__()
-        at_least(0, rank=rank, mask_weight=mask_weight)
-        at_least(1, width=width, latents=latents, window=window)
+        at_least(0, mask_weight=mask_weight)
+        whole(0, rank=rank)
+        whole(1, width=width, latents=latents, window=window)
         positive(outliers=outliers, mask_prior=mask_prior)
         if window % 2 == 0:
             raise InputError(f"window is {window}, expected an odd number")

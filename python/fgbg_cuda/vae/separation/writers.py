@@ -52,6 +52,8 @@ def layer_writer(images: Images, out: str | Path, overwrite: bool = False) -> It
         raise FileExistsError(f"{there[0]} is there already, and nothing is overwritten unasked")
     source = split_hdf5(images.path)[0].resolve()
     for path in there:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, and a layer would get its name: expected another folder")
         if source in (path.resolve(), path.resolve().parent):
             raise InputError(
                 f"{path} is an image that is read and would be replaced: expected another folder"
@@ -229,8 +231,9 @@ class ArrayWriter(Writer):
             for target, shape in zip(self.targets, array_shapes(self.images), strict=True)
         ]
         for file in self.files:  # a full disk is an error now; found when a page is touched, it is a crash
-            with open(file.filename, "rb+") as reserved:
-                os.posix_fallocate(reserved.fileno(), 0, file.offset + file.nbytes)
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                with open(file.filename, "rb+") as reserved:
+                    os.posix_fallocate(reserved.fileno(), 0, file.offset + file.nbytes)
 
     def write(self, i: int, layers: tuple[np.ndarray, ...]) -> None:
         for file, pixels in zip(self.files, layers, strict=True):
