@@ -85,7 +85,7 @@ lint: build
 
 # The documentation as a site, build/site. A dead link is an error.
 docs: build
-	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
 	@echo "see build/site/index.html"
 
 # An environment of its own: a CUDA torch and the kernels for sm_80, sm_90 and PTX. No GPU is needed. Fails on
