@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -141,7 +142,17 @@ def test_the_version_stands_once():
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
 
 
-# --- the words of options -------------------------------------------------------------------------
+# --- what type checkers are told ------------------------------------------------------------------
+
+
+def test_the_types_of_the_extension_are_of_its_functions():
+    stub = ast.parse((ROOT / "python/fgbg_cuda/_C.pyi").read_text())
+    functions = [node for node in stub.body if isinstance(node, ast.FunctionDef)]
+    told = {f.name: len(f.args.posonlyargs) for f in functions}
+    there = {
+        name: len(re.findall(r"\barg\d+: ", f.__doc__)) for name, f in vars(_C).items() if name[0] != "_"
+    }
+    assert told == there
 
 
 @pytest.mark.parametrize(
