@@ -76,6 +76,19 @@ def test_every_public_name_is_on_the_page_of_the_api():
     assert words == {"Reduction", "Likelihood", "Parameterization", "Channels", "Normalize"}
 
 
+def test_every_public_name_of_the_program_is_on_its_page():
+    pytest.importorskip("lightning")
+    from fgbg_cuda import vae
+
+    listed = re.findall(r"members: \[(.*)\]", (ROOT / "docs" / "vae.md").read_text())
+    names = {name.strip() for line in listed for name in line.split(",")}
+    assert all(hasattr(vae, name) for name in names)
+    documented = {
+        name for name in vae.__all__ if name.endswith(("Module", "VAE", "ELBO", "Model", "Networks"))
+    }
+    assert documented <= names
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for page in TEXTS:

@@ -1,7 +1,8 @@
-"""A hook of mkdocs: links of the pages to files that lie outside docs/, which the site does not have.
+"""A hook of mkdocs, for what the site does not know.
 
-In the repository they lead somewhere, and tests/test_docs.py follows them. On the site a link to a source
-file becomes its text, and a picture is copied.
+Links to files outside docs/: in the repository they lead somewhere, and tests/test_docs.py follows them. On
+the site a link to a source file becomes its text, and a picture is copied. And roles such as :class: in
+docstrings, which are Sphinx's: what they name is left.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+ROLE = re.compile(r":(?:attr|class|func|math|meth|mod):(?=<code>)")
 OUTSIDE = re.compile(r"(!?)\[([^]]*)\]\(\.\./([^)]+)\)")
 
 
@@ -26,3 +28,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
         return f"![{text}]({path})"
 
     return OUTSIDE.sub(inside, markdown)
+
+
+def on_page_content(html: str, *, page: Any, config: Any, files: Files) -> str:
+    return ROLE.sub("", html)
