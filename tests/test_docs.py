@@ -89,6 +89,18 @@ def test_every_public_name_of_the_program_is_on_its_page():
     assert documented <= names
 
 
+def test_what_the_argument_of_determinism_names_is_in_the_code():
+    code = ""
+    for pattern in ("csrc/**/*.*", "python/fgbg_cuda/functional/*.py"):
+        code += "".join(file.read_text() for file in sorted(ROOT.glob(pattern)))
+    there = set(re.findall(r"\w+", code))
+    spans = re.findall(r"`([^`\n/]+)`", without_code((ROOT / "docs" / "determinism.md").read_text()))
+    named = {w for span in spans if " " not in span for w in re.findall(r"[A-Za-z_]\w{3,}", span)}
+    elsewhere = {"make", "torch", "use_deterministic_algorithms", "True", "parallel_for"}
+    assert len(named) > 20
+    assert named - elsewhere <= there
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for page in TEXTS:
