@@ -13,7 +13,7 @@ strict := -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 sources := CMakeLists.txt pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.* python/fgbg_cuda/*/__init__.py python/fgbg_cuda/*/*/__init__.py)
 run := $(VENV)/bin/python
 
-.PHONY: build test emulate fuzz asan demo bench cuda-build gpu-check lint clean
+.PHONY: build test emulate fuzz asan demo bench cuda-build gpu-check lint docs clean
 
 build: $(VENV)/built
 
@@ -28,7 +28,7 @@ $(torch_stamp):
 	touch $@
 
 $(VENV)/built: $(torch_stamp) $(sources)
-	$(run) -m pip install --quiet --no-build-isolation $(strict) -C build-dir=build/$(notdir $(VENV)) -e ".[examples,dev]"
+	$(run) -m pip install --quiet --no-build-isolation $(strict) -C build-dir=build/$(notdir $(VENV)) -e ".[examples,dev,docs]"
 	$(run) -c 'from fgbg_cuda import build_info; i = build_info(); print("built:", i, i["cuda_missing"] or "", sep="\n")'
 	touch $@
 
@@ -81,6 +81,12 @@ lint: build
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(filter csrc/%,$(sources))
+	$(run) -m mypy
+
+# The documentation as a site, build/site. A dead link is an error.
+docs: build
+	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
+	@echo "see build/site/index.html"
 
 # An environment of its own: a CUDA torch and the kernels for sm_80, sm_90 and PTX. No GPU is needed. Fails on
 # a warning, and on what tools/check_cuda_binary.py finds in the compiled code; the value tests then run on

@@ -1,19 +1,22 @@
-"""Draws a result file again, and writes the README's part about speed from it.
+"""Draws a result file again, and writes what README and docs/speed.md say about speed from it.
 
-python -m benchmarks.report RESULT.json                      tables, and plots beside the file
-python -m benchmarks.report RESULT.json --readme README.md   also what stands between the README's markers
+python -m benchmarks.report RESULT.json                     tables, and plots beside the file
+python -m benchmarks.report RESULT.json --readme README.md  also what stands between the README's markers:
+                                                            a line for each op
+python -m benchmarks.report RESULT.json --doc docs/speed.md the same of the page: all sizes and likelihoods
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from .plots import plot_path, write_plots
-from .tables import hardware, header, markdown, step_cells, summary_cells, table
+from .tables import brief_cells, hardware, header, markdown, step_cells, summary_cells, table
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 
@@ -23,7 +26,19 @@ def _paragraph(text: str) -> str:
 
 
 def readme_section(result: dict, path: str) -> str:
-    """The README's words about a result: what was measured and where, the plot, and a line for each op."""
+    """The README's words about a result: what was measured and where, and one size of each op."""
+    info = result["machine"]
+    words = _paragraph(
+        f"Forward + backward in float32 on {hardware(info)}, torch {info['torch']}. Ratios are the times of "
+        "plain PyTorch and of torch.compile over ours: above 1 ours is faster. Other sizes, memory and a "
+        f"whole training step: [speed](docs/speed.md); every figure: [{Path(path).name}]({path})."
+    )
+    return f"{words}\n\n{markdown(brief_cells(result['sections']['ops']))}"
+
+
+def page_section(result: dict, path: str) -> str:
+    """The page's words about a result: what was measured and where, the plot, and a line for each op and
+    likelihood."""
     info, speed = result["machine"], result["copy"]["bytes_per_second"]
     parts = [
         _paragraph(
@@ -42,22 +57,21 @@ def readme_section(result: dict, path: str) -> str:
     parts.append(
         _paragraph(
             f"Measured by `python -m benchmarks` into [{Path(path).name}]({path}), and written here by "
-            f"`python -m benchmarks.report {path} --readme README.md`, which prints every size and the other "
-            "sections too."
+            "`python -m benchmarks.report` with that file, which prints every size and all other sections."
         )
     )
     return "\n\n".join(parts)
 
 
-def between_markers(readme: str) -> str:
-    return readme.split(BEGIN)[1].split(END)[0].strip()
+def between_markers(text: str) -> str:
+    return text.split(BEGIN)[1].split(END)[0].strip()
 
 
-def with_section(readme: str, section: str) -> str:
-    """The README with the section between its markers."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"the README needs the markers {BEGIN} and {END}, once each")
-    head, rest = readme.split(BEGIN)
+def with_section(text: str, section: str) -> str:
+    """The text with the section between its markers."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"the file needs the markers {BEGIN} and {END}, once each")
+    head, rest = text.split(BEGIN)
     return f"{head}{BEGIN}\n\n{section}\n\n{END}{rest.split(END)[1]}"
 
 
@@ -67,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("result", type=Path)
     parser.add_argument("--readme", type=Path)
+    parser.add_argument("--doc", type=Path)
     args = parser.parse_args(argv)
     result = json.loads(args.result.read_text())
     print(header(result))
@@ -74,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if rows:
             print(table(name, rows, result["copy"]["bytes_per_second"]))
     write_plots(result, args.result)
-    if args.readme:
-        path = args.result.resolve().relative_to(args.readme.resolve().parent).as_posix()
-        args.readme.write_text(with_section(args.readme.read_text(), readme_section(result, path)))
+    for file, section in ((args.readme, readme_section), (args.doc, page_section)):
+        if file:
+            path = Path(os.path.relpath(args.result, file.parent)).as_posix()
+            file.write_text(with_section(file.read_text(), section(result, path)))
 
 
 if __name__ == "__main__":

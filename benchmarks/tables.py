@@ -139,6 +139,28 @@ def summary_cells(rows: list[dict], bytes_per_second: float) -> Cells:
     return cells
 
 
+def brief_cells(rows: list[dict]) -> Cells:
+    """A line for each op: of its likelihoods the Gaussian where it was measured, of its float32 sizes the one
+    in the middle."""
+    full = [row for row in ordered(rows) if row["dtype"] == "float32"]
+    others = [p for p in peers_of(full) if p != "ours" and p not in GRAPHS]
+    found: dict[str, list[dict]] = {}
+    for row in full:
+        if not row["op"].startswith("half of") and not row["op"].endswith(", forward"):
+            found.setdefault(row["op"].split()[0], []).append(row)
+    cells = [["op", "size", "ours, µs", *(f"{p} / ours" for p in others)]]
+    for op, sizes in found.items():
+        name = f"{op} gaussian" if f"{op} gaussian" in {row["op"] for row in sizes} else sizes[0]["op"]
+        sizes = [row for row in sizes if row["op"] == name]
+        row = sizes[len(sizes) // 2]
+        ratios = [ratio(row, peer) for peer in others]
+        cells.append(
+            [name, size_of(row), _number(row["peers"]["ours"]["median"] * 1e6)]
+            + ["" if r is None else f"{r:.1f}" for r in ratios]
+        )
+    return cells
+
+
 def _span(words: list[str], between: str) -> str:
     """First and last, or the one there is."""
     return between.join(dict.fromkeys((words[0], words[-1]))) if words else ""

@@ -9,7 +9,7 @@ the nucleus. The nuclei of the right half of the micrograph make the movie that 
 without masks. It is scored on a movie of those of the left half, which it has never seen.
 
 What to expect: the masks are found, well beyond what a threshold finds, and the background is estimated
-behind the nucleus too. The foreground is one gray level for each nucleus; the texture inside is left out, as
+behind the nucleus too. The foreground is one grey level for each nucleus; the texture inside is left out, as
 that is this model's idea of a foreground. It takes a background that is too coarse to draw a nucleus: with
 the default, which suits thinner objects, the background draws everything, and no nucleus is found. Frames
 with many nuclei would take other networks.
@@ -98,7 +98,7 @@ def train(movie: Path, checkpoint: Path, epochs: int, width: int) -> None:
     module = LayeredVAEModule(
         # The background is drawn with 2 x 2 values: light far out of focus, but no nucleus.
         networks=ObjectNetworks(width=width, bg_cell=SIDE // 2),
-        fg_scale=0.1,  # how far the texture of a nucleus is from its one gray level
+        fg_scale=0.1,  # how far the texture of a nucleus is from its one grey level
         fg_scale_start=0.15,
     )
     data = ImagesDataModule(movie, intensity_range="auto", batch_size=32)

@@ -284,32 +284,36 @@ def test_fingerprints_tell_single_bits_apart():
     assert fingerprint([torch.zeros(1)]) != fingerprint([-torch.zeros(1)])
 
 
-# --- the README -----------------------------------------------------------------------------------
+# --- README and docs/speed.md ---------------------------------------------------------------------
 
 
-def test_the_readme_shows_the_committed_result():
-    readme = (ROOT / "README.md").read_text()
-    section = report.between_markers(readme)
-    (path,) = set(re.findall(r"\((benchmarks/results/[^)]*\.json)\)", section))
-    result = json.loads((ROOT / path).read_text())
+@pytest.mark.parametrize("name", ["README.md", "docs/speed.md"])
+def test_what_is_shown_is_the_committed_result(name: str):
+    file = ROOT / name
+    section = report.between_markers(file.read_text())
+    (path,) = set(re.findall(r"\(([./]*benchmarks/results/[^)]*\.json)\)", section))
+    result = json.loads((file.parent / path).read_text())
     assert not result["quick"]
-    assert section == report.readme_section(result, path)
+    write = report.readme_section if name == "README.md" else report.page_section
+    assert section == write(result, path)
     for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", section):
-        assert (ROOT / picture).exists()
+        assert (file.parent / picture).exists()
 
 
-def test_the_report_rewrites_the_readme_between_its_markers(quick: Path):
-    readme = quick.with_name("README.md")
-    readme.write_text(f"before\n\n{report.BEGIN}\n{report.END}\n\nafter\n")
+@pytest.mark.parametrize("option", ["--readme", "--doc"])
+def test_the_report_rewrites_what_stands_between_markers(quick: Path, option: str):
+    file = quick.with_name("words.md")
+    file.write_text(f"before\n\n{report.BEGIN}\n{report.END}\n\nafter\n")
     result = json.loads(quick.read_text())
     result["sections"] = {"ops": result["sections"]["ops"][:2], "step": result["sections"]["step"]}
     path = quick.with_name("short.json")
     path.write_text(json.dumps(result))
+    write = report.readme_section if option == "--readme" else report.page_section
     for _ in range(2):  # again changes nothing
-        report.main([str(path), "--readme", str(readme)])
-        words = readme.read_text()
+        report.main([str(path), option, str(file)])
+        words = file.read_text()
         assert words.startswith("before\n\n" + report.BEGIN)
         assert words.endswith(report.END + "\n\nafter\n")
-        assert report.between_markers(words) == report.readme_section(result, path.name)
+        assert report.between_markers(words) == write(result, path.name)
     with pytest.raises(ValueError, match="markers"):
         report.with_section("no markers", "section")

@@ -4,17 +4,47 @@ from __future__ import annotations
 
 from . import distributions, functional, nn
 from ._ops import _C, CUDA_MISSING
-from .functional import *  # noqa: F403
+from .functional import (
+    ReconstructionTerms,
+    bernoulli_kl,
+    blended_reconstruction_loss,
+    categorical_kl,
+    gaussian_kl,
+    gaussian_log_prob,
+    importance_weighted_bound,
+    masked_reconstruction_loss,
+    mixture_reconstruction_loss,
+    philox_normal,
+    reconstruction_loss,
+    reparameterize,
+    sample_gaussian,
+    slot_blended_loss,
+    slot_mixture_loss,
+)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
-    *functional.__all__,
+    "ReconstructionTerms",
+    "bernoulli_kl",
+    "blended_reconstruction_loss",
     "build_info",
+    "categorical_kl",
     "cpu_cache_bytes",
     "distributions",
     "empty_cpu_cache",
     "functional",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "importance_weighted_bound",
+    "masked_reconstruction_loss",
+    "mixture_reconstruction_loss",
     "nn",
+    "philox_normal",
+    "reconstruction_loss",
+    "reparameterize",
+    "sample_gaussian",
+    "slot_blended_loss",
+    "slot_mixture_loss",
     "use_cpu_cache",
 ]
 
@@ -31,7 +61,7 @@ def use_cpu_cache(enabled: bool) -> None:
 
     On Linux results of 128 KB and more are kept when they are freed, 128 MB of them at most, for the next
     results of their size: a page that the system hands out anew is a page fault when it is first written to.
-    What is kept stays until :func:`empty_cpu_cache`.
+    What is kept stays until ``empty_cpu_cache``.
     """
     _C.use_cpu_cache(enabled)
 

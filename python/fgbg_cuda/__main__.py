@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
 COMMANDS = {
     "fit": "train a model on your images or on a built-in data set",
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ["MPLBACKEND"] = "agg"  # that of a notebook, if it starts this, need not be installed here
+    run: Callable[[list[str]], None]
     try:
         if command == "separate":
             from .vae.commands.separate import main as run

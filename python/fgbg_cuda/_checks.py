@@ -25,7 +25,7 @@ from . import reference
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def _names(choices: Sequence) -> str:
+def _names(choices: Sequence[object]) -> str:
     return ", ".join(repr(c) if isinstance(c, str) else str(c) for c in choices)
 
 
@@ -126,7 +126,7 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
-def device(value: object) -> torch.device:
+def device(value: Any) -> torch.device:
     try:
         return torch.device(value)
     except (RuntimeError, TypeError) as error:
@@ -160,7 +160,7 @@ def one_mask(mask: object, mask_logits: object, name: str = "mask") -> None:
         raise ValueError(f"{name} and mask_logits: {came} given, expected exactly one of them")
 
 
-def sample_dimensions(name: str, value: object, batch_dims: int, others: int) -> None:
+def sample_dimensions(name: str, value: Any, batch_dims: int, others: int) -> None:
     """A tensor whose first ``batch_dims`` dimensions index samples, and that has ``others`` more at least."""
     strided(name, value)
     if value.dim() < batch_dims + others:
@@ -171,7 +171,7 @@ def sample_dimensions(name: str, value: object, batch_dims: int, others: int) ->
 
 
 def companion(
-    name: str, value: object, other_name: str, other: Tensor, batch_dims: int, broadcasts: bool
+    name: str, value: Any, other_name: str, other: Tensor, batch_dims: int, broadcasts: bool
 ) -> None:
     """A tensor whose dimensions of samples are those of another tensor or, if it ``broadcasts``, broadcast to
     them. (What the other dimensions may be, C++ says when those have become one.)"""
@@ -195,7 +195,7 @@ def strided(name: str, value: object) -> None:
         raise ValueError(f"{name} is {came}, expected a tensor of layout torch.strided")
 
 
-def samples(log_p: object, log_q: object, dim: object, bits_per_dim: object) -> None:
+def samples(log_p: Any, log_q: Any, dim: Any, bits_per_dim: Any) -> None:
     """What ``importance_weighted_bound``, which has no kernel, accepts."""
     for name, value in (("log_p", log_p), ("log_q", log_q)):
         strided(name, value)

@@ -3,7 +3,7 @@ ops, for double backward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from . import reference
 
 
-def _load() -> tuple[Any, str | None]:
+def _check_build() -> str | None:
+    """Why there are no CUDA kernels, if so; an ImportError of one sentence where nothing can be loaded."""
     try:
         from . import _build
     except ImportError as error:
@@ -25,31 +26,36 @@ def _load() -> tuple[Any, str | None]:
             "running: reinstall it with `pip install --no-build-isolation --force-reinstall "
             "--no-deps .`"
         )
-    from . import _C
-
-    return _C, _build.CUDA_MISSING
+    return _build.CUDA_MISSING
 
 
-_C, CUDA_MISSING = _load()
+CUDA_MISSING = _check_build()
+
+from . import _C as _C  # noqa: E402  (built for another torch, it would fail by a missing symbol)
+
 HAS_CUDA_KERNELS: bool = _C.build_info()["cuda"] is not None
 
 
 # --- derivatives of the backward ops --------------------------------------------------------------
 
 
-def _differentiable(name: str, split: Callable) -> None:
+# What a backward op differentiates: upstream gradients, inputs, and the function from inputs to outputs.
+_Split = tuple[tuple[Tensor | None, ...], tuple[Any, ...], Callable[..., tuple[Tensor, ...]]]
+
+
+def _differentiable(name: str, split: Callable[..., _Split]) -> None:
     """Gives ``fgbg::name`` its derivative: that of the specification's own gradient.
 
     ``split(*args)`` returns what the backward op differentiates: (upstream gradients, inputs,
     function from inputs to outputs), with None for what is absent.
     """
 
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         ctx.args = [None if isinstance(a, Tensor) else a for a in inputs]
         ctx.tensor_positions = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
         ctx.save_for_backward(*(inputs[i] for i in ctx.tensor_positions))
 
-    def backward(ctx, *grad_outputs):
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         args = list(ctx.args)
         with torch.enable_grad():
             for i, t in zip(ctx.tensor_positions, ctx.saved_tensors, strict=True):

@@ -12,17 +12,17 @@ from torch.distributions.utils import broadcast_all
 
 from . import _checks
 from .functional import gaussian_kl, gaussian_log_prob, reparameterize
+from .words import PARAMETERIZATIONS, Parameterization
 
 __all__ = ["Gaussian"]
 
 _NO_SHAPE = Size()
-_PARAMETERIZATIONS = ("logvar", "log_std", "std")
 
 
 class Gaussian(Distribution):
     """N(mu, exp logvar), for code that is written for ``torch.distributions.Normal``: samples, log-densities
-    and KL divergences are :func:`fgbg_cuda.reparameterize`, :func:`fgbg_cuda.gaussian_log_prob` and
-    :func:`fgbg_cuda.gaussian_kl`.
+    and KL divergences are ``fgbg_cuda.reparameterize``, ``fgbg_cuda.gaussian_log_prob`` and
+    ``fgbg_cuda.gaussian_kl``.
 
     ``Normal(mu, std)`` is ``Gaussian(mu, std, "std")``. The KL is registered against itself and against
     ``Normal``, in both orders; it is accurate near the prior. ``torch.manual_seed`` governs the samples,
@@ -35,7 +35,7 @@ class Gaussian(Distribution):
 
     Log-densities and divergences of half precision are in float32.
 
-    Example:
+    Examples:
         >>> q = fgbg_cuda.distributions.Gaussian(torch.zeros(3), torch.zeros(3))
         >>> torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
         tensor([0., 0., 0.])
@@ -48,10 +48,10 @@ class Gaussian(Distribution):
         self,
         mu: Tensor | float,
         logvar: Tensor | float,
-        parameterization: str = "logvar",
+        parameterization: Parameterization = "logvar",
         validate_args: bool | None = None,
     ) -> None:
-        _checks.choice("parameterization", parameterization, _PARAMETERIZATIONS)
+        _checks.choice("parameterization", parameterization, PARAMETERIZATIONS)
         if not isinstance(mu, Tensor) and not isinstance(logvar, Tensor):
             raise TypeError("mu and logvar are both numbers, expected at least one tensor")
         self.parameterization = parameterization
@@ -95,10 +95,10 @@ class Gaussian(Distribution):
         draws = math.prod(shape[: len(shape) - len(self.batch_shape)])
         if draws == 0:
             return self.mu.expand(shape)
-        word = {"parameterization": self.parameterization}
         mu, logvar = (t.reshape(1) if t.dim() == 0 else t for t in (self.mu, self.logvar))
         num_samples = draws if len(shape) > len(self.batch_shape) else None
-        return reparameterize(mu, logvar, num_samples=num_samples, **word).view(shape)
+        z = reparameterize(mu, logvar, parameterization=self.parameterization, num_samples=num_samples)
+        return z.view(shape)
 
     def sample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
         with torch.no_grad():
@@ -110,9 +110,11 @@ class Gaussian(Distribution):
         if not value.is_floating_point():
             value = value.to(self.mu.dtype)
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
-        word = {"parameterization": self.parameterization}
         z = value.reshape(1) if value.dim() == 0 else value
-        return gaussian_log_prob(z, self.mu, self.logvar, reduction="none", **word).view(value.shape)
+        log_p = gaussian_log_prob(
+            z, self.mu, self.logvar, parameterization=self.parameterization, reduction="none"
+        )
+        return log_p.view(value.shape)
 
     def entropy(self) -> Tensor:
         log_std = {
@@ -136,7 +138,9 @@ class Gaussian(Distribution):
         return f"Gaussian(mu: {self.mu.size()}, logvar: {self.logvar.size()}{shown})"
 
 
-def _kl(mu: Tensor, spread: Tensor, prior_mu: Tensor, prior_spread: Tensor, parameterization: str) -> Tensor:
+def _kl(
+    mu: Tensor, spread: Tensor, prior_mu: Tensor, prior_spread: Tensor, parameterization: Parameterization
+) -> Tensor:
     shape = torch.broadcast_shapes(mu.shape, prior_mu.shape)
     mu, spread = (t.expand(shape or (1,)) for t in (mu, spread))
     kl = gaussian_kl(mu, spread, prior_mu, prior_spread, parameterization=parameterization, reduction="none")

@@ -1,9 +1,9 @@
 """The ops as modules, for those who build models that way.
 
 Options go to the constructor, tensors to ``forward``. An option that is a tensor, such as a learned scale,
-is registered: an ``nn.Parameter`` as one, any other as a buffer. So it is in ``parameters()`` and the
-``state_dict``, and moves with the module; it may be given to ``forward`` as well, which then counts. Each
-module is its function in :mod:`fgbg_cuda.functional`, which documents the options.
+is registered: an ``nn.Parameter`` as a parameter, any other tensor as a buffer. So it is in ``parameters()``
+and the ``state_dict``, and moves with the module. What is given to ``forward`` takes its place. Each module
+calls its function in ``fgbg_cuda.functional``, which documents the options.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class _Op(nn.Module):
                 f"{type(self).__name__} has no option {', '.join(sorted(unknown))}; "
                 f"expected some of {', '.join(sorted(accepted))}"
             )
-        self.plain_options = {}
-        self.tensor_options = []
+        self.plain_options: dict[str, Any] = {}
+        self.tensor_options: list[str] = []
         for name, value in options.items():
             self._set_option(name, value)
 
@@ -76,17 +76,17 @@ class _Op(nn.Module):
 
 
 class Reparameterize(_Op):
-    """``forward(mu, logvar)``: :func:`fgbg_cuda.reparameterize`."""
+    """``forward(mu, logvar)``: ``fgbg_cuda.reparameterize``."""
 
     function = staticmethod(F.reparameterize)
     tensors = ("mu", "logvar", "seed", "offset", "generator")
 
     def forward(self, mu: Tensor, logvar: Tensor, **draw: Any) -> Tensor:
-        return self.function(mu, logvar, **self.options, **draw)
+        return F.reparameterize(mu, logvar, **self.options, **draw)
 
 
 class GaussianKL(_Op):
-    """``forward(mu, logvar, prior_mu=None, prior_logvar=None)``: :func:`fgbg_cuda.gaussian_kl`."""
+    """``forward(mu, logvar, prior_mu=None, prior_logvar=None)``: ``fgbg_cuda.gaussian_kl``."""
 
     function = staticmethod(F.gaussian_kl)
     tensors = ("mu", "logvar", "prior_mu", "prior_logvar")
@@ -98,11 +98,11 @@ class GaussianKL(_Op):
         prior_mu: Tensor | float | None = None,
         prior_logvar: Tensor | float | None = None,
     ) -> Tensor:
-        return self.function(mu, logvar, prior_mu, prior_logvar, **self.options)
+        return F.gaussian_kl(mu, logvar, prior_mu, prior_logvar, **self.options)
 
 
 class SampleGaussian(_Op):
-    """``forward(mu, logvar, prior_mu=None, prior_logvar=None)``: :func:`fgbg_cuda.sample_gaussian`.
+    """``forward(mu, logvar, prior_mu=None, prior_logvar=None)``: ``fgbg_cuda.sample_gaussian``.
 
     ``seed``, ``offset`` and ``generator`` go to ``forward``, since they change from call to call.
     """
@@ -118,53 +118,53 @@ class SampleGaussian(_Op):
         prior_logvar: Tensor | float | None = None,
         **draw: Any,
     ) -> tuple[Tensor, Tensor]:
-        return self.function(mu, logvar, prior_mu, prior_logvar, **self.options, **draw)
+        return F.sample_gaussian(mu, logvar, prior_mu, prior_logvar, **self.options, **draw)
 
 
 class BernoulliKL(_Op):
-    """``forward(logits, prior_logits=0.0)``: :func:`fgbg_cuda.bernoulli_kl`."""
+    """``forward(logits, prior_logits=0.0)``: ``fgbg_cuda.bernoulli_kl``."""
 
     function = staticmethod(F.bernoulli_kl)
     tensors = ("logits", "prior_logits")
 
     def forward(self, logits: Tensor, prior_logits: Tensor | float = 0.0) -> Tensor:
-        return self.function(logits, prior_logits, **self.options)
+        return F.bernoulli_kl(logits, prior_logits, **self.options)
 
 
 class ReconstructionLoss(_Op):
-    """``forward(prediction, target)``: :func:`fgbg_cuda.reconstruction_loss`. The scale and the weight may be
+    """``forward(prediction, target)``: ``fgbg_cuda.reconstruction_loss``. The scale and the weight may be
     given in either place."""
 
     function = staticmethod(F.reconstruction_loss)
     tensors = ("prediction", "target")
 
     def forward(self, prediction: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
-        return self.function(prediction, target, **{**self.options, **tensors})
+        return F.reconstruction_loss(prediction, target, **{**self.options, **tensors})
 
 
 class CategoricalKL(_Op):
-    """``forward(logits, prior_logits=0.0)``: :func:`fgbg_cuda.categorical_kl`."""
+    """``forward(logits, prior_logits=0.0)``: ``fgbg_cuda.categorical_kl``."""
 
     function = staticmethod(F.categorical_kl)
     tensors = ("logits", "prior_logits")
 
     def forward(self, logits: Tensor, prior_logits: Tensor | float = 0.0) -> Tensor:
-        return self.function(logits, prior_logits, **self.options)
+        return F.categorical_kl(logits, prior_logits, **self.options)
 
 
 class GaussianLogProb(_Op):
-    """``forward(z, mu=0.0, logvar=None)``: :func:`fgbg_cuda.gaussian_log_prob`."""
+    """``forward(z, mu=0.0, logvar=None)``: ``fgbg_cuda.gaussian_log_prob``."""
 
     function = staticmethod(F.gaussian_log_prob)
     tensors = ("z", "mu", "logvar")
 
     def forward(self, z: Tensor, mu: Tensor | float = 0.0, logvar: Tensor | float | None = None) -> Tensor:
-        return self.function(z, mu, logvar, **self.options)
+        return F.gaussian_log_prob(z, mu, logvar, **self.options)
 
 
 class MaskedReconstructionLoss(_Op):
     """``forward(fg, bg, target, mask=... or mask_logits=...)``:
-    :func:`fgbg_cuda.masked_reconstruction_loss`. Scales may be given in either place."""
+    ``fgbg_cuda.masked_reconstruction_loss``. Scales may be given in either place."""
 
     function = staticmethod(F.masked_reconstruction_loss)
     tensors = ("fg", "bg", "target", "mask", "mask_logits")
@@ -172,48 +172,48 @@ class MaskedReconstructionLoss(_Op):
     def forward(
         self, fg: Tensor, bg: Tensor | None, target: Tensor, **tensors: Tensor
     ) -> Tensor | tuple[Tensor, F.ReconstructionTerms]:
-        return self.function(fg, bg, target, **{**self.options, **tensors})
+        return F.masked_reconstruction_loss(fg, bg, target, **{**self.options, **tensors})
 
 
 class BlendedReconstructionLoss(_Op):
     """``forward(fg, bg, target, mask=... or mask_logits=...)``:
-    :func:`fgbg_cuda.blended_reconstruction_loss`. The scale may be given in either place."""
+    ``fgbg_cuda.blended_reconstruction_loss``. The scale may be given in either place."""
 
     function = staticmethod(F.blended_reconstruction_loss)
     tensors = ("fg", "bg", "target", "mask", "mask_logits")
 
     def forward(self, fg: Tensor, bg: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
-        return self.function(fg, bg, target, **{**self.options, **tensors})
+        return F.blended_reconstruction_loss(fg, bg, target, **{**self.options, **tensors})
 
 
 class MixtureReconstructionLoss(_Op):
-    """``forward(fg, bg, target, mask_logits=...)``: :func:`fgbg_cuda.mixture_reconstruction_loss`.
+    """``forward(fg, bg, target, mask_logits=...)``: ``fgbg_cuda.mixture_reconstruction_loss``.
     Scales may be given in either place."""
 
     function = staticmethod(F.mixture_reconstruction_loss)
     tensors = ("fg", "bg", "target", "mask_logits")
 
     def forward(self, fg: Tensor, bg: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
-        return self.function(fg, bg, target, **{**self.options, **tensors})
+        return F.mixture_reconstruction_loss(fg, bg, target, **{**self.options, **tensors})
 
 
 class SlotMixtureLoss(_Op):
-    """``forward(slots, target, mask_logits=... or log_mask=...)``: :func:`fgbg_cuda.slot_mixture_loss`. The
+    """``forward(slots, target, mask_logits=... or log_mask=...)``: ``fgbg_cuda.slot_mixture_loss``. The
     scale and the weight may be given in either place."""
 
     function = staticmethod(F.slot_mixture_loss)
     tensors = ("slots", "target", "mask_logits", "log_mask")
 
     def forward(self, slots: Tensor, target: Tensor, **tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return self.function(slots, target, **{**self.options, **tensors})
+        return F.slot_mixture_loss(slots, target, **{**self.options, **tensors})
 
 
 class SlotBlendedLoss(_Op):
-    """``forward(slots, target, mask_logits=... or log_mask=...)``: :func:`fgbg_cuda.slot_blended_loss`. The
+    """``forward(slots, target, mask_logits=... or log_mask=...)``: ``fgbg_cuda.slot_blended_loss``. The
     scale and the weight may be given in either place."""
 
     function = staticmethod(F.slot_blended_loss)
     tensors = ("slots", "target", "mask_logits", "log_mask")
 
     def forward(self, slots: Tensor, target: Tensor, **tensors: Tensor) -> Tensor:
-        return self.function(slots, target, **{**self.options, **tensors})
+        return F.slot_blended_loss(slots, target, **{**self.options, **tensors})

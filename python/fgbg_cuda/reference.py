@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .words import Composition, Likelihood, Parameterization, Reduction
+
 _WORD = 0xFFFFFFFF
 _PHILOX_M = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_W = (0x9E3779B9, 0xBB67AE85)
@@ -78,7 +80,7 @@ def philox_normal(seed: Tensor, size: Sequence[int], offset: int, dtype: torch.d
 # --- reductions -----------------------------------------------------------------------------------
 
 
-def reduce(elements: Tensor, reduction: str, batch_dims: int = 1) -> Tensor:
+def reduce(elements: Tensor, reduction: Reduction, batch_dims: int = 1) -> Tensor:
     """One of ``none``, ``sample`` ([B], or the shape of the leading ``batch_dims``), ``batchmean``, ``sum``,
     ``mean``."""
     if reduction == "none":
@@ -105,7 +107,7 @@ def _as(value: Tensor | float, like: Tensor, dtype: torch.dtype) -> Tensor:
 def reparameterize(
     mu: Tensor,
     spread: Tensor,
-    parameterization: str,
+    parameterization: Parameterization,
     seed: Tensor,
     offset: int = 0,
     num_samples: int | None = None,
@@ -127,8 +129,8 @@ def gaussian_kl(
     spread: Tensor,
     prior_mu: Tensor | float = 0.0,
     prior_spread: Tensor | float | None = None,
-    parameterization: str = "logvar",
-    reduction: str = "batchmean",
+    parameterization: Parameterization = "logvar",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """With d = logvar - prior_logvar: 1/2 (e^d - 1 - d + (mu - prior_mu)^2 / e^prior_logvar). From standard
@@ -161,14 +163,14 @@ def sample_gaussian(
     spread: Tensor,
     prior_mu: Tensor | float,
     prior_spread: Tensor | float | None,
-    parameterization: str,
+    parameterization: Parameterization,
     seed: Tensor,
     offset: int = 0,
     num_samples: int | None = None,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`reparameterize` and :func:`gaussian_kl`."""
+    """``reparameterize`` and ``gaussian_kl``."""
     z = reparameterize(mu, spread, parameterization, seed, offset, num_samples)
     return z, gaussian_kl(mu, spread, prior_mu, prior_spread, parameterization, reduction, batch_dims)
 
@@ -177,8 +179,8 @@ def gaussian_log_prob(
     z: Tensor,
     mu: Tensor | float = 0.0,
     spread: Tensor | float | None = None,
-    parameterization: str = "logvar",
-    reduction: str = "batchmean",
+    parameterization: Parameterization = "logvar",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """-log(std sqrt(2 pi)) - 1/2 ((z - mu) / std)^2."""
@@ -197,7 +199,7 @@ def gaussian_log_prob(
 def bernoulli_kl(
     logits: Tensor,
     prior_logits: Tensor | float = 0.0,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """m (log m - log p) + (1 - m) (log(1 - m) - log(1 - p)), m and p the sigmoids of the logits.
@@ -226,7 +228,7 @@ def categorical_kl(
     logits: Tensor,
     prior_logits: Tensor | None = None,
     dim: int = 1,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """sum_k p_k (log p_k - log q_k), p and q the softmax of the logits along ``dim``; no prior: uniform.
@@ -291,7 +293,7 @@ def _absolute_error(x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     return (x - target).abs()
 
 
-LIKELIHOODS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+LIKELIHOODS: dict[Likelihood, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "gaussian": _gaussian,
     "laplace": _laplace,
     "charbonnier": _charbonnier,
@@ -363,13 +365,13 @@ def reconstruction_loss(
     fg_scale: Tensor | float,
     bg_scale: Tensor | float,
     weight: Tensor | None,
-    composition: str,
+    composition: Composition,
     mask_is_logits: bool,
-    likelihood: str,
+    likelihood: Likelihood,
     fg_weight: Tensor | float = 1.0,
     bg_weight: Tensor | float = 1.0,
     normalize_area: bool = False,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     return_terms: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The loss and, where asked for, the sums it is made of.
@@ -411,6 +413,7 @@ def reconstruction_loss(
     if composition == "plain":
         return reduce(w * nll(fg, target, fg_scale), reduction), no_terms
 
+    assert mask is not None, composition
     if composition.startswith("mixture"):
         fg_nats, bg_nats = nll(fg, target, fg_scale), nll(bg, target, bg_scale)
         if composition == "mixture_joint":
@@ -475,10 +478,10 @@ def slot_loss(
     mask: Tensor,
     scale: Tensor | float,
     weight: Tensor | None,
-    composition: str,
+    composition: Composition,
     mask_is_logits: bool,
-    likelihood: str,
-    reduction: str = "batchmean",
+    likelihood: Likelihood,
+    reduction: Reduction = "batchmean",
     return_responsibilities: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The loss of an image that K slots make up and, of a mixture where asked for, the responsibilities.
@@ -491,7 +494,7 @@ def slot_loss(
     - ``blended``: sum l(sum_k m_k slot_k)
 
     A slot whose mask is -inf is excluded, and an element whose weight is 0 left out: what they hold is
-    replaced before it is used, as in :func:`reconstruction_loss`.
+    replaced before it is used, as in ``reconstruction_loss``.
     """
     dtype = compute_dtype(slots, target, mask, scale, weight)
     slots, target, mask = slots.to(dtype), target.to(dtype), mask.to(dtype)
@@ -536,9 +539,14 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 def _slot_terms(
-    slots: Tensor, target: Tensor, mask: Tensor, scale: Tensor, composition: str, mask_is_logits: bool,
-    likelihood: str,
-) -> Tensor:  # fmt: skip
+    slots: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    scale: Tensor,
+    composition: Composition,
+    mask_is_logits: bool,
+    likelihood: Likelihood,
+) -> Tensor:
     """log m_k p(target | slot_k), -inf of a slot that is excluded."""
     excluded = mask == -math.inf
     operands = (

@@ -19,6 +19,7 @@ from torch.compiler import is_compiling
 
 from .. import _checks, reference
 from .._ops import _C, CUDA_MISSING, HAS_CUDA_KERNELS
+from ..words import Reduction
 
 KERNEL_DEVICES = ("cpu", "cuda") if HAS_CUDA_KERNELS else ("cpu",)
 # Kernels index up to five dimensions; more are flattened first.
@@ -115,7 +116,7 @@ def traced_batch_dims(like: Tensor, batch_dims: int) -> int:
     return batch_dims if like.dim() <= MAX_DIMS else 1
 
 
-def unflattened(elements: Tensor, like: Tensor, reduction: str, batch_dims: int) -> Tensor:
+def unflattened(elements: Tensor, like: Tensor, reduction: Reduction, batch_dims: int) -> Tensor:
     """What an op makes of matrices, in the shape that ``like`` had."""
     if like.dim() <= MAX_DIMS or reduction not in ("none", "sample"):
         return elements

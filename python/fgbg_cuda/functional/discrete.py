@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .. import _checks, reference
+from ..words import Reduction
 from . import _routes
 
 __all__ = ["bernoulli_kl", "categorical_kl"]
@@ -17,7 +18,7 @@ def bernoulli_kl(
     logits: Tensor,
     prior_logits: Tensor | float = 0.0,
     *,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """KL(Bernoulli(sigmoid(logits)) || Bernoulli(sigmoid(prior_logits))) in nats, from logits.
@@ -27,12 +28,12 @@ def bernoulli_kl(
     nearly equal logits; nothing is added inside a logarithm.
 
     Args:
-        logits: posterior, [B, *D], any float dtype.
+        logits: posterior, ``[B, *D]``, any float dtype.
         prior_logits: prior: a number, or a tensor that broadcasts to the shape of the posterior.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per sample, [B]), ``"batchmean"`` (mean over
             the samples of these sums), ``"sum"``, or ``"mean"`` (over every element). An ELBO needs
             ``"batchmean"``: nats per image, on the same footing as the other terms.
-        batch_dims: how many leading dimensions index samples. With 2, logits [S, B, *D] give [S, B] for
+        batch_dims: how many leading dimensions index samples. With 2, logits ``[S, B, *D]`` give [S, B] for
             ``"sample"``.
 
     Returns:
@@ -41,7 +42,7 @@ def bernoulli_kl(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> fgbg_cuda.bernoulli_kl(torch.full((1, 4), 30.0), 0.0)  # certain against even odds: 4 log 2
         tensor(2.7726)
     """
@@ -67,25 +68,25 @@ def categorical_kl(
     prior_logits: Tensor | float = 0.0,
     *,
     dim: int = 1,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """KL(softmax(logits) || softmax(prior_logits)) of K outcomes along ``dim`` in nats, from logits.
 
-    With p and q the two: ``sum_k p_k log(p_k / q_k)``. Accurate for a posterior near its prior (no two terms
-    of the sum that is evaluated cancel) and for logits of any size. An outcome of logit -inf is excluded: it
-    adds nothing, and gets no gradient; the KL is inf where the prior excludes what the posterior does not.
+    With p and q the two: ``sum_k p_k log(p_k / q_k)``. Accurate for a posterior near its prior, since no
+    two terms of the evaluated sum cancel, and for logits of any size. An outcome of logit -inf is excluded:
+    it adds nothing, and gets no gradient; the KL is inf where the prior excludes what the posterior does not.
 
     Args:
-        logits: posterior, [B, *D] with the outcomes along one of its dimensions, any float dtype.
-        prior_logits: prior: a tensor that broadcasts to the shape of the posterior, or a number, whichever,
-            for the uniform distribution.
-        dim: dimension of the outcomes, none of those that index samples.
+        logits: posterior, ``[B, *D]`` with the outcomes along one of its dimensions, any float dtype.
+        prior_logits: prior: a tensor that broadcasts to the shape of the posterior, or any number, which
+            stands for the uniform distribution.
+        dim: dimension of the outcomes; not one of those that index samples.
         reduction: ``"none"`` (a KL for each group of outcomes: the shape of the logits without ``dim``),
             ``"sample"`` (summed per sample, [B]), ``"batchmean"`` (mean over the samples of these
             sums), ``"sum"``, or ``"mean"`` (over every group). An ELBO needs
             ``"batchmean"``: nats per image, on the same footing as the other terms.
-        batch_dims: how many leading dimensions index samples. With 2, logits [S, B, *D] give [S, B] for
+        batch_dims: how many leading dimensions index samples. With 2, logits ``[S, B, *D]`` give [S, B] for
             ``"sample"``.
 
     Returns:
@@ -94,7 +95,7 @@ def categorical_kl(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> certain = torch.tensor([[100.0, 0.0, 0.0, 0.0]])
         >>> fgbg_cuda.categorical_kl(certain)  # of one of four: log 4
         tensor(1.3863)

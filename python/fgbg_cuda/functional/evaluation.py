@@ -32,7 +32,7 @@ def importance_weighted_bound(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> log_p, log_q = torch.zeros(5, 2), torch.zeros(5, 2)
         >>> fgbg_cuda.importance_weighted_bound(log_p, log_q)
         tensor([0., 0.])

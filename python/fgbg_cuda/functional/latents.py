@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .. import _checks, reference
+from ..words import Parameterization, Reduction
 from . import _routes
 
 __all__ = ["gaussian_kl", "gaussian_log_prob", "reparameterize", "sample_gaussian"]
@@ -19,7 +20,7 @@ def reparameterize(
     mu: Tensor,
     logvar: Tensor,
     *,
-    parameterization: str = "logvar",
+    parameterization: Parameterization = "logvar",
     num_samples: int | None = None,
     seed: Tensor | int | None = None,
     offset: int = 0,
@@ -28,14 +29,14 @@ def reparameterize(
     """A sample of N(mu, exp logvar) that gradients pass through: ``z = mu + exp(logvar / 2) * eps``.
 
     Kingma & Welling, "Auto-Encoding Variational Bayes", 2014. ``eps`` is
-    ``philox_normal(seed, z.shape, offset=offset)``. Backward makes it again instead of storing it, but for
-    one draw in float32 or float64 on the CPU, where keeping dz/dlogvar takes less time.
+    ``philox_normal(seed, z.shape, offset=offset)``. It is not stored for the backward pass but made again
+    there. (The exception is one draw in float32 or float64 on the CPU, where storing dz/dlogvar is faster.)
 
     Args:
-        mu, logvar: [B, *D], any float dtype.
+        mu, logvar: ``[B, *D]``, any float dtype.
         parameterization: what ``logvar`` is: ``"logvar"``, ``"log_std"`` or ``"std"``, the standard deviation
             itself (as from ``softplus``), whose gradient is eps wherever it is, at 0 too.
-        num_samples: S draws, stacked in front: the result is [S, B, *D].
+        num_samples: S draws, stacked in front: the result is ``[S, B, *D]``.
         seed: an integer, or an int64 tensor of one element, on the CPU or the device of ``mu``.
             Default: drawn from ``generator``, so that ``torch.manual_seed`` governs it.
         offset: number of the first element in the stream of ``seed``. A part of a split batch that
@@ -48,7 +49,7 @@ def reparameterize(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
         >>> z = fgbg_cuda.reparameterize(mu, logvar, seed=7)
         >>> torch.equal(z, fgbg_cuda.philox_normal(7, (2, 3)))
@@ -64,7 +65,7 @@ def reparameterize(
 
 
 def _draw(
-    mu: Tensor, spread: Tensor, parameterization: str, num_samples: Any, seed: Any, offset: Any
+    mu: Tensor, spread: Tensor, parameterization: Parameterization, num_samples: Any, seed: Any, offset: Any
 ) -> Tensor:
     if not is_compiling():
         z = _routes.eager.reparameterize(mu, spread, parameterization, num_samples, seed, offset)
@@ -84,8 +85,8 @@ def gaussian_kl(
     prior_mu: Tensor | float | None = None,
     prior_logvar: Tensor | float | None = None,
     *,
-    parameterization: str = "logvar",
-    reduction: str = "batchmean",
+    parameterization: Parameterization = "logvar",
+    reduction: Reduction = "batchmean",
     free_bits: float = 0.0,
     batch_dims: int = 1,
 ) -> Tensor:
@@ -97,7 +98,7 @@ def gaussian_kl(
     appendix B, for a general Gaussian prior.)
 
     Args:
-        mu, logvar: posterior, [B, *D], any float dtype.
+        mu, logvar: posterior, ``[B, *D]``, any float dtype.
         prior_mu, prior_logvar: prior: numbers, or tensors that broadcast to the shape of the posterior.
             Default: that of N(0, 1), whatever the parameterization.
         parameterization: what ``logvar`` is: ``"logvar"``, ``"log_std"`` or ``"std"``, the standard deviation
@@ -106,11 +107,11 @@ def gaussian_kl(
             the samples of these sums), ``"sum"``, or ``"mean"`` (over every element). An ELBO needs
             ``"batchmean"``: nats per image, on the same footing as the other terms.
         free_bits: nats per latent dimension. The mean over the batch of each dimension's KL is raised
-            to at least this, before dimensions are summed: sum_j max(mean_b kl[b, j], free_bits).
-            Dimensions below it get no gradient. "batchmean" gives that sum, "sum" and "mean" the
+            to at least this before dimensions are summed: ``sum_j max(mean_b kl[b, j], free_bits)``.
+            Dimensions below it get no gradient. ``"batchmean"`` gives that sum, ``"sum"`` and ``"mean"`` the
             same rescaled. (Kingma et al., "Improved Variational Inference with Inverse
             Autoregressive Flow", 2016, appendix C.8.)
-        batch_dims: how many leading dimensions index samples. With 2, latents [S, B, *D] give [S, B] for
+        batch_dims: how many leading dimensions index samples. With 2, latents ``[S, B, *D]`` give [S, B] for
             ``"sample"``.
 
     Returns:
@@ -119,7 +120,7 @@ def gaussian_kl(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> fgbg_cuda.gaussian_kl(torch.full((4, 2), 3.0), torch.zeros(4, 2))  # 2 * 3^2 / 2 nats
         tensor(9.)
         >>> std = torch.ones(4, 2)
@@ -130,8 +131,10 @@ def gaussian_kl(
     batch_dims = _checks.integer("batch_dims", batch_dims, 1)
     free_bits = _checks.free_bits(free_bits, reduction)
     if _may_floor(free_bits):
-        operands = _routes.widened(mu, logvar, *priors)
-        return _floored_kl(*operands, parameterization, reduction, free_bits, batch_dims)
+        mu, logvar, prior_mu, prior_logvar = _routes.widened(mu, logvar, *priors)
+        return _floored_kl(
+            mu, logvar, prior_mu, prior_logvar, parameterization, reduction, free_bits, batch_dims
+        )
     return _kl(mu, logvar, *priors, parameterization, reduction, batch_dims)
 
 
@@ -163,8 +166,8 @@ def _kl(
     spread: Tensor,
     prior_mu: Any,
     prior_spread: Any,
-    parameterization: str,
-    reduction: str,
+    parameterization: Parameterization,
+    reduction: Reduction,
     batch_dims: int,
 ) -> Tensor:
     options = (parameterization, reduction, batch_dims)
@@ -187,8 +190,8 @@ def _floored_kl(
     spread: Tensor,
     prior_mu: Any,
     prior_spread: Any,
-    parameterization: str,
-    reduction: str,
+    parameterization: Parameterization,
+    reduction: Reduction,
     free_bits: float,
     batch_dims: int,
 ) -> Tensor:
@@ -204,9 +207,10 @@ def _floored_kl(
         x = _routes.expanded(x, mu, x.dtype).flatten(0, batch_dims - 1)
         return (x.flatten(1) if x.dim() > 1 else x[:, None]).t()
 
-    operands = map(by_dimension, (mu, spread, prior_mu, prior_spread))
     samples = math.prod(mu.shape[:batch_dims])
-    mean_kl = _kl(*operands, parameterization, "sample", 1) / samples
+    posterior = (by_dimension(mu), by_dimension(spread))
+    prior = (by_dimension(prior_mu), by_dimension(prior_spread))
+    mean_kl = _kl(*posterior, *prior, parameterization, "sample", 1) / samples
     floored = _routes.sum_in_order(_at_least(mean_kl, free_bits))
     if reduction == "batchmean":
         return floored
@@ -225,24 +229,24 @@ def sample_gaussian(
     prior_mu: Tensor | float | None = None,
     prior_logvar: Tensor | float | None = None,
     *,
-    parameterization: str = "logvar",
+    parameterization: Parameterization = "logvar",
     num_samples: int | None = None,
     seed: Tensor | int | None = None,
     offset: int = 0,
     generator: torch.Generator | None = None,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     free_bits: float = 0.0,
     batch_dims: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """``(z, kl)``: :func:`reparameterize` and :func:`gaussian_kl` in one pass over memory.
+    """``(z, kl)``: ``reparameterize`` and ``gaussian_kl`` in one pass over memory.
 
     Args:
-        mu, logvar: posterior, [B, *D], any float dtype.
+        mu, logvar: posterior, ``[B, *D]``, any float dtype.
         prior_mu, prior_logvar: prior: numbers, or tensors that broadcast to the shape of the posterior.
             Default: that of N(0, 1), whatever the parameterization.
         parameterization: what ``logvar`` is: ``"logvar"``, ``"log_std"`` or ``"std"``, the standard deviation
             itself (as from ``softplus``), and what ``prior_logvar`` is.
-        num_samples: S draws, stacked in front: z is [S, B, *D]; the KL is that of the distribution.
+        num_samples: S draws, stacked in front: z is ``[S, B, *D]``; the KL is that of the distribution.
         seed: an integer, or an int64 tensor of one element, on the CPU or the device of ``mu``.
             Default: drawn from ``generator``, so that ``torch.manual_seed`` governs it.
         offset: number of the first element in the stream of ``seed``. A part of a split batch that
@@ -251,8 +255,8 @@ def sample_gaussian(
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per sample, [B]), ``"batchmean"`` (mean over
             the samples of these sums), ``"sum"``, or ``"mean"`` (over every element). An ELBO needs
             ``"batchmean"``: nats per image, on the same footing as the other terms.
-        free_bits: as in :func:`gaussian_kl`.
-        batch_dims: how many leading dimensions index samples. With 2, latents [S, B, *D] give [S, B] for
+        free_bits: as in ``gaussian_kl``.
+        batch_dims: how many leading dimensions index samples. With 2, latents ``[S, B, *D]`` give [S, B] for
             ``"sample"``.
 
     Returns:
@@ -261,7 +265,7 @@ def sample_gaussian(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> mu, logvar = torch.zeros(8, 16), torch.zeros(8, 16)
         >>> z, kl = fgbg_cuda.sample_gaussian(mu, logvar)
         >>> z.shape, kl
@@ -277,10 +281,13 @@ def sample_gaussian(
     if _may_floor(free_bits):
         if not is_compiling():
             _routes.eager.check_gaussian_kl(mu, logvar, *priors, parameterization, reduction, batch_dims)
-        wide = _routes.widened(mu, logvar, *priors)
-        z = _draw(*wide[:2], parameterization, num_samples, seed, offset)
         dtype = torch.promote_types(mu.dtype, logvar.dtype)
-        return z.to(dtype), _floored_kl(*wide, parameterization, reduction, free_bits, batch_dims)
+        mu, logvar, prior_mu, prior_logvar = _routes.widened(mu, logvar, *priors)
+        z = _draw(mu, logvar, parameterization, num_samples, seed, offset)
+        kl = _floored_kl(
+            mu, logvar, prior_mu, prior_logvar, parameterization, reduction, free_bits, batch_dims
+        )
+        return z.to(dtype), kl
     if not is_compiling():
         out = _routes.eager.sample_gaussian(
             mu, logvar, *priors, parameterization, num_samples, seed, offset, reduction, batch_dims
@@ -308,26 +315,26 @@ def gaussian_log_prob(
     mu: Tensor | float = 0.0,
     logvar: Tensor | float | None = None,
     *,
-    parameterization: str = "logvar",
-    reduction: str = "batchmean",
+    parameterization: Parameterization = "logvar",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """log N(z; mu, exp logvar) in nats, the constant included:
     ``-1/2 (log(2 pi) + logvar + (z - mu)^2 / exp(logvar))`` per element.
 
-    With ``reduction="sample"`` what :func:`importance_weighted_bound` is made of; with a ``logvar`` for each
-    element the likelihood of a decoder that predicts its noise.
+    With ``reduction="sample"`` it gives the operands of ``importance_weighted_bound``; with a ``logvar`` for
+    each element it is the log-likelihood of a decoder that predicts its noise.
 
     Args:
-        z: [B, *D], any float dtype.
-        mu, logvar: numbers, or tensors that broadcast to the shape of ``z``, such as [B, *D] against the
-            [S, B, *D] of S draws. Default: those of N(0, 1), whatever the parameterization.
+        z: ``[B, *D]``, any float dtype.
+        mu, logvar: numbers, or tensors that broadcast to the shape of ``z``, such as ``[B, *D]`` against the
+            ``[S, B, *D]`` of S draws. Default: those of N(0, 1), whatever the parameterization.
         parameterization: what ``logvar`` is: ``"logvar"``, ``"log_std"`` or ``"std"``, the standard deviation
             itself (as from ``softplus``).
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per sample, [B]), ``"batchmean"`` (mean over
             the samples of these sums), ``"sum"``, or ``"mean"`` (over every element). An ELBO needs
             ``"batchmean"``: nats per image, on the same footing as the other terms.
-        batch_dims: how many leading dimensions index samples. With 2, draws [S, B, *D] give [S, B] for
+        batch_dims: how many leading dimensions index samples. With 2, draws ``[S, B, *D]`` give [S, B] for
             ``"sample"``.
 
     Returns:
@@ -336,7 +343,7 @@ def gaussian_log_prob(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> fgbg_cuda.gaussian_log_prob(torch.zeros(2, 3), reduction="sample")  # -3/2 log(2 pi)
         tensor([-2.7568, -2.7568])
         >>> mu, logvar = torch.zeros(4, 8), torch.zeros(4, 8)

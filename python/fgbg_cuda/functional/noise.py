@@ -22,7 +22,7 @@ def philox_normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The noise :func:`reparameterize` uses: standard normals that depend on ``seed`` and position alone.
+    """The noise ``reparameterize`` uses: standard normals that depend on ``seed`` and position alone.
 
     Element i in row-major order is number ``offset + i`` of the stream: Philox4x32-10 (Salmon et al.,
     "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the seed as key and (offset + i) // 4
@@ -39,7 +39,7 @@ def philox_normal(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> whole = fgbg_cuda.philox_normal(7, (6,))
         >>> part = fgbg_cuda.philox_normal(7, (4,), offset=2)
         >>> torch.equal(part, whole[2:])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from .. import _checks, reference
+from ..words import CHANNELS, NORMALIZATIONS, Channels, Composition, Likelihood, Normalize, Reduction
 from . import _routes
 
 __all__ = [
@@ -33,18 +34,18 @@ def reconstruction_loss(
     prediction: Tensor,
     target: Tensor,
     *,
-    likelihood: str = "gaussian",
+    likelihood: Likelihood = "gaussian",
     scale: Tensor | float = 1.0,
     weight: Tensor | None = None,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """Reconstruction error of an image, or of anything else: ``sum weight * -log p(target | prediction)``, in
     nats.
 
     Args:
-        prediction: [B, *D] with any number of dimensions, [B, C, *spatial] for images; for the Bernoulli
-            likelihoods logits, for Poisson the log of the rate.
+        prediction: ``[B, *D]`` with any number of dimensions, ``[B, C, *spatial]`` for images; for the
+            Bernoulli likelihoods logits, for Poisson the log of the rate.
         target: of the same shape.
         likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
             ``"charbonnier"`` (``sqrt((x - target)^2 + scale^2)``, a robust L1), ``"bernoulli"`` and
@@ -55,13 +56,14 @@ def reconstruction_loss(
             element, one per channel [C], or a map that broadcasts to ``prediction``, such as the noise of
             each pixel. (The values of a tensor are not checked.)
         weight: multiplies the loss of each element: float, or bool or uint8 (0/1), of a shape that
-            broadcasts to ``prediction``, such as [B, 1, *spatial]; a float one gets its gradient. Where it
-            is 0 the element is left out: its operands may be NaN or infinite there, and get zero gradients.
+            broadcasts to ``prediction``, such as ``[B, 1, *spatial]``; a float one gets its gradient. Where
+            it is 0 the element is left out: its operands may be NaN or infinite there, and get zero
+            gradients.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element, whatever its weight). An ELBO needs ``"batchmean"``: nats per image, on the same
             footing as the other terms.
-        batch_dims: how many leading dimensions index samples: with 2 a video is [B, T, C, *spatial], and
+        batch_dims: how many leading dimensions index samples: with 2 a video is ``[B, T, C, *spatial]``, and
             ``"sample"`` gives [B, T].
 
     Returns:
@@ -70,7 +72,7 @@ def reconstruction_loss(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> valid = torch.tensor([[True, True, False]])
         >>> prediction, target = torch.zeros(1, 3), torch.tensor([[1.0, 2.0, torch.nan]])
         >>> fgbg_cuda.reconstruction_loss(prediction, target, likelihood="squared_error", weight=valid)
@@ -84,6 +86,48 @@ def reconstruction_loss(
     return _split(loss, shape, reduction)
 
 
+@overload
+def masked_reconstruction_loss(
+    fg: Tensor,
+    bg: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = ...,
+    mask_logits: Tensor | None = ...,
+    likelihood: Likelihood = ...,
+    fg_scale: Tensor | float = ...,
+    bg_scale: Tensor | float = ...,
+    fg_weight: float = ...,
+    bg_weight: float = ...,
+    weight: Tensor | None = ...,
+    normalize: Normalize | None = ...,
+    reduction: Reduction = ...,
+    batch_dims: int = ...,
+    return_terms: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def masked_reconstruction_loss(
+    fg: Tensor,
+    bg: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = ...,
+    mask_logits: Tensor | None = ...,
+    likelihood: Likelihood = ...,
+    fg_scale: Tensor | float = ...,
+    bg_scale: Tensor | float = ...,
+    fg_weight: float = ...,
+    bg_weight: float = ...,
+    weight: Tensor | None = ...,
+    normalize: Normalize | None = ...,
+    reduction: Reduction = ...,
+    batch_dims: int = ...,
+    return_terms: Literal[True],
+) -> tuple[Tensor, ReconstructionTerms]: ...
+
+
 def masked_reconstruction_loss(
     fg: Tensor,
     bg: Tensor | None,
@@ -91,14 +135,14 @@ def masked_reconstruction_loss(
     *,
     mask: Tensor | None = None,
     mask_logits: Tensor | None = None,
-    likelihood: str = "gaussian",
+    likelihood: Likelihood = "gaussian",
     fg_scale: Tensor | float = 1.0,
     bg_scale: Tensor | float = 1.0,
     fg_weight: float = 1.0,
     bg_weight: float = 1.0,
     weight: Tensor | None = None,
-    normalize: str | None = None,
-    reduction: str = "batchmean",
+    normalize: Normalize | None = None,
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
     return_terms: bool = False,
 ) -> Tensor | tuple[Tensor, ReconstructionTerms]:
@@ -108,13 +152,13 @@ def masked_reconstruction_loss(
     ``sum fg_weight * m * l(fg) + bg_weight * (1 - m) * l(bg)``.
 
     Args:
-        fg, bg: reconstructions of the two layers, [B, C, *spatial] with 1 to 3 spatial dimensions;
-            for the Bernoulli likelihoods logits, for Poisson the log of the rate.
+        fg, bg: reconstructions of the two layers, ``[B, C, *spatial]`` with 1 to 3 spatial dimensions;
+            for the Bernoulli likelihoods logits, for Poisson the log of the rate. ``bg=None`` means one
+            reconstruction, ``fg``, weighted by region.
         target: the image, of the same shape.
-            ``bg=None`` means one reconstruction, ``fg``, weighted by region.
         mask: probability of foreground in [0, 1], float, or bool or uint8 (0/1, read as such);
-            [B, 1, *spatial] or [B, C, *spatial]. A bool or uint8 mask selects: what it leaves out of a
-            region is no part of its sum, and may be NaN or infinite. A float mask multiplies.
+            ``[B, 1, *spatial]`` or ``[B, C, *spatial]``. A bool or uint8 mask selects: what it leaves out of
+            a region is no part of its sum, and may be NaN or infinite. A float mask multiplies.
         mask_logits: the same as float logits. Exactly one of the two is given.
         likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
             ``"charbonnier"`` (a robust L1 with a scale), ``"bernoulli"`` and ``"continuous_bernoulli"``
@@ -126,18 +170,18 @@ def masked_reconstruction_loss(
             tensor are not checked.)
         fg_weight, bg_weight: weights of the two regions. A region of weight 0 is left out as well.
         weight: multiplies the loss of each element, and its part in the areas: float, bool or uint8,
-            [B, 1, *spatial], [B, C, *spatial] or what broadcasts to them; a float one gets its gradient.
-            Where it is 0 the element is left out: its operands may be NaN or infinite there, and get zero
-            gradients.
+            ``[B, 1, *spatial]``, ``[B, C, *spatial]`` or what broadcasts to them; a float one gets its
+            gradient. Where it is 0 the element is left out: its operands may be NaN or infinite there, and
+            get zero gradients.
         normalize: ``"area"`` divides each sample's sum over a region by that region's mask area times
             the channels. An empty region contributes exactly 0, with zero gradient.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
             other terms.
-        batch_dims: how many leading dimensions index samples: with 2 a video is [B, T, C, *spatial], and
+        batch_dims: how many leading dimensions index samples: with 2 a video is ``[B, T, C, *spatial]``, and
             ``"sample"`` gives [B, T].
-        return_terms: also return :class:`ReconstructionTerms`.
+        return_terms: also return ``ReconstructionTerms``.
 
     Returns:
         The loss in float32 (float64 if an operand is float64), and the terms where asked for.
@@ -145,7 +189,7 @@ def masked_reconstruction_loss(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> target = torch.zeros(2, 3, 8, 8)
         >>> mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
         >>> mask[..., :4] = True
@@ -156,7 +200,7 @@ def masked_reconstruction_loss(
     """
     _checks.one_mask(mask, mask_logits)
     if normalize is not None:
-        _checks.choice("normalize", normalize, ("area",))
+        _checks.choice("normalize", normalize, NORMALIZATIONS)
     _checks.flag("return_terms", return_terms)
     fg_weight = _checks.number("fg_weight", fg_weight)
     bg_weight = _checks.number("bg_weight", bg_weight)
@@ -183,10 +227,10 @@ def blended_reconstruction_loss(
     *,
     mask: Tensor | None = None,
     mask_logits: Tensor | None = None,
-    likelihood: str = "gaussian",
+    likelihood: Likelihood = "gaussian",
     scale: Tensor | float = 1.0,
     weight: Tensor | None = None,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """Reconstruction error of the composite image, ``-log p(target | m * fg + (1 - m) * bg)``, in nats.
@@ -194,26 +238,26 @@ def blended_reconstruction_loss(
     For the Bernoulli likelihoods it is the logits that are blended.
 
     Args:
-        fg, bg: reconstructions of the two layers, [B, C, *spatial] with 1 to 3 spatial dimensions;
+        fg, bg: reconstructions of the two layers, ``[B, C, *spatial]`` with 1 to 3 spatial dimensions;
             for the Bernoulli likelihoods logits, for Poisson the log of the rate.
         target: the image, of the same shape.
         mask: probability of foreground in [0, 1], float, or bool or uint8 (0/1, read as such);
-            [B, 1, *spatial] or [B, C, *spatial]. A bool or uint8 mask selects: the layer that it leaves out
-            of a pixel may be NaN or infinite there. A float mask multiplies.
+            ``[B, 1, *spatial]`` or ``[B, C, *spatial]``. A bool or uint8 mask selects: the layer that it
+            leaves out of a pixel may be NaN or infinite there. A float mask multiplies.
         mask_logits: the same as float logits. Exactly one of the two is given.
         likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
             ``"charbonnier"`` (a robust L1 with a scale), ``"bernoulli"`` and ``"continuous_bernoulli"``
             (logits), ``"poisson"`` (the log of the rate; the target is a count), ``"squared_error"`` and
             ``"absolute_error"`` (no constants).
-        scale: as ``fg_scale`` of :func:`masked_reconstruction_loss`, for the composite.
-        weight: multiplies the loss of each element: float, bool or uint8, [B, 1, *spatial],
-            [B, C, *spatial] or what broadcasts to them; a float one gets its gradient. Where it is 0 the
+        scale: as ``fg_scale`` of ``masked_reconstruction_loss``, for the composite.
+        weight: multiplies the loss of each element: float, bool or uint8, ``[B, 1, *spatial]``,
+            ``[B, C, *spatial]`` or what broadcasts to them; a float one gets its gradient. Where it is 0 the
             element is left out: its operands may be NaN or infinite there, and get zero gradients.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
             other terms.
-        batch_dims: how many leading dimensions index samples: with 2 a video is [B, T, C, *spatial], and
+        batch_dims: how many leading dimensions index samples: with 2 a video is ``[B, T, C, *spatial]``, and
             ``"sample"`` gives [B, T].
 
     Returns:
@@ -222,7 +266,7 @@ def blended_reconstruction_loss(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> white, black = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> fgbg_cuda.blended_reconstruction_loss(
         ...     white, black, black, mask=black + 0.5, likelihood="squared_error"
@@ -244,12 +288,12 @@ def mixture_reconstruction_loss(
     target: Tensor,
     *,
     mask_logits: Tensor,
-    likelihood: str = "gaussian",
+    likelihood: Likelihood = "gaussian",
     fg_scale: Tensor | float = 1.0,
     bg_scale: Tensor | float = 1.0,
-    channels: str = "joint",
+    channels: Channels = "joint",
     weight: Tensor | None = None,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     batch_dims: int = 1,
 ) -> Tensor:
     """Negative log-likelihood of a two-component mixture per pixel, in nats.
@@ -260,11 +304,11 @@ def mixture_reconstruction_loss(
     al., "GENESIS", 2020, eq. 3.)
 
     Args:
-        fg, bg: reconstructions of the two layers, [B, C, *spatial] with 1 to 3 spatial dimensions;
+        fg, bg: reconstructions of the two layers, ``[B, C, *spatial]`` with 1 to 3 spatial dimensions;
             for the Bernoulli likelihoods logits, for Poisson the log of the rate.
         target: the image, of the same shape.
-        mask_logits: float logits of the foreground, [B, 1, *spatial]; with independent channels also
-            [B, C, *spatial].
+        mask_logits: float logits of the foreground, ``[B, 1, *spatial]``; with independent channels also
+            ``[B, C, *spatial]``.
         likelihood: ``"gaussian"`` and ``"laplace"`` (with their normalising constants, and a scale),
             ``"charbonnier"`` (a robust L1 with a scale), ``"bernoulli"`` and ``"continuous_bernoulli"``
             (logits), ``"poisson"`` (the log of the rate; the target is a count), ``"squared_error"`` and
@@ -276,15 +320,15 @@ def mixture_reconstruction_loss(
         channels: ``"joint"``: the channels of a pixel belong to the same layer, and p is their product;
             ``"independent"``: each channel is a mixture of its own.
         weight: multiplies the loss of each pixel (with independent channels, of each element): float, bool
-            or uint8, [B, 1, *spatial] (or [B, C, *spatial]) or what broadcasts to it; a float one gets its
-            gradient. Where it is 0 the element is left out: its operands may be NaN or infinite there, and
-            get zero gradients.
+            or uint8, ``[B, 1, *spatial]`` (or ``[B, C, *spatial]``) or what broadcasts to it; a float one
+            gets its gradient. Where it is 0 the element is left out: its operands may be NaN or infinite
+            there, and get zero gradients.
         reduction: ``"none"`` (elementwise), ``"sample"`` (summed per batch element, [B]),
             ``"batchmean"`` (mean over the batch of the per-sample sums), ``"sum"``, or ``"mean"`` (over
             every element). An ELBO needs ``"batchmean"``: nats per image, on the same footing as the
             other terms.
-            With joint channels the elements are pixels, [B, 1, *spatial].
-        batch_dims: how many leading dimensions index samples: with 2 a video is [B, T, C, *spatial], and
+            With joint channels the elements are pixels, ``[B, 1, *spatial]``.
+        batch_dims: how many leading dimensions index samples: with 2 a video is ``[B, T, C, *spatial]``, and
             ``"sample"`` gives [B, T].
 
     Returns:
@@ -293,17 +337,17 @@ def mixture_reconstruction_loss(
     Raises:
         TypeError, ValueError: naming the argument, what came, and what is accepted.
 
-    Example:
+    Examples:
         >>> fg, bg = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
         >>> fgbg_cuda.mixture_reconstruction_loss(
         ...     fg, bg, fg, mask_logits=torch.full((1, 1, 2, 2), 200.0), likelihood="squared_error"
         ... )  # the mask is certain and the foreground exact
         tensor(0.)
     """
-    _checks.choice("channels", channels, ("joint", "independent"))
+    _checks.choice("channels", channels, CHANNELS)
     fg_scale = _checks.scale("fg_scale", fg_scale, likelihood)
     bg_scale = _checks.scale("bg_scale", bg_scale, likelihood)
-    composition = "mixture_joint" if channels == "joint" else "mixture_independent"
+    composition: Composition = "mixture_joint" if channels == "joint" else "mixture_independent"
     images, shape = _merged((fg, bg, target, None, mask_logits, fg_scale, bg_scale, weight), batch_dims)
     loss, _ = _reconstruction(images, composition, likelihood, reduction=reduction)
     return _split(loss, shape, reduction)
@@ -322,10 +366,23 @@ class _Images(NamedTuple):
     weight: Tensor | None
 
 
+# The same without names, which take time to make.
+_Operands = tuple[
+    Tensor,
+    Tensor | None,
+    Tensor,
+    Tensor | None,
+    Tensor | None,
+    Tensor | float,
+    Tensor | float,
+    Tensor | None,
+]
+
+
 def _merged(
-    operands: tuple[Any, ...], batch_dims: int, name: str = "fg", scale: str = "fg_scale"
-) -> tuple[tuple[Any, ...], torch.Size | None]:
-    """The operands, those of :class:`_Images`, as the op takes them, [B, C, *spatial] with at most three
+    operands: _Operands, batch_dims: int, name: str = "fg", scale: str = "fg_scale"
+) -> tuple[_Operands, torch.Size | None]:
+    """The operands, those of ``_Images``, as the op takes them, ``[B, C, *spatial]`` with at most three
     spatial dimensions, and the shape that results get back, led by the dimensions of the samples; None where
     nothing had to change. ``name`` and ``scale``: what the first image and its scale are called."""
     batch_dims = _checks.integer("batch_dims", batch_dims, 1)
@@ -365,15 +422,15 @@ def _merged(
             return scale  # one for all, or one per channel
         return as_image(scale)
 
-    wide = {
+    wide: dict[str, Any] = {
         n: t if t is None else as_image(t) for n, t in images._asdict().items() if not n.endswith("scale")
     }
-    scales = {n: scale_of_images(getattr(images, n)) for n in ("fg_scale", "bg_scale")}
+    scales: dict[str, Any] = {n: scale_of_images(getattr(images, n)) for n in ("fg_scale", "bg_scale")}
     return _Images(**wide, **scales), torch.Size((batch_dims, *image.shape))
 
 
-def _split(result: Tensor, shape: torch.Size | None, reduction: str) -> Tensor:
-    """A result with the dimensions of the samples that :func:`_merged` took from it."""
+def _split(result: Tensor, shape: torch.Size | None, reduction: Reduction) -> Tensor:
+    """A result with the dimensions of the samples that ``_merged`` took from it."""
     if shape is None or reduction not in ("none", "sample"):
         return result
     batch_dims, sizes = shape[0], list(shape[1:])
@@ -385,15 +442,15 @@ def _split(result: Tensor, shape: torch.Size | None, reduction: str) -> Tensor:
 
 
 def _reconstruction(
-    images: tuple[Any, ...],
-    composition: str,
-    likelihood: str,
+    images: _Operands,
+    composition: Composition,
+    likelihood: Likelihood,
     fg_weight: float = 1.0,
     bg_weight: float = 1.0,
     normalize_area: bool = False,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     return_terms: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     """The loss and, where asked for, the terms; the arguments after the images are those of the op."""
     if not is_compiling():
         out = _routes.eager.reconstruction_loss(
@@ -412,22 +469,20 @@ def _reconstruction(
             *rest,
         )  # fmt: skip
     dtype = reference.compute_dtype(*operands, fg_scale, bg_scale, weight)
-    fg_scale, bg_scale, fg_weight, bg_weight = (
+    numbers = [
         x if isinstance(x, Tensor) else _routes.as_tensor(x, fg, dtype)
         for x in (fg_scale, bg_scale, fg_weight, bg_weight)
-    )
-    return op(
-        *operands, fg_scale, bg_scale, weight, composition, is_logits, likelihood, fg_weight, bg_weight, *rest
-    )[:2]
+    ]
+    return op(*operands, *numbers[:2], weight, composition, is_logits, likelihood, *numbers[2:], *rest)[:2]
 
 
 def _area_normalized_elements(
-    images: tuple[Any, ...], likelihood: str, fg_weight: float, bg_weight: float
+    operands: _Operands, likelihood: Likelihood, fg_weight: float, bg_weight: float
 ) -> tuple[Tensor, Tensor]:
     """A loss by element that is normalised by area. The areas have to be known before the first element is:
     one pass for them, of nothing but the mask, and one per region. There the other region has weight 0, and
     so is left out; where a region is empty, its operands are."""
-    images = _Images(*_routes.widened(*images))
+    images = _Images(*_routes.widened(*operands))
     _, terms = _reconstruction(images, "masked", likelihood, reduction="sample", return_terms=True)
     fg = images.fg
     blank = fg.new_zeros(()).expand_as(fg)

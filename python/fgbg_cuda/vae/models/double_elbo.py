@@ -67,56 +67,7 @@ class DoubleELBO(nn.Module):
     - Images with an inactive background, up-weighted: see :meth:`image_weights`.
     - Lambda weighs the reconstruction in :math:`ELBO_2` alone, see :class:`DoubleELBOModule`.
 
-    The thesis saw that it separates with a disc in 50 % of the images, and leaks into z1 with 90 %. It says
-    nothing about batches; 30 epochs in smaller ones are more steps, and that matters most. Means over seeds 1
-    to 3 on test images, scored as in :func:`~fgbg_cuda.vae.evaluation.cell_metrics.evaluate` ("disc drawn":
-    by the foreground; F1: of the cells under a disc; R^2: that of the disc's activity, predicted linearly
-    from z2):
-
-    ==============  ======  ======  ======  ======  =======  =======  ======  ======
-    .               disc drawn      F1              fg MSE            R^2
-    --------------  --------------  --------------  ----------------  --------------
-    batches of      X50     X90     X50     X90     X50      X90      X50     X90
-    ==============  ======  ======  ======  ======  =======  =======  ======  ======
-    25              0.27    0.35    0.69    0.72    0.0079   0.0161   0.87    0.80
-    10              0.03    0.04    0.86    0.84    0.0038   0.0052   0.97    0.93
-    5               0.01    0.30    0.94    0.81    0.0033   0.0189   0.96    0.62
-    ==============  ======  ======  ======  ======  =======  =======  ======  ======
-
-    Batches of 5 were chosen on seeds 10 to 12, where F1 at X50 is 0.98, 0.98 and 0.99, in batches of 10
-    0.99, 1.00 and 0.86; after batches of 10 had been seen not to work for each of seeds 1 to 3. X90 is then
-    the harder set in two ways, here over seeds 1 to 9:
-
-    - z2 is lost, and z1 draws the whole disc (0.81 to 0.88, F1 0.65 to 0.67), in three runs of nine at X90
-      (seeds 2, 6 and 8), in two at X50 (5 and 8). In four of the five, the two channels of its encoder are
-      dead behind their relu, on every image; in X90's seed 2, one of them.
-    - Of the other runs each at X50, seven, is nearer the truth than any at X90, six: fg MSE 0.0025 to
-      0.0036 against 0.0040 to 0.0051, R^2 0.947 to 0.972 against 0.881 to 0.943. F1 is 0.90 to 0.99, on
-      average 0.97, against 0.77 to 0.98, on average 0.89; "disc drawn" 0.01 against 0.02.
-
-    In every run the disc can be predicted from z1 too (R^2 0.88 to 0.99): local brightness is what its
-    encoder sees, and an empty cell under a disc looks to it like half of one. (With the four latents as
-    numbers for the whole image, that was 0.96 to 0.98 on all sets, seeds 1 to 3, and they could not tell
-    ten cells apart: R^2 0.18 to 0.25.) Without the clipping of gradients that ``fgbg reproduce`` does, runs
-    differ more than the sets do: in batches of 10, seeds 1 to 4, 7, 10 and 11 drew 0.11, 0.42, 0.01, 0.25,
-    0.02, 0.02 and 0.01 of the disc at X50, and 0.02, 0.35, 0.11, 0.14, 0.02, 0.10 and 0.06 at X90; two more
-    at X50, seeds 5 and 8, ended with 0.8 of it drawn and z2 telling less or nothing of it, R^2 0.45 and
-    0.00.
-
-    What else was tried, in batches of 25, one run each; here "disc drawn" is where z2 is held at its mean
-    over images without a disc:
-
-    ====================================================  ================  ================
-    .                                                     disc drawn        R^2
-    ====================================================  ================  ================
-    set                                                   X50       X90     X50       X90
-    lr 1e-3, seed 10                                      0.48      0.36    0.81      0.76
-    lr 3e-3, seed 10                                      0.26      0.31    0.91      0.79
-    lr 3e-3, seed 11                                      0.07      0.23    0.92      0.84
-    lr 1e-2, seed 10                                      0.37      0.19    0.94      0.87
-    lr 1e-3, seed 10, lambda on all of ELBO2              1.00              0.02
-    lr 1e-3, seed 10, z1 not into the background decoder  0.86              0.87
-    ====================================================  ================  ================
+    What it does on the thesis's sets, and what else was tried: ``results/thesis/README.md``.
 
     Args:
         shape: of the images: (1, 60, 60), for which the layers are made.
