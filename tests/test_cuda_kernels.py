@@ -375,12 +375,13 @@ def test_every_kernel_runs(kernels):
     for word, dtype in itertools.product(("logvar", "log_std", "std"), HALVES):
         alike = _latents("gaussian_kl", 3, 16, parameterization=word)
         ran |= _check(kernels, alike, alike.inputs(dtype=dtype, grad=True))
-    for likelihood, op in itertools.product(
-        reference.LIKELIHOODS, ("slot_mixture_loss", "slot_blended_loss")
+    # Colour images have a path of their own.
+    for likelihood, op, channels, dtype in itertools.product(
+        reference.LIKELIHOODS, ("slot_mixture_loss", "slot_blended_loss"), (2, 3), (torch.float32, *HALVES)
     ):
-        shapes = {"slots": (2, 3, 3, 16), "target": (2, 3, 16), "mask_logits": (2, 3, 1, 16)}
+        shapes = {"slots": (2, 3, channels, 16), "target": (2, channels, 16), "mask_logits": (2, 3, 1, 16)}
         reduced = Sample(op, {n: Make("unit", s) for n, s in shapes.items()}, {"likelihood": likelihood})
-        ran |= _check(kernels, reduced, _layers_alone(reduced.inputs(dtype=torch.float32, grad=True)))
+        ran |= _check(kernels, reduced, _layers_alone(reduced.inputs(dtype=dtype, grad=True)))
     # Several times: where memory begins, and so whether it is aligned, is drawn.
     for seed, dtype, size in itertools.product(
         range(4), (torch.float64, torch.float32, *HALVES), (3, 12, 16)

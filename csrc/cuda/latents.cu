@@ -214,10 +214,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfLatents<F>)
     const uint64_t noise = noise_of(args, item);
     if_usual<F>((args.standard || !kKl) && args.samples == 1, [&](auto usual) {
       const bool standard = decltype(usual)::value || args.standard;
-      const int64_t samples = decltype(usual)::value ? 1 : args.samples;
+      [[maybe_unused]] const int64_t samples = decltype(usual)::value ? 1 : args.samples;
       for_groups<F>(item, [&](int at) {
         const Raw<F> raw_mu = row_mu.fetch(at), raw_spread = row_spread.fetch(at);
-        Raw<F> raw_prior_mu, raw_prior_spread;
+        [[maybe_unused]] Raw<F> raw_prior_mu, raw_prior_spread;
         if (kKl && !standard) {
           raw_prior_mu = row_prior_mu.fetch_if(at);
           raw_prior_spread = row_prior_spread.fetch_if(at);
@@ -293,10 +293,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfLatents<F, kKl>)
       const RarelyHere row_prior_mu = rare(args.prior_mu.view), row_prior_spread = rare(args.prior_spread.view);
       const RarelyHere row_d_prior_mu = rare(args.grad_prior_mu);
       const RarelyHere row_d_prior_spread = rare(args.grad_prior_spread);
-      const int64_t samples = usual ? 1 : args.samples;
+      [[maybe_unused]] const int64_t samples = usual ? 1 : args.samples;
       for_groups<F>(item, [&](int at) {
         const Raw<F> raw_spread = row_spread.fetch(at);
-        Raw<F> raw_mu, raw_grad, raw_elements, raw_prior_mu, raw_prior_spread;
+        [[maybe_unused]] Raw<F> raw_mu, raw_grad, raw_elements, raw_prior_mu, raw_prior_spread;
         if constexpr (kKl) raw_mu = row_mu.fetch(at);
         if constexpr (kDraws) raw_grad = row_grad_z.fetch(at);
         if constexpr (kKl && !usual) {
