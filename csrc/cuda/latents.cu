@@ -14,8 +14,8 @@
 namespace fgbg::cuda {
 namespace {
 
-// The minimum occupancy, in blocks per multiprocessor. The work on latents is mostly arithmetic on independent
-// elements, which needs few registers, and many warps to hide the loads behind.
+// The minimum occupancy, in blocks per multiprocessor. The work on latents is mostly arithmetic on
+// independent elements, which needs few registers, and many warps to hide the loads behind.
 template <class F, bool kManyResults = false>
 constexpr int kBlocksOfLatents = F::kMixed ? 2 : (kManyResults ? 3 : 4);
 
@@ -60,8 +60,7 @@ class Row {
   // tensor of this shape.
   __device__ Raw<F> fetch(int at, int64_t further = 0) const {
     Raw<F> raw;
-    with_storage<F>(view_.dtype,
-                    [&](auto s) { fetch_as<V, decltype(s)>(data_, offset(at) + further, raw); });
+    with_storage<F>(view_.dtype, [&](auto s) { fetch_as<V, decltype(s)>(data_, offset(at) + further, raw); });
     return raw;
   }
   // Nothing where the operand is absent.
@@ -120,8 +119,8 @@ __device__ __forceinline__ void if_usual(bool usual, Body body) {
 
 // The keys of the noise, in registers: nvcc would otherwise add them up anew for each block of the stream.
 __device__ __forceinline__ math::PhiloxKeys keys_of(const Noise& noise) {
-  math::PhiloxKeys keys = math::philox_keys(
-      static_cast<uint64_t>(noise.seed_on_device ? *noise.seed_on_device : noise.seed));
+  math::PhiloxKeys keys =
+      math::philox_keys(static_cast<uint64_t>(noise.seed_on_device ? *noise.seed_on_device : noise.seed));
 #if defined(__CUDA_ARCH__)
 #pragma unroll
   for (int round = 0; round < math::kPhiloxRounds; ++round)
@@ -265,8 +264,8 @@ __device__ __forceinline__ void unpack_upstream(const View& elements, const Raw<
   for (int j = 0; j < V; ++j) u[j] = of_row;
 }
 
-// d/d(mu, spread, prior_mu, prior_spread) of upstream_z . z + upstream_kl . kl. kDraws: whether there is a z; kKl:
-// whether there is a KL.
+// d/d(mu, spread, prior_mu, prior_spread) of upstream_z . z + upstream_kl . kl. kDraws: whether there is a z;
+// kKl: whether there is a KL.
 template <class F, bool kDraws, bool kKl, class S>
 __global__ void __launch_bounds__(kThreads, kBlocksOfLatents<F, kKl>)
     gaussian_backward_kernel(const __grid_constant__ GaussianArgs args) {
@@ -290,7 +289,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfLatents<F, kKl>)
       using RarelyHere = Row<F, false>;
       const auto rare = [&](const View& v) { return RarelyHere(v, args.shape, sample, item.begin); };
       const RarelyHere row_elements = rare(args.grad_kl_elements);
-      const RarelyHere row_prior_mu = rare(args.prior_mu.view), row_prior_spread = rare(args.prior_spread.view);
+      const RarelyHere row_prior_mu = rare(args.prior_mu.view),
+                       row_prior_spread = rare(args.prior_spread.view);
       const RarelyHere row_d_prior_mu = rare(args.grad_prior_mu);
       const RarelyHere row_d_prior_spread = rare(args.grad_prior_spread);
       [[maybe_unused]] const int64_t samples = usual ? 1 : args.samples;
@@ -460,8 +460,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfLatents<F>)
         unpack_upstream(args.grad_kl_elements, raw_elements, of_row, u);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const auto kl =
-              math::bernoulli_kl(logits[j], one_prior ? of_all : math::bernoulli_prior(prior[j]));
+          const auto kl = math::bernoulli_kl(logits[j], one_prior ? of_all : math::bernoulli_prior(prior[j]));
           sum[0] += kl.value;
           d_logits[j] = u[j] * kl.d_logit;
           d_prior[j] = u[j] * kl.d_prior;

@@ -45,8 +45,8 @@ __device__ __forceinline__ void store_channel(const View& v, const Pixels<F>& px
   if (v && px.live) store<F>(v, offset_of(v, px, c), in);
 }
 
-// An operand at a thread's pixels, one channel (or slot) after the other: where it is in memory or, where only
-// the run time knows the size of an element, how many of them from the first on.
+// An operand at a thread's pixels, one channel (or slot) after the other: where it is in memory or, where
+// only the run time knows the size of an element, how many of them from the first on.
 template <class F, bool kKnown = !F::kMixed>
 class Place {
  public:

@@ -37,7 +37,8 @@ __device__ __forceinline__ void store_slot(const SlotView& v, const Pixels<F>& p
 
 // Calls body(k, x) for every slot of an operand at these pixels, channel c. Several are loaded at a time.
 template <class F, class Body>
-__device__ __forceinline__ void for_slots(const SlotView& v, const Pixels<F>& px, int slots, int c, Body body) {
+__device__ __forceinline__ void for_slots(const SlotView& v, const Pixels<F>& px, int slots, int c,
+                                          Body body) {
   constexpr int kMost = F::V > 1 ? 4 : 1;
   Place<F> place(v.first, px, c);
 #pragma unroll 1
@@ -113,9 +114,9 @@ __device__ __forceinline__ void largest_mask(const SlotArgs& args, const Pixels<
 template <class F>
 constexpr bool kTakesAll = F::kMaps;
 
-// The channels of one slot after the other, of a mixture, and those of the target. kCount: how many there are,
-// if that is known when this is compiled: a slot is then loaded at once, with its mask; else 0. kAhead: whether
-// the next one is loaded while one is computed with, and the target, if wanted, stays in registers.
+// The channels of one slot after the other, of a mixture, and those of the target. kCount: how many there
+// are, if that is known when this is compiled: a slot is then loaded at once, with its mask; else 0. kAhead:
+// whether the next one is loaded while one is computed with, and the target, if wanted, stays in registers.
 template <class F, int kCount, bool kAhead, bool kTarget = true>
 class SlotChannels {
   using T = typename F::T;
@@ -242,7 +243,9 @@ class OfSlots {
 
  public:
   __device__ OfSlots(const SlotArgs& args, const Pixels<F>& px)
-      : live_(px.live), scratch_(static_cast<T*>(args.scratch)), stride_(args.shape.size[0] * args.shape.plane) {
+      : live_(px.live),
+        scratch_(static_cast<T*>(args.scratch)),
+        stride_(args.shape.size[0] * args.shape.plane) {
     if (scratch_) scratch_ += px.b * args.shape.plane + px.p;
   }
   __device__ void get(int64_t k, T (&x)[F::V]) const {

@@ -147,7 +147,8 @@ FGBG_FN float log_normal(float x) {
   const float f = bits_as<float>(bits - e) - 1.0f;
   const float n = static_cast<float>(e);
   constexpr float kUnit = 1.1920928955078125e-7f;  // 2^-23
-  return fma(n, 0.693359375f * kUnit, fma(n, -2.12194440e-4f * kUnit, fma(f * f, log_normal_polynomial(f), f)));
+  return fma(n, 0.693359375f * kUnit,
+             fma(n, -2.12194440e-4f * kUnit, fma(f * f, log_normal_polynomial(f), f)));
 }
 
 FGBG_FN float log(float x) {
