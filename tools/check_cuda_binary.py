@@ -265,7 +265,7 @@ def main() -> None:
         print(f"wrote {LIMITS}")
     if failures:
         raise SystemExit("\n".join(failures))
-    print("No float32 or half kernel uses local memory in its loop; vector kernels move 16 or 8 bytes at once.")
+    print("No float32 or half kernel uses local memory in its loop; vector kernels move 16 or 8 bytes.")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 // One kernel for each direction. A team takes a segment of the pixels of one sample, all slots and channels;
 // a thread V consecutive pixels at a time. It passes over the slots several times: for the masks, the nats,
 // their sums and the gradients. All but the first come from cache, and one number of each slot and pixel is
-// kept in shared memory (of many slots, in scratch memory): its nats or, of a blend, the gradient of its
-// share.
+// kept in shared memory (of many slots, in scratch memory): its nats or, of a blend, its share or the
+// gradient of that.
 #pragma once
 
 #include "../math/slots.h"
