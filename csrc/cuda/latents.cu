@@ -18,6 +18,9 @@ namespace {
 // independent elements, which needs few registers, and many warps to hide the loads behind.
 template <class F, bool kManyResults = false>
 constexpr int kBlocksOfLatents = F::kMixed ? 2 : (kManyResults ? 3 : 4);
+// Of gradients by way of draws and of a KL, where the same kernel has those of priors.
+template <class F>
+constexpr int kBlocksOfBoth = F::V == kVectorHalf ? 3 : 2;
 
 // Where a sample is: its index along each of the leading dimensions.
 struct Sample {
@@ -108,10 +111,13 @@ __device__ __forceinline__ void for_rows(const Args& args, typename F::T (&sum)[
 }
 
 // Calls body(std::true_type) where something usual holds, which a body compiled by itself is faster for.
-// (Operands of mixed types do without a second copy of the code.)
+// Operands of mixed types do without a second copy of the code; eight elements at a time there are no
+// registers for what is unusual, and the host takes another format.
 template <class F, class Body>
 __device__ __forceinline__ void if_usual(bool usual, Body body) {
-  if (!F::kMixed && usual)
+  if constexpr (F::V == kVectorHalf)
+    body(std::true_type{});
+  else if (!F::kMixed && usual)
     body(std::bool_constant<!F::kMixed>{});
   else
     body(std::false_type{});
@@ -267,7 +273,7 @@ __device__ __forceinline__ void unpack_upstream(const View& elements, const Raw<
 // d/d(mu, spread, prior_mu, prior_spread) of upstream_z . z + upstream_kl . kl. kDraws: whether there is a z;
 // kKl: whether there is a KL.
 template <class F, bool kDraws, bool kKl, class S>
-__global__ void __launch_bounds__(kThreads, kBlocksOfLatents<F, kKl>)
+__global__ void __launch_bounds__(kThreads, kDraws&& kKl ? kBlocksOfBoth<F> : kBlocksOfLatents<F, kKl>)
     gaussian_backward_kernel(const __grid_constant__ GaussianArgs args) {
   using T = typename F::T;
   constexpr int V = F::V;
@@ -476,13 +482,20 @@ FormatOf format_of(const Shape& shape, bool f64, std::initializer_list<View> vie
   return choose_format(f64, shape.row, views, [](const View& v) { return v.run; });
 }
 
+// For a kernel that takes eight elements at a time in what is usual alone: see if_usual.
+FormatOf without_eight(FormatOf format, bool usual) {
+  return !usual && width_of(format) == kVectorHalf ? FormatOf::mixed : format;
+}
+
 FormatOf format_of(const GaussianArgs& a, bool f64) {
   const FormatOf format =
       format_of(a.shape, f64,
                 {a.mu, a.spread, a.prior_mu.view, a.prior_spread.view, a.z, a.kl, a.grad_z,
                  a.grad_kl_elements, a.grad_mu, a.grad_spread, a.grad_prior_mu, a.grad_prior_spread});
   // Four numbers come from one block of the stream.
-  return a.noise.offset % 4 != 0 && format != FormatOf::float64 ? FormatOf::general : format;
+  if (a.noise.offset % 4 != 0 && format != FormatOf::float64) return FormatOf::general;
+  const bool kl = a.kl || a.partial || a.grad_kl || a.grad_kl_elements;
+  return without_eight(format, a.samples == 1 && !(kl && !a.standard) && !a.grad_kl_elements);
 }
 
 FormatOf format_of(const LogProbArgs& a, bool f64) {
@@ -492,8 +505,10 @@ FormatOf format_of(const LogProbArgs& a, bool f64) {
 }
 
 FormatOf format_of(const BernoulliArgs& a, bool f64) {
-  return format_of(a.shape, f64,
-                   {a.logits, a.prior.view, a.kl, a.grad_kl_elements, a.grad_logits, a.grad_prior});
+  return without_eight(
+      format_of(a.shape, f64,
+                {a.logits, a.prior.view, a.kl, a.grad_kl_elements, a.grad_logits, a.grad_prior}),
+      !a.prior.view);
 }
 
 // A kernel in every format.

@@ -4,8 +4,18 @@
 namespace fgbg::cuda {
 namespace {
 
+// Forward passes of operands of one type need so few registers that there is room for three blocks, but for
+// those that convert float16, or compute much at a time.
 template <class F, class L, Composition kind>
-__global__ void __launch_bounds__(kThreads, kBlocks<F, true>)
+constexpr int kForwardBlocks =
+    std::is_same_v<F, Float32> ||
+            (std::is_same_v<F, BFloat16> && !std::is_same_v<L, math::Poisson> &&
+             !(std::is_same_v<L, math::Bernoulli> && kind == Composition::mixture_joint))
+        ? 3
+        : kBlocks<F>;
+
+template <class F, class L, Composition kind>
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<F, L, kind>)
     forward_kernel(const __grid_constant__ ReconstructionArgs args) {
   using T = typename F::T;
   constexpr int V = F::V;

@@ -131,9 +131,9 @@ __global__ void __launch_bounds__(kThreads, kTakesAll<F> ? 1 : (kAheadOfSlots<F,
       const int at = round + item.lane * V;
       const bool live = at < item.length;
       const Pixels<F> px{args.shape, item.b, item.begin + (live ? at : 0), live};
-      if constexpr (!kTakesAll<F>) {
-        if (group == kColours) {
-          blend_few<kColours, kGradient>(args, px, scales, sums[0]);
+      if constexpr (kColours<F, L> > 0) {
+        if (group == kColours<F, L>) {
+          blend_few<kColours<F, L>, kGradient>(args, px, scales, sums[0]);
           continue;
         }
       }

@@ -5,7 +5,7 @@ namespace fgbg::cuda {
 namespace {
 
 template <class F, class L, bool kGradient>
-__global__ void __launch_bounds__(kThreads, kTakesAll<F> ? 1 : (kAheadOfSlots<F, kGradient> ? 2 : 3))
+__global__ void __launch_bounds__(kThreads, kTakesAll<F> ? 1 : 2)
     slot_mixture_kernel(const __grid_constant__ SlotArgs args) {
   using T = typename F::T;
   constexpr int V = F::V;
@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(kThreads, kTakesAll<F> ? 1 : (kAheadOfSlots<F,
       const OfSlots<F> nats_of_slots(args, px);
       math::Scale<T> scale[V];
       scales.load(px, 0, 0, false, scale);
-      for_channel_count<F>(group, [&](auto count) {
+      for_channel_count<F, L>(group, [&](auto count) {
         constexpr int kCount = decltype(count)::value;
-        constexpr bool kAhead = kAheadOfSlots<F, kGradient>;
+        constexpr bool kAhead = !kGradient;  // for gradients there are not enough registers
 #pragma unroll 1
         for (int c0 = 0; c0 < channels; c0 += group) {
           T base[V], base_of[V], u_of[V], nats_of[V], of[V];
@@ -89,7 +89,8 @@ __global__ void __launch_bounds__(kThreads, kTakesAll<F> ? 1 : (kAheadOfSlots<F,
 
           Elements<F> element;
           element.load(args, px, c0);
-          T loss[V], per_term[V], d_weight[V];
+          T loss[V], per_term[V];
+          [[maybe_unused]] T d_weight[V];
 #pragma unroll
           for (int j = 0; j < V; ++j) {
             const T value = math::slot_mixture_loss(nats_of[j], u_of[j], masks[j], terms[j]);
@@ -121,7 +122,8 @@ __global__ void __launch_bounds__(kThreads, kTakesAll<F> ? 1 : (kAheadOfSlots<F,
           Place<F> d_x_of(args.grad_x.first, px, c0);
 #pragma unroll 1
           for (int k = 0; k < slots; ++k) {
-            T nats[V], r[V], share[V], d_mask[V];
+            T nats[V], r[V], share[V];
+            [[maybe_unused]] T d_mask[V];
             channels_of.load(k + 1 == slots);
             const T(&mask)[V] = channels_of.mask;
             nats_of_slots.get(k, nats);

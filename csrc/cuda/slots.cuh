@@ -219,19 +219,20 @@ class SlotChannels {
   T x[kMost][V];
 };
 
-// Whether a slot is loaded ahead, for which there are registers if fewer warps will do.
+// Whether a slot of a blend is loaded ahead, for which there are registers if fewer warps will do.
 template <class F, bool kGradient>
-constexpr bool kAheadOfSlots = kGradient || std::is_same_v<F, Float32>;
+constexpr bool kAheadOfSlots = kGradient || !std::is_same_v<F, BFloat16Four>;
 
-// The channels of colour images, for which kernels are compiled by themselves.
-constexpr int kColours = 3;
+// How many channels kernels have a path of their own for, besides that for any number: those of colour
+// images, or 0. (Three times the formulas of Poisson would not fit into the registers.)
+template <class F, class L>
+constexpr int kColours = kTakesAll<F> || std::is_same_v<L, math::Poisson> ? 0 : 3;
 
-// Calls body(std::integral_constant<int, n>{}) for such a number of channels, or else for 0.
-template <class F, class Body>
+// Calls body(std::integral_constant<int, n>{}) for that number of channels, or else for 0.
+template <class F, class L, class Body>
 __device__ __forceinline__ void for_channel_count(int channels, Body body) {
-  constexpr int kUsual = F::kMixed ? 0 : kColours;
-  if (kUsual > 0 && channels == kUsual)
-    body(std::integral_constant<int, kUsual>{});
+  if (kColours<F, L> > 0 && channels == kColours<F, L>)
+    body(std::integral_constant<int, kColours<F, L>>{});
   else
     body(std::integral_constant<int, 0>{});
 }
