@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools import make_wheel
 
 import fgbg_cuda
 from fgbg_cuda import functional, nn
@@ -306,3 +307,55 @@ def test_what_the_build_needs_of_python_is_named(tmp_path: Path, package: str, c
     error = _configuring_stops(tmp_path, PYTHONPATH=str(tmp_path))
     assert "ImportError: is not there" in error
     assert cure in error
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Folders of sources without sources, and two environments, of which one is of the Makefile's making."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for folder in ("benchmarks", "examples", "python", "tests", "tools", "runs", "build", "theirs", "ours"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").touch()
+    (tmp_path / "ours/made-by-fgbg_cuda").touch()
+    return tmp_path
+
+
+def _make(path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    variables = {k: v for k, v in os.environ.items() if "VENV" not in k and "MAKE" not in k}
+    return subprocess.run(
+        ["make", "-C", str(path), *arguments], env=variables, capture_output=True, text=True
+    )
+
+
+def test_cleaning_leaves_what_others_made(checkout: Path):
+    result = _make(checkout, "clean", "VENV=theirs", "CUDA_VENV=ours")
+    assert result.returncode == 0, result.stderr
+    assert (checkout / "runs/file").exists()  # trained models
+    assert (checkout / "theirs/file").exists()
+    assert not (checkout / "ours").exists()
+    assert not (checkout / "build").exists()
+
+
+@pytest.mark.parametrize("target", ["test", "floor"])
+def test_an_environment_of_others_is_not_installed_into(checkout: Path, target: str):
+    result = _make(checkout, target, "VENV=theirs", "FLOOR_VENV=theirs")
+    assert result.returncode != 0
+    assert "theirs was not made by this Makefile and is left alone" in result.stdout
+    assert [path.name for path in (checkout / "theirs").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "cuda", "ending"),
+    [
+        ("2.13.0+cpu", None, "pt213cpu"),
+        ("2.11.0", "13.0", "pt211cu130"),
+        ("2.9.1+cu128", "12.8", "pt29cu128"),
+    ],
+)
+def test_a_wheel_is_named_after_its_torch(torch_version: str, cuda: str | None, ending: str):
+    text = make_wheel.for_one_torch((ROOT / "pyproject.toml").read_text(), torch_version, cuda)
+    assert re.search(rf'^version = "\d+\.\d+\.\d+\+{ending}"$', text, flags=re.MULTILINE)
+    release = torch_version.partition("+")[0]
+    assert f'dependencies = ["torch=={release}", ' in text
