@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     }
     for name, value in scores.items():
         print(f"{name:<40} {value:.3f}")
-    layers = Separation(fg, bg, found, found * fg + (1 - found) * bg)
+    layers = Separation(fg, bg, found, fg + (1 - found) * bg)
     shown = slice(0, None, 50)
     save_separation(
         out / "separation.png", image[shown], Separation(*(layer[shown] for layer in layers)), mask[shown]

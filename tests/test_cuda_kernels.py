@@ -179,14 +179,21 @@ def test_several_elements_at_a_time(sample, dtype, kernels):
     general |= latents and any(len(s) and s[-len(inner) :] != inner for s in shapes if inner)
     general |= not latents and not _along_planes(sample)
     # 8 where all is in half precision: not the losses of elements, nor the gradients that arrive at them, nor
-    # masks of bytes.
+    # masks of bytes. Of latents where there is one draw, and no prior but what is usual.
     expected = {4} if dtype == torch.float32 else {4, 8}
     assert widths
     assert general or widths <= expected, widths
-    mixed = latents and any(s != shapes[0] for s in shapes)
+    mixed = latents and (any(s != shapes[0] for s in shapes) or _unusual(sample))
     mixed |= bool(_maps(sample)) or "slots" in sample.tensors
     no_eight = sample.options.get("reduction") == "none" or _has_byte_mask(sample) or mixed
     assert general or dtype not in HALVES or no_eight or 8 in widths
+
+
+def _unusual(sample):
+    """Whether latents have several draws, or a prior other than N(0, 1) or a number of Bernoulli's."""
+    options = () if sample.op == "bernoulli_kl" else sample.options
+    priors = any(n.startswith("prior_") for n in (*sample.tensors, *options))
+    return priors or sample.options.get("num_samples") not in (None, 1)
 
 
 def _has_byte_mask(sample):
@@ -372,15 +379,21 @@ def test_every_kernel_runs(kernels):
             if "target" in sized.tensors and "slots" not in sized.tensors:
                 ran |= _check(kernels, weighted, weighted.inputs(dtype=dtype, grad=True))
     # What the table has only with broadcasting, or for the losses of elements.
-    for word, dtype in itertools.product(("logvar", "log_std", "std"), HALVES):
-        alike = _latents("gaussian_kl", 3, 16, parameterization=word)
-        ran |= _check(kernels, alike, alike.inputs(dtype=dtype, grad=True))
-    for likelihood, op in itertools.product(
-        reference.LIKELIHOODS, ("slot_mixture_loss", "slot_blended_loss")
+    for word, dtype in itertools.product(("logvar", "log_std", "std"), (torch.float32, *HALVES, DTYPES[4])):
+        for op, seed in (
+            ("gaussian_kl", {}),
+            ("sample_gaussian", {"seed": 3}),
+            ("reparameterize", {"seed": 4}),
+        ):
+            alike = _latents(op, 3, 16, parameterization=word, **seed)
+            ran |= _check(kernels, alike, alike.inputs(dtype=dtype, grad=True))
+    # Colour images have a path of their own.
+    for likelihood, op, channels, dtype in itertools.product(
+        reference.LIKELIHOODS, ("slot_mixture_loss", "slot_blended_loss"), (2, 3), (torch.float32, *HALVES)
     ):
-        shapes = {"slots": (2, 3, 3, 16), "target": (2, 3, 16), "mask_logits": (2, 3, 1, 16)}
+        shapes = {"slots": (2, 3, channels, 16), "target": (2, channels, 16), "mask_logits": (2, 3, 1, 16)}
         reduced = Sample(op, {n: Make("unit", s) for n, s in shapes.items()}, {"likelihood": likelihood})
-        ran |= _check(kernels, reduced, _layers_alone(reduced.inputs(dtype=torch.float32, grad=True)))
+        ran |= _check(kernels, reduced, _layers_alone(reduced.inputs(dtype=dtype, grad=True)))
     # Several times: where memory begins, and so whether it is aligned, is drawn.
     for seed, dtype, size in itertools.product(
         range(4), (torch.float64, torch.float32, *HALVES), (3, 12, 16)

@@ -2,7 +2,7 @@
 
 - no float32 or half-precision kernel uses local memory (spills, or a stack frame), but for a few bytes
   outside of the loop;
-- vector kernels load and store 16 bytes at a time;
+- vector kernels load and store 16 bytes at a time (8, where they take half precision four at a time);
 - registers (that is, the warps that a multiprocessor has room for), instructions and accesses of the loop
   that does the work are no worse than tools/cuda_limits.json says, which --write writes anew;
 - nor does it wait for one load of a step before the next is under way, but where that file says so ("waits").
@@ -41,6 +41,7 @@ FLAGS = {
     "log_prob_kernel": ("gradients", "no gradients"),
     "categorical_kernel": ("with a prior", "uniform"),
 }
+SECOND_FLAGS = {"gaussian_forward_kernel": ("kl", "no kl"), "gaussian_backward_kernel": ("kl", "no kl")}
 SPREADS = {"LogSpread<1>": "logvar", "LogSpread<2>": "log_std", "Std": "std"}
 COMPOSITIONS = ("masked", "blended", "mixture", "mixture", "plain")
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;?\s*/\* 0x([0-9a-f]{16}) \*/")
@@ -87,8 +88,9 @@ def readable(mangled: str) -> str:
     on, off = FLAGS.get(kernel, ("draws", "no draws"))
     if flag:
         parts.append(on if flag == "true" else off)
+    on, off = SECOND_FLAGS.get(kernel, ("gradients", "no gradients"))
     if second_flag:
-        parts.append("gradients" if second_flag == "true" else "no gradients")
+        parts.append(on if second_flag == "true" else off)
     if spread:
         parts.append(SPREADS[spread])
     if likelihood:
@@ -152,9 +154,14 @@ def code(binary: str, arch: str) -> dict[str, list[Instruction]]:
     return out
 
 
-def work_loop(instructions: list[Instruction]) -> list[Instruction]:
+def bits(kernel: str) -> int:
+    """Of the wide loads and stores of a kernel."""
+    return 64 if re.search("V=4 of b?f16", kernel) else 128
+
+
+def work_loop(instructions: list[Instruction], bits: int) -> list[Instruction]:
     """The innermost of the loops with the most wide loads or stores."""
-    wide = [i.text.count("LDG.E.128") + i.text.count("STG.E.128") for i in instructions]
+    wide = [i.text.count(f"LDG.E.{bits}") + i.text.count(f"STG.E.{bits}") for i in instructions]
     before = [0, *itertools.accumulate(wide)]  # how many there are ahead of each instruction
     place = {i.address: k for k, i in enumerate(instructions)}
     loops = []
@@ -166,9 +173,9 @@ def work_loop(instructions: list[Instruction]) -> list[Instruction]:
     return instructions[first : last + 1]
 
 
-def waits_between_loads(loop: list[Instruction]) -> str | None:
+def waits_between_loads(loop: list[Instruction], bits: int) -> str | None:
     """The instruction that waits for one of the wide loads of a step while another is still to come."""
-    loads = [k for k, i in enumerate(loop) if i.accesses("LDG") and ".128" in i.text]
+    loads = [k for k, i in enumerate(loop) if i.accesses("LDG") and f".{bits}" in i.text]
     # A step's loads stand together; a loop that loads a step ahead, or twice, has several such groups.
     for first, second in itertools.pairwise(loads):
         if second - first > 40:
@@ -185,16 +192,16 @@ class Figures:
     registers: int
     warps: int  # resident on a multiprocessor
     instructions: int  # of the loop that does the work
-    loads: int  # of 16 bytes, in it
+    loads: int  # wide ones, in it
     stores: int
     waits: int  # 1 if it waits for one load of a step before the next is under way
 
 
-def figures(registers: int, loop: list[Instruction]) -> Figures:
+def figures(registers: int, loop: list[Instruction], bits: int) -> Figures:
     room = 65536 // ((registers + 7) // 8 * 8 * THREADS)
-    wide = [i for i in loop if ".128" in i.text]
+    wide = [i for i in loop if f".{bits}" in i.text]
     loads, stores = (sum(i.accesses(kind) for i in wide) for kind in ("LDG", "STG"))
-    waits = int(waits_between_loads(loop) is not None)
+    waits = int(waits_between_loads(loop, bits) is not None)
     return Figures(registers, min(64, room * THREADS // 32), len(loop), loads, stores, waits)
 
 
@@ -218,7 +225,8 @@ def local_memory(kernel: str, stack: int, loop: list[Instruction]) -> str | None
 def check_access(kernel: str, instructions: list[Instruction]) -> list[str]:
     # normal_kernel reads nothing, and a forward kernel that sums writes nothing but in the general case.
     wanted = ["STG"] if kernel.startswith("normal_kernel") else ["LDG", "STG"]
-    return [k for k in wanted if not any(i.accesses(k) and ".128" in i.text for i in instructions)]
+    wide = f".{bits(kernel)}"
+    return [k for k in wanted if not any(i.accesses(k) and wide in i.text for i in instructions)]
 
 
 def shares_the_runtime(binary: str) -> bool:
@@ -244,8 +252,8 @@ def main() -> None:
     for arch in archs:
         for kernel, instructions in sorted(code(args.binary, arch).items()):
             registers, stack = table[arch, kernel]
-            loop = work_loop(instructions)
-            found = figures(registers, loop)
+            loop = work_loop(instructions, bits(kernel))
+            found = figures(registers, loop, bits(kernel))
             print(f"{kernel:64} {arch:6} {registers:9} {found.warps:6} {stack:6} {len(loop):6}")
             where = f"{kernel} ({arch})"
             if text := local_memory(kernel, stack, loop):
@@ -253,7 +261,7 @@ def main() -> None:
             if not re.search("V=[48] of (float|bf16|f16)", kernel):
                 continue
             for access in check_access(kernel, instructions):
-                failures.append(f"{where} has no {access} of 16 bytes")
+                failures.append(f"{where} has no {access} of {bits(kernel) // 8} bytes")
             if arch == LIMITS_ARCH:
                 now[kernel] = asdict(found)
                 if kernel in limits:
@@ -266,7 +274,7 @@ def main() -> None:
         print(f"wrote {LIMITS}")
     if failures:
         raise SystemExit("\n".join(failures))
-    print("No float32 or half kernel uses local memory in its loop; vector kernels move 16 bytes at a time.")
+    print("No float32 or half kernel uses local memory in its loop; vector kernels move 16 or 8 bytes.")
 
 
 if __name__ == "__main__":

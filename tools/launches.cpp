@@ -225,6 +225,73 @@ void reconstruction(DType dtype, const char* composition_name, Composition compo
   }
 }
 
+// What the kernels with maps take: a weight and scales for each element.
+void maps(DType dtype, const char* composition_name, Composition composition) {
+  for (const bool backward : {false, true}) {
+    Operands o = image(dtype);
+    ReconstructionArgs a{};
+    a.shape = o.shape;
+    a.composition = composition;
+    a.likelihood = static_cast<Likelihood>(0);
+    a.mask_kind = MaskKind::logits;
+    a.fg = o.input();
+    a.bg = o.input();
+    a.target = o.input();
+    a.mask = o.input(1);
+    a.weight = o.input();
+    a.fg_scale_map = o.input();
+    a.bg_scale_map = o.input();
+    a.partial = static_cast<double*>(o.address());
+    a.final_reductions[0].terms = composition == Composition::masked ? 2 : 1;
+    a.final_reductions[0].loss = o.address();
+    const std::string label = std::string(composition_name) + " Gaussian, maps";
+    if (!backward) {
+      show(label + " forward", o, a, cuda::reconstruction_forward);
+    } else {
+      a.grad_fg = o.output();
+      a.grad_bg = o.output();
+      a.grad_mask = o.output(1);
+      a.grad_loss.factor = 1.0 / static_cast<double>(o.shape.size[0]);
+      show(label + " backward with sums", o, a, cuda::reconstruction_backward);
+    }
+  }
+}
+
+// K slots with a mask each of logits.
+void slots(DType dtype, const char* composition_name, Composition composition, const char* likelihood_name,
+           int likelihood, int64_t count) {
+  const std::string label = std::to_string(count) + " slots, " + composition_name + " " + likelihood_name;
+  for (const bool backward : {false, true}) {
+    Operands o = image(dtype);
+    const auto of_slots = [&](int64_t channels, bool output) {
+      SlotView v{output ? o.output(channels * count) : o.input(channels * count), channels * o.shape.plane};
+      v.first.stride[1] = channels == 1 ? 0 : o.shape.plane;
+      return v;
+    };
+    SlotArgs a{};
+    a.shape = o.shape;
+    a.slots = count;
+    a.composition = composition;
+    a.likelihood = static_cast<Likelihood>(likelihood);
+    a.mask_kind = MaskKind::logits;
+    a.x = of_slots(o.channels, false);
+    a.mask = of_slots(1, false);
+    a.target = o.input();
+    a.scale.value = 0.5;
+    a.partial = static_cast<double*>(o.address());
+    a.final_reductions[0].terms = 1;
+    a.final_reductions[0].loss = o.address();
+    if (!backward) {
+      show(label + " forward", o, a, cuda::slots_forward);
+    } else {
+      a.grad_x = of_slots(o.channels, true);
+      a.grad_mask = of_slots(1, true);
+      a.grad_loss.factor = 1.0 / static_cast<double>(o.shape.size[0]);
+      show(label + " backward with sums", o, a, cuda::slots_backward);
+    }
+  }
+}
+
 void gaussian(DType dtype, const char* name, Parameterization parameterization, bool z, bool kl,
               bool backward, bool sums) {
   Operands o = row(dtype);
@@ -234,7 +301,9 @@ void gaussian(DType dtype, const char* name, Parameterization parameterization, 
   if (kl || !backward) a.mu = o.input();
   a.parameterization = parameterization;
   a.standard = true;
-  a.spread = o.input();
+  // The noise is all that a standard deviation's gradient by way of z needs.
+  const bool reads_spread = kl || !backward || parameterization != Parameterization::std;
+  a.spread = reads_spread ? o.input() : o.dense(1);
   if (sums) a.partial = static_cast<double*>(o.address());
   if (!backward) {
     if (z) a.z = o.output();
@@ -300,8 +369,14 @@ int main() {
       reconstruction(dtype, "masked", Composition::masked, likelihood, index);
       reconstruction(dtype, "blended", Composition::blended, likelihood, index);
       reconstruction(dtype, "mixture", Composition::mixture_joint, likelihood, index);
+      for (const int64_t count : {3, 7}) {
+        slots(dtype, "mixture", Composition::mixture_joint, likelihood, index, count);
+        slots(dtype, "blended", Composition::blended, likelihood, index, count);
+      }
       ++index;
     }
+    maps(dtype, "masked", Composition::masked);
+    maps(dtype, "mixture", Composition::mixture_joint);
     for (const auto p : {Parameterization::logvar, Parameterization::std}) {
       const std::string of = p == Parameterization::std ? ", std" : "";
       gaussian(dtype, ("reparameterize forward" + of).c_str(), p, true, false, false, false);

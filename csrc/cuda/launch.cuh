@@ -14,10 +14,10 @@ constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
-// The minimum occupancy, in blocks per multiprocessor, which bounds the registers of a kernel. Forward passes
-// in float32 need so few that there is room for three; weights and maps of scales need more.
-template <class F, bool kForward = false>
-constexpr int kBlocks = F::kMaps ? 1 : (kForward && std::is_same_v<F, Float32> ? 3 : 2);
+// The minimum occupancy, in blocks per multiprocessor, which bounds the registers of a kernel. Weights and
+// maps of scales need many.
+template <class F>
+constexpr int kBlocks = F::kMaps ? 1 : 2;
 
 // A team is a warp where samples are short, and else a block. An item is short, so that small tensors occupy
 // many multiprocessors and the last round of large ones is a small part of all, but longer where that would

@@ -17,26 +17,39 @@
 namespace fgbg::cuda {
 namespace {
 
+// The scales of both layers.
+template <class T>
+struct BothScales {
+  math::Scale<T> fg, bg;
+};
+
 // The scales of each channel, prepared once by a block rather than for each group of pixels.
 template <class T, class L>
 class Scales {
  public:
-  __device__ explicit Scales(const ReconstructionArgs& args) : args_(args) {
+  __device__ explicit Scales(const ReconstructionArgs& args)
+      : args_(args), alike_(args.fg_scale.stride == 0 && args.bg_scale.stride == 0) {
     if constexpr (L::kScaled) {
       for (int c = static_cast<int>(threadIdx.x); c < static_cast<int>(args.shape.size[1]) && c < kTable;
            c += kThreads) {
-        const math::Scale<T> fg = prepared(args.fg_scale, c), bg = prepared(args.bg_scale, c);
+        const BothScales<T> s = prepared(c);
         T* to = table() + 4 * c;
-        to[0] = fg.inverse;
-        to[1] = fg.constant;
-        to[2] = bg.inverse;
-        to[3] = bg.constant;
+        to[0] = s.fg.inverse;
+        to[1] = s.fg.constant;
+        to[2] = s.bg.inverse;
+        to[3] = s.bg.constant;
       }
       __syncthreads();
     }
   }
-  __device__ math::Scale<T> fg(int c) const { return of(c, 0, args_.fg_scale); }
-  __device__ math::Scale<T> bg(int c) const { return of(c, 2, args_.bg_scale); }
+  // Whether those of all channels are the same.
+  __device__ bool alike() const { return alike_; }
+  __device__ BothScales<T> of(int c) const {
+    if constexpr (!L::kScaled) return {L::prepare(T(1)), L::prepare(T(1))};
+    if (c >= kTable) return prepared(c);
+    const T* from = table() + 4 * c;
+    return {{from[0], from[1]}, {from[2], from[3]}};
+  }
 
  private:
   static constexpr int kTable = 64;
@@ -44,15 +57,12 @@ class Scales {
     __shared__ T of_table[4 * kTable];
     return of_table;
   }
-  __device__ static math::Scale<T> prepared(const ScaleView& s, int c) {
-    return L::prepare(scale_at<T>(s, c));
-  }
-  __device__ math::Scale<T> of(int c, int which, const ScaleView& s) const {
-    if constexpr (!L::kScaled) return L::prepare(T(1));
-    return c < kTable ? math::Scale<T>{table()[4 * c + which], table()[4 * c + which + 1]} : prepared(s, c);
+  __device__ BothScales<T> prepared(int c) const {
+    return {L::prepare(scale_at<T>(args_.fg_scale, c)), L::prepare(scale_at<T>(args_.bg_scale, c))};
   }
 
   const ReconstructionArgs& args_;
+  const bool alike_;
 };
 
 // Whether a kernel takes masks of bytes, has the gradients of target and scales, and takes an upstream
@@ -72,13 +82,15 @@ __device__ __forceinline__ math::Excluded<typename F::T> excluded_by_zeros(const
                                                  (hard_mask(args) || (F::kMaps && args.weight)));
 }
 
-// What is loaded while a channel is computed with, as far as there are registers for it: the next channel of
-// the group, or the next group's first as well.
-enum class Ahead { nothing, channel, group };
+// Whether the next channel is loaded while one is computed with, for which there are registers in backward: a
+// forward pass has more warps instead.
 template <class F>
-constexpr Ahead kAheadInForward = F::V == kVectorHalf ? Ahead::group : Ahead::nothing;
+constexpr bool kAheadInBackward = std::is_same_v<F, Float32>;
+
+// So many channels of a mixture, which needs all of them first, are loaded at a time, as far as there are
+// registers.
 template <class F>
-constexpr Ahead kAheadInBackward = std::is_same_v<F, Float32> ? Ahead::channel : Ahead::nothing;
+constexpr int kTogether = std::is_same_v<F, Float32> ? 3 : 1;
 
 // Two shares of the mask in an element: what multiplies, and what says whether it is left out.
 template <class T>
@@ -88,7 +100,7 @@ struct Shares {
 
 // The operands of a thread's groups of pixels, one channel after the other. The mask is kept from the channel
 // before if they share it. kLayers: whether there are two layers and a mask.
-template <class F, class L, Ahead kAhead, bool kLayers>
+template <class F, class L, bool kAhead, bool kLayers>
 class Operands {
   using T = typename F::T;
   static constexpr int V = F::V;
@@ -97,36 +109,70 @@ class Operands {
   T fg[V], bg[V], target[V], mask[V];
 
   __device__ Operands(const ReconstructionArgs& args, const Scales<T, L>& scales)
-      : args_(args), scales_(scales) {}
-
-  // Begins with these pixels, in channel c. All but the first group of an item have begun already where a
-  // group is loaded ahead.
-  __device__ void begin(const Pixels<F>& px, bool first, int c = 0) {
-    if (kAhead != Ahead::group || first) start(px, c);
+      : args_(args), scales_(scales) {
+    set_scales(scales.of(0));
   }
 
-  // Channel c, in order. After the last come the pixels `next`, if they are live.
-  __device__ void load(int c, bool new_mask, const Pixels<F>& next) {
-    if (kAhead == Ahead::nothing) fetch(new_mask);
+  // Begins with these pixels, in channel c.
+  __device__ void begin(const Pixels<F>& px, int c = 0) {
+    fg_.start(args_.fg, px, c);
+    target_.start(args_.target, px, c);
+    if constexpr (kLayers) {
+      bg_.start(args_.bg, px, c);
+      mask_.start(args_.mask, px, c);
+    }
+    if (kAhead) fetch(true);
+  }
+
+  // Channel c, in order.
+  __device__ void load(int c, bool new_mask) {
+    if (!kAhead) fetch(new_mask);
     unpack<F>(args_.fg, raw_fg_, fg);
     if constexpr (kLayers) unpack<F>(args_.bg, raw_bg_, bg);
     unpack<F>(args_.target, raw_target_, target);
     if (kLayers && new_mask) unpack_mask<F>(args_.mask, raw_mask_, mask);
-#pragma unroll
-    for (int j = 0; j < kScales; ++j) {
-      fg_scale_[j] = scales_.fg(c);
-      bg_scale_[j] = scales_.bg(c);
+    if (L::kScaled && !scales_.alike()) set_scales(scales_.of(c));
+    if (c + 1 == static_cast<int>(args_.shape.size[1])) return;
+    fg_.next_channel(args_.fg);
+    target_.next_channel(args_.target);
+    if constexpr (kLayers) {
+      bg_.next_channel(args_.bg);
+      if (args_.mask_per_channel) mask_.next_channel(args_.mask);
     }
-    if (c + 1 < static_cast<int>(args_.shape.size[1])) {
-      fg_ += args_.fg.stride[1];
-      target_ += args_.target.stride[1];
-      if constexpr (kLayers) {
-        bg_ += args_.bg.stride[1];
-        mask_ += args_.mask.stride[1];
+    if (kAhead) fetch(args_.mask_per_channel);
+  }
+  // Calls body() when channel c is loaded, and so on for all that are loaded with it and come before `end`.
+  template <class Body>
+  __device__ void load_together(int c, int end, bool new_mask, const Pixels<F>& px, Body body) {
+    constexpr int kMost = kTogether<F>;
+    if constexpr (kMost == 1) {
+      load(c, new_mask);
+      load_maps(c, px);
+      body();
+    } else {
+      Raw<F> raw_fg[kMost], raw_bg[kMost], raw_target[kMost];
+      if (new_mask) mask_.fetch_mask(args_.mask, raw_mask_);
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) {
+        if (c + i >= end) break;
+        fg_.fetch(args_.fg, raw_fg[i]);
+        bg_.fetch(args_.bg, raw_bg[i]);
+        target_.fetch(args_.target, raw_target[i]);
+        fg_.next_channel(args_.fg);
+        bg_.next_channel(args_.bg);
+        target_.next_channel(args_.target);
       }
-      if (kAhead != Ahead::nothing) fetch(args_.mask_per_channel);
-    } else if (kAhead == Ahead::group && next.live) {
-      start(next, 0);
+      loads_first();
+      if (new_mask) unpack_mask<F>(args_.mask, raw_mask_, mask);
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) {
+        if (c + i >= end) break;
+        unpack<F>(args_.fg, raw_fg[i], fg);
+        unpack<F>(args_.bg, raw_bg[i], bg);
+        unpack<F>(args_.target, raw_target[i], target);
+        if (L::kScaled && !scales_.alike()) set_scales(scales_.of(c + i));
+        body();
+      }
     }
   }
   // The weights and the scales of each element of channel c, after load().
@@ -169,32 +215,31 @@ class Operands {
     return {m.on, m.off, m.on, m.off};
   }
   __device__ void make_mask(math::Mask<T> (&m)[V]) const {
+    if (args_.mask_kind == MaskKind::logits) {
 #pragma unroll
-    for (int j = 0; j < V; ++j)
-      m[j] = args_.mask_kind == MaskKind::logits ? math::mask_from_logit(mask[j])
-                                                 : math::Mask<T>{mask[j], T(1) - mask[j], T(1)};
+      for (int j = 0; j < V; ++j) m[j] = math::mask_from_logit(mask[j]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) m[j] = math::Mask<T>{mask[j], T(1) - mask[j], T(1)};
+    }
   }
 
  private:
-  __device__ void start(const Pixels<F>& px, int c) {
-    fg_ = offset_of(args_.fg, px, c);
-    target_ = offset_of(args_.target, px, c);
-    if constexpr (kLayers) {
-      bg_ = offset_of(args_.bg, px, c);
-      mask_ = offset_of(args_.mask, px, c);
-    }
-    if (kAhead != Ahead::nothing) fetch(true);
-  }
   // All loads are under way before the first is waited for. That of the mask is in a branch, which nvcc would
   // join with the one that unpacks it, behind the others' wait, if nothing held it here.
   __device__ void fetch(bool with_mask) {
-    if (kLayers && with_mask) fetch_mask<F>(args_.mask, mask_, raw_mask_);
-#if defined(__CUDA_ARCH__)
-    asm volatile("" ::: "memory");
-#endif
-    cuda::fetch<F>(args_.fg, fg_, raw_fg_);
-    if constexpr (kLayers) cuda::fetch<F>(args_.bg, bg_, raw_bg_);
-    cuda::fetch<F>(args_.target, target_, raw_target_);
+    if (kLayers && with_mask) mask_.fetch_mask(args_.mask, raw_mask_);
+    loads_first();
+    fg_.fetch(args_.fg, raw_fg_);
+    if constexpr (kLayers) bg_.fetch(args_.bg, raw_bg_);
+    target_.fetch(args_.target, raw_target_);
+  }
+  __device__ void set_scales(const BothScales<T>& s) {
+#pragma unroll
+    for (int j = 0; j < kScales; ++j) {
+      fg_scale_[j] = s.fg;
+      bg_scale_[j] = s.bg;
+    }
   }
 
   __device__ static void load_scales(const View& map, int c, const Pixels<F>& px,
@@ -215,7 +260,8 @@ class Operands {
 
   const ReconstructionArgs& args_;
   const Scales<T, L>& scales_;
-  int64_t fg_, bg_, target_, mask_;
+  Place<F, !F::kMixed> fg_, bg_, target_;
+  Place<F, !F::kMixed && F::V == kVectorHalf> mask_;  // four at a time it may be of bytes
   Raw<F> raw_fg_, raw_bg_, raw_target_, raw_mask_;
 };
 
@@ -243,6 +289,7 @@ FormatOf format_of(const ReconstructionArgs& a, bool f64) {
                      a.grad_loss_elements, a.grad_fg, a.grad_bg, a.grad_target, a.grad_mask, a.grad_weight,
                      a.grad_fg_scale_map, a.grad_bg_scale_map},
                     [&](const View& v) { return v.plane_stride == 1 ? a.shape.plane : 1; });
+  if (width_of(format) > 1 && !fits_pixels(a.shape)) return FormatOf::general;
   const bool of_all = a.grad_target || a.scale_partial || hard_mask(a);
   return of_all && width_of(format) == kVectorHalf ? FormatOf::mixed : format;
 }

@@ -104,20 +104,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
       };
 #pragma unroll 1
       for (int c0 = 0; c0 <= last_group; c0 += kMixture ? group : 1) {
-        Operands<F, L, kAheadInBackward<F>, kLayers> in(args, scales);
         if constexpr (kMixture) {
           T u[V], fg[V] = {}, bg[V] = {};
           load_upstream(c0, u);
-          in.begin(px, true, c0);
+          Operands<F, L, F::V == kVectorHalf, kLayers> in(args, scales);
+          in.begin(px, c0);
 #pragma unroll 1
-          for (int c = c0; c < c0 + group; ++c) {
-            in.load(c, c == c0, px);
-            in.load_maps(c, px);
+          for (int c = c0; c < c0 + group; c += kTogether<F>) {
+            in.load_together(c, c0 + group, c == c0, px, [&] {
 #pragma unroll
-            for (int j = 0; j < V; ++j) {
-              fg[j] += L::eval(in.fg[j], in.target[j], in.fg_scale(j)).value;
-              bg[j] += L::eval(in.bg[j], in.target[j], in.bg_scale(j)).value;
-            }
+              for (int j = 0; j < V; ++j) {
+                fg[j] += L::eval(in.fg[j], in.target[j], in.fg_scale(j)).value;
+                bg[j] += L::eval(in.bg[j], in.target[j], in.bg_scale(j)).value;
+              }
+            });
           }
 #pragma unroll
           for (int j = 0; j < V; ++j) {
@@ -131,11 +131,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F>)
           }
           if constexpr (F::kMaps) store_channel(args.grad_weight, px, c0, d_weight);
         }
-        in.begin(px, true, c0);  // of a mixture, for the second time: from cache
+        Operands<F, L, !kMixture && kAheadInBackward<F>, kLayers> in(args, scales);
+        in.begin(px, c0);  // of a mixture, for the second time: from cache
 #pragma unroll 1
         for (int c = c0; c < c0 + group; ++c) {
           const bool new_mask = !kMixture && (c == 0 || args.mask_per_channel);
-          in.load(c, new_mask, px);
+          in.load(c, new_mask);
           in.load_maps(c, px);
           if (kLayers && new_mask) {
             in.make_mask(m);

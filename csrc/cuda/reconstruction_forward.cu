@@ -4,8 +4,18 @@
 namespace fgbg::cuda {
 namespace {
 
+// Forward passes of operands of one type need so few registers that there is room for three blocks, but for
+// those that convert float16, or compute much at a time.
 template <class F, class L, Composition kind>
-__global__ void __launch_bounds__(kThreads, kBlocks<F, true>)
+constexpr int kForwardBlocks =
+    std::is_same_v<F, Float32> ||
+            (std::is_same_v<F, BFloat16> && !std::is_same_v<L, math::Poisson> &&
+             !(std::is_same_v<L, math::Bernoulli> && kind == Composition::mixture_joint))
+        ? 3
+        : kBlocks<F>;
+
+template <class F, class L, Composition kind>
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<F, L, kind>)
     forward_kernel(const __grid_constant__ ReconstructionArgs args) {
   using T = typename F::T;
   constexpr int V = F::V;
@@ -16,20 +26,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<F, true>)
   const bool joint = args.composition == Composition::mixture_joint;
   T sums[kTerms] = {};
   for_items<F>(args, args.shape.plane, [&](const Item& item) {
-    Operands<F, L, kAheadInForward<F>, kLayers> in(args, scales);
+    Operands<F, L, false, kLayers> in(args, scales);
 #pragma unroll 1
     for (int at = item.lane * V; at < item.length; at += item.step) {
       const Pixels<F> px{args.shape, item.b, item.begin + at, true};
-      const Pixels<F> next{args.shape, item.b, px.p + item.step, at + item.step < item.length};
-      in.begin(px, at < item.step);
+      in.begin(px);
       math::Mask<T> m[V];
       T fg[V] = {}, bg[V] = {}, loss[V];
 #pragma unroll 1
       for (int c = 0; c < channels; ++c) {
-        // Of a mixture always, from cache: nvcc would put a branch for the mask's load, which is used last,
-        // behind the wait for the others.
-        const bool new_mask = kMixture || c == 0 || args.mask_per_channel;
-        in.load(c, new_mask, next);
+        const bool new_mask = c == 0 || args.mask_per_channel;
+        in.load(c, new_mask);
         in.load_maps(c, px);
         if constexpr (kind == Composition::masked || kind == Composition::blended) {
           if (new_mask) {

@@ -3,8 +3,8 @@
 // One kernel for each direction. A team takes a segment of the pixels of one sample, all slots and channels;
 // a thread V consecutive pixels at a time. It passes over the slots several times: for the masks, the nats,
 // their sums and the gradients. All but the first come from cache, and one number of each slot and pixel is
-// kept in shared memory (of many slots, in scratch memory): its nats or, of a blend, the gradient of its
-// share.
+// kept in shared memory (of many slots, in scratch memory): its nats or, of a blend, its share or the
+// gradient of that.
 #pragma once
 
 #include "../math/slots.h"
@@ -35,6 +35,61 @@ __device__ __forceinline__ void store_slot(const SlotView& v, const Pixels<F>& p
   if (v && px.live) store<F>(v.first, slot_offset(v, px, k, c), in);
 }
 
+// Calls body(k, x) for every slot of an operand at these pixels, channel c. Several are loaded at a time.
+template <class F, class Body>
+__device__ __forceinline__ void for_slots(const SlotView& v, const Pixels<F>& px, int slots, int c,
+                                          Body body) {
+  constexpr int kMost = F::V > 1 ? 4 : 1;
+  Place<F> place(v.first, px, c);
+#pragma unroll 1
+  for (int k0 = 0; k0 < slots; k0 += kMost) {
+    Raw<F> raw[kMost];
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (k0 + i >= slots) break;
+      place.fetch(v.first, raw[i]);
+      place.step(v.stride);
+    }
+    loads_first();
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (k0 + i >= slots) break;
+      typename F::T x[F::V];
+      unpack<F>(v.first, raw[i], x);
+      body(k0 + i, x);
+    }
+  }
+}
+
+// The same of the slots themselves: body(k, mask, x).
+template <class F, class Body>
+__device__ __forceinline__ void for_masked_slots(const SlotArgs& args, const Pixels<F>& px, int slots, int c,
+                                                 Body body) {
+  constexpr int kMost = F::V > 1 ? 4 : 1;
+  Place<F> mask_at(args.mask.first, px, c), x_at(args.x.first, px, c);
+#pragma unroll 1
+  for (int k0 = 0; k0 < slots; k0 += kMost) {
+    Raw<F> raw_mask[kMost], raw_x[kMost];
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (k0 + i >= slots) break;
+      mask_at.fetch(args.mask.first, raw_mask[i]);
+      x_at.fetch(args.x.first, raw_x[i]);
+      mask_at.step(args.mask.stride);
+      x_at.step(args.x.stride);
+    }
+    loads_first();
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (k0 + i >= slots) break;
+      typename F::T mask[F::V], x[F::V];
+      unpack<F>(args.mask.first, raw_mask[i], mask);
+      unpack<F>(args.x.first, raw_x[i], x);
+      body(k0 + i, mask, x);
+    }
+  }
+}
+
 // The largest logit at these pixels, and its slot.
 template <class F, class T>
 __device__ __forceinline__ void largest_mask(const SlotArgs& args, const Pixels<F>& px, int slots, int c,
@@ -44,27 +99,143 @@ __device__ __forceinline__ void largest_mask(const SlotArgs& args, const Pixels<
     largest[j] = math::kNoMask<T>;
     of[j] = T(-1);
   }
-#pragma unroll 4
-  for (int k = 0; k < slots; ++k) {
-    T mask[F::V];
-    load_slot(args.mask, px, k, c, mask);
+  for_slots(args.mask, px, slots, c, [&](int k, const T(&mask)[F::V]) {
 #pragma unroll
     for (int j = 0; j < F::V; ++j) {
       const bool more = mask[j] > largest[j];
       largest[j] = more ? mask[j] : largest[j];
       of[j] = more ? T(k) : of[j];
     }
-  }
+  });
 }
 
 // Whether a kernel takes weights and maps of scales, has the gradients of target and scales, and takes an
-// upstream gradient for each element. The one for float32 has none of it.
+// upstream gradient for each element. Those for operands of one type have none of it.
 template <class F>
 constexpr bool kTakesAll = F::kMaps;
 
-// Up to so many channels of a pixel are loaded before the first is used, as far as there are registers.
-template <class F>
-constexpr int kChannels = kTakesAll<F> ? 1 : 4;
+// The channels of one slot after the other, of a mixture, and those of the target. kCount: how many there
+// are, if that is known when this is compiled: a slot is then loaded at once, with its mask; else 0. kAhead:
+// whether the next one is loaded while one is computed with, and the target, if wanted, stays in registers.
+template <class F, int kCount, bool kAhead, bool kTarget = true>
+class SlotChannels {
+  using T = typename F::T;
+  static constexpr int V = F::V, kMost = kCount > 0 ? kCount : 1;
+
+ public:
+  T mask[V];  // of the slot
+
+  __device__ SlotChannels(const SlotArgs& args, const Pixels<F>& px, int c0, int count)
+      : args_(args),
+        px_(px),
+        c0_(c0),
+        count_(count),
+        x_(args.x.first, px, c0),
+        mask_(args.mask.first, px, c0) {
+    if constexpr (kCount > 0 && kAhead) {
+      if (kTarget) fetch_target();
+      fetch();
+    }
+  }
+
+  // The next slot, in order. last: whether none comes after it.
+  __device__ void load(bool last) {
+    if constexpr (kCount == 0) mask_.fetch(args_.mask.first, raw_mask_);
+    if constexpr (kCount > 0 && !kAhead) fetch();
+    unpack<F>(args_.mask.first, raw_mask_, mask);
+    mask_.step(args_.mask.stride);
+    if constexpr (kCount > 0) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) unpack<F>(args_.x.first, raw_x_[i], x[i]);
+      x_.step(args_.x.stride);
+      if (kAhead && !last) fetch();
+    }
+  }
+  // Calls body(c, x, target) for the channels of the slot, without a target body(c, x).
+  template <class Body>
+  __device__ void for_channels(Body body) {
+    [[maybe_unused]] T target[V];
+    if constexpr (!kTarget) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) body(i, x[i]);
+    } else if constexpr (kCount > 0 && kAhead) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        unpack<F>(args_.target, raw_target_[i], target);
+        body(c0_ + i, x[i], target);
+      }
+    } else if constexpr (kCount > 0) {
+      Place<F> target_at(args_.target, px_, c0_);  // from cache
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        target_at.fetch(args_.target, raw_target_[0]);
+        loads_first();
+        target_at.next_channel(args_.target);
+        unpack<F>(args_.target, raw_target_[0], target);
+        body(c0_ + i, x[i], target);
+      }
+    } else {
+      Place<F> at = x_, target_at(args_.target, px_, c0_);
+#pragma unroll 1
+      for (int i = 0; i < count_; ++i) {
+        at.fetch(args_.x.first, raw_x_[0]);
+        target_at.fetch(args_.target, raw_target_[0]);
+        loads_first();
+        at.next_channel(args_.x.first);
+        target_at.next_channel(args_.target);
+        unpack<F>(args_.x.first, raw_x_[0], x[0]);
+        unpack<F>(args_.target, raw_target_[0], target);
+        body(c0_ + i, x[0], target);
+      }
+      x_.step(args_.x.stride);
+    }
+  }
+
+ private:
+  __device__ void fetch() {
+    Place<F> at = x_;
+    mask_.fetch(args_.mask.first, raw_mask_);
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      at.fetch(args_.x.first, raw_x_[i]);
+      at.next_channel(args_.x.first);
+    }
+    loads_first();
+  }
+  __device__ void fetch_target() {
+    Place<F> target(args_.target, px_, c0_);
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      target.fetch(args_.target, raw_target_[i]);
+      target.next_channel(args_.target);
+    }
+  }
+
+  const SlotArgs& args_;
+  const Pixels<F>& px_;
+  const int c0_, count_;
+  Place<F> x_, mask_;
+  Raw<F> raw_x_[kMost], raw_target_[kMost], raw_mask_;
+  T x[kMost][V];
+};
+
+// Whether a slot of a blend is loaded ahead, for which there are registers if fewer warps will do.
+template <class F, bool kGradient>
+constexpr bool kAheadOfSlots = kGradient || !std::is_same_v<F, BFloat16Four>;
+
+// How many channels kernels have a path of their own for, besides that for any number: those of colour
+// images, or 0. (Three times the formulas of Poisson would not fit into the registers.)
+template <class F, class L>
+constexpr int kColours = kTakesAll<F> || std::is_same_v<L, math::Poisson> ? 0 : 3;
+
+// Calls body(std::integral_constant<int, n>{}) for that number of channels, or else for 0.
+template <class F, class L, class Body>
+__device__ __forceinline__ void for_channel_count(int channels, Body body) {
+  if (kColours<F, L> > 0 && channels == kColours<F, L>)
+    body(std::integral_constant<int, kColours<F, L>>{});
+  else
+    body(std::integral_constant<int, 0>{});
+}
 
 // The number of each slot at the pixels of a thread.
 template <class F>
@@ -72,33 +243,40 @@ class OfSlots {
   using T = typename F::T;
 
  public:
-  __device__ OfSlots(const SlotArgs& args, const Pixels<F>& px) : live_(px.live) {
-    extern __shared__ double shared[];
-    if (args.scratch) {
-      data_ = static_cast<T*>(args.scratch) + px.b * args.shape.plane + px.p;
-      stride_ = args.shape.size[0] * args.shape.plane;
-    } else {
-      data_ = reinterpret_cast<T*>(shared) + static_cast<int>(threadIdx.x) * F::V;
-      stride_ = kThreads * F::V;
-    }
+  __device__ OfSlots(const SlotArgs& args, const Pixels<F>& px)
+      : live_(px.live),
+        scratch_(static_cast<T*>(args.scratch)),
+        stride_(args.shape.size[0] * args.shape.plane) {
+    if (scratch_) scratch_ += px.b * args.shape.plane + px.p;
   }
   __device__ void get(int64_t k, T (&x)[F::V]) const {
-    const T* from = data_ + k * stride_;
-#pragma unroll
-    for (int j = 0; j < F::V; ++j) x[j] = from[j];
+    if (scratch_)
+      copy(scratch_ + k * stride_, x);
+    else
+      copy(in_shared(k), x);
   }
   // Threads that are not live share their pixels in scratch memory with one that is.
   __device__ void set(int64_t k, const T (&x)[F::V]) const {
-    if (!live_) return;
-    T* to = data_ + k * stride_;
-#pragma unroll
-    for (int j = 0; j < F::V; ++j) to[j] = x[j];
+    if (!scratch_)
+      copy(x, in_shared(k));
+    else if (live_)
+      copy(x, scratch_ + k * stride_);
   }
 
  private:
-  T* data_;
-  int64_t stride_;
+  // (Not a pointer to either: accesses of shared memory are another instruction.)
+  static __device__ T* in_shared(int64_t k) {
+    extern __shared__ double shared[];
+    return reinterpret_cast<T*>(shared) + (static_cast<int>(k) * kThreads + thread_of_block()) * F::V;
+  }
+  static __device__ void copy(const T* from, T* to) {
+#pragma unroll
+    for (int j = 0; j < F::V; ++j) to[j] = from[j];
+  }
+
   const bool live_;
+  T* scratch_;
+  int64_t stride_;
 };
 
 // The scale of each slot (of a blend, each channel), prepared once by a block, or that of each element.
@@ -108,7 +286,7 @@ class SlotScales {
   static constexpr int kTable = 64, V = F::V;
 
  public:
-  __device__ explicit SlotScales(const SlotArgs& args) : args_(args) {
+  __device__ explicit SlotScales(const SlotArgs& args) : args_(args), alike_(args.scale.stride == 0) {
     if constexpr (L::kScaled) {
       const int count =
           static_cast<int>(args.composition == Composition::blended ? args.shape.size[1] : args.slots);
@@ -120,6 +298,8 @@ class SlotScales {
       __syncthreads();
     }
   }
+  // Whether those of all slots (of a blend, channels) are the same.
+  __device__ bool alike() const { return alike_ && !(kTakesAll<F> && args_.scale_map); }
   // Of slot k and channel c; which of the two has the scale, where there is no map.
   __device__ void load(const Pixels<F>& px, int64_t k, int c, bool by_channel, math::Scale<T> (&s)[V]) const {
     if constexpr (kTakesAll<F> && L::kScaled) {
@@ -148,6 +328,7 @@ class SlotScales {
   }
 
   const SlotArgs& args_;
+  const bool alike_;
 };
 
 __device__ __forceinline__ int64_t items_of(const SlotArgs& args) {
@@ -242,17 +423,21 @@ inline std::pair<FormatOf, bool> format_of(const SlotArgs& a, bool f64) {
                                    a.responsibilities.first, a.grad_loss_elements, a.grad_x.first,
                                    a.grad_mask.first, a.grad_target, a.grad_weight, a.grad_scale_map.first},
                                   run);
+  if (width_of(format) > 1 && !fits_pixels(a.shape)) format = FormatOf::general;
   const bool half = width_of(format) == kVectorHalf;
-  if (half) format = FormatOf::mixed;
-  const bool all = a.weight || a.scale_map || a.grad_target || a.scale_partial || a.grad_loss_elements;
-  return {format, all || format != FormatOf::float32};
+  const bool all = a.weight || a.scale_map || a.grad_target || a.scale_partial || a.grad_loss_elements ||
+                   (format != FormatOf::float32 && !half);
+  if (all && half) format = FormatOf::mixed;
+  return {format, all};
 }
 
 template <class Kernels>
 SlotKernel slot_kernel(const SlotArgs& args, bool f64) {
   const auto [format, all] = format_of(args, f64);
-  if (!all) return Kernels::template get<Float32>();
-  return kernel_with_maps_for<Kernels>(format);
+  if (all) return kernel_with_maps_for<Kernels>(format);
+  if (format == FormatOf::bfloat16) return Kernels::template get<BFloat16Four>();
+  if (format == FormatOf::float16) return Kernels::template get<Float16Four>();
+  return Kernels::template get<Float32>();
 }
 
 template <class Kernels>

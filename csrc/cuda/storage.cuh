@@ -38,6 +38,9 @@ using Mixed = Format<float, kVector, Any>;
 using Float32 = Format<float, kVector, float>;
 using BFloat16 = Format<float, kVectorHalf, math::bf16>;
 using Float16 = Format<float, kVectorHalf, math::f16>;
+// Of kernels that keep much for each element.
+using BFloat16Four = Format<float, kVector, math::bf16>;
+using Float16Four = Format<float, kVector, math::f16>;
 
 enum class FormatOf { float64, general, mixed, float32, bfloat16, float16 };
 
@@ -113,6 +116,29 @@ struct Bytes<16> {
   using type = uint4;
 };
 
+// What is computed ahead of a loop, and kept in registers throughout: nvcc would rather compute it anew.
+__device__ __forceinline__ uint64_t held(uint64_t x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
+template <class T>
+__device__ __forceinline__ T* held(T* global) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<T*>(__cvta_global_to_generic(held(uint64_t{__cvta_generic_to_global(global)})));
+#else
+  return global;
+#endif
+}
+
+// Loads before it are under way before those after it: nvcc would move them to where they are used.
+__device__ __forceinline__ void loads_first() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" ::: "memory");
+#endif
+}
+
 // Calls with_type(Storage{}) for the storage type of an operand: that of the format, bytes for masks, or what
 // the operand has.
 template <class F, class Visit>
@@ -163,10 +189,15 @@ __device__ __forceinline__ void fetch_mask(const View& v, int64_t offset, Raw<F>
 
 template <class Storage, class F, class T, int V>
 __device__ __forceinline__ void unpack_as(const Raw<F>& from, T (&out)[V]) {
-  Storage numbers[V];
-  memcpy(numbers, from.words, sizeof numbers);
+  if constexpr (V > 1 && sizeof(Storage) == 2) {
 #pragma unroll
-  for (int j = 0; j < V; ++j) out[j] = widen<T>(numbers[j]);
+    for (int j = 0; j < V; j += 2) math::to_float_pair(from.words[j / 2], Storage{}, out[j], out[j + 1]);
+  } else {
+    Storage numbers[V];
+    memcpy(numbers, from.words, sizeof numbers);
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = widen<T>(numbers[j]);
+  }
 }
 template <class F, class T, int V>
 __device__ __forceinline__ void unpack(const View& v, const Raw<F>& from, T (&out)[V]) {
@@ -195,25 +226,26 @@ __device__ __forceinline__ void put(const uint4& word, uint4* to) {
 }
 #endif
 
+template <class Storage, class T, int V>
+__device__ __forceinline__ void store_as(void* data, int64_t offset, const T (&in)[V]) {
+  if constexpr (sizeof(Storage) > 1) {  // masks are not written
+    Storage numbers[V];
+    if constexpr (V > 1 && sizeof(Storage) == 2) {
+#pragma unroll
+      for (int j = 0; j < V; j += 2) narrow_pair(in[j], in[j + 1], numbers + j);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) narrow(in[j], numbers[j]);
+    }
+    using Word = typename Bytes<sizeof numbers>::type;
+    Word word;
+    memcpy(&word, numbers, sizeof word);
+    put(word, reinterpret_cast<Word*>(static_cast<Storage*>(data) + offset));
+  }
+}
 template <class F, class T, int V>
 __device__ __forceinline__ void store(const View& v, int64_t offset, const T (&in)[V]) {
-  with_storage<F>(v.dtype, [&](auto storage) {
-    using Storage = decltype(storage);
-    if constexpr (sizeof(Storage) > 1) {  // masks are not written
-      Storage numbers[V];
-      if constexpr (V > 1 && sizeof(Storage) == 2) {
-#pragma unroll
-        for (int j = 0; j < V; j += 2) narrow_pair(in[j], in[j + 1], numbers + j);
-      } else {
-#pragma unroll
-        for (int j = 0; j < V; ++j) narrow(in[j], numbers[j]);
-      }
-      using Word = typename Bytes<sizeof numbers>::type;
-      Word word;
-      memcpy(&word, numbers, sizeof word);
-      put(word, reinterpret_cast<Word*>(static_cast<Storage*>(v.data) + offset));
-    }
-  });
+  with_storage<F>(v.dtype, [&](auto s) { store_as<decltype(s)>(v.data, offset, in); });
 }
 
 }  // namespace fgbg::cuda

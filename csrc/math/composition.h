@@ -46,7 +46,11 @@ struct ExcludedOfRegions {
 template <class T>
 FGBG_FN T selected(T x, T share, const Excluded<T>& excluded) {
   using Bits = typename Excluded<T>::Bits;
+#if defined(__CUDA_ARCH__)
+  return bits_as<Bits>(share) >= excluded.bound ? x : T(0);
+#else
   return bits_as<T>(bits_as<Bits>(x) & -static_cast<Bits>(bits_as<Bits>(share) >= excluded.bound));
+#endif
 }
 
 // Of a weighted element. A soft mask of 0 does not leave it out, and a negative weight does not either.
@@ -122,9 +126,10 @@ FGBG_FN Mixture<T> mixture(T logit, T fg, T bg) {
   const T posterior = logit - (fg - bg);
   const Mask<T> r = mask_from_logit(posterior);
   const T best = joint_fg < joint_bg ? joint_fg : joint_bg;
-  // Equal terms apart: where both are infinite the posterior is inf - inf.
-  const T value =
-      joint_fg == joint_bg ? joint_fg - T(0.693147180559945309) : best - log1p_unit(exp_minus_abs(posterior));
+  // Equal terms apart: where both are infinite the posterior is inf - inf. (What is taken off is computed
+  // either way: a branch would part the elements.)
+  const T less = log1p_unit(exp_minus_abs(posterior));
+  const T value = best - (joint_fg == joint_bg ? T(0.693147180559945309) : less);
   return {value, r.on, r.off, sigmoid_difference(logit, posterior, fg - bg)};
 }
 

@@ -55,8 +55,9 @@ FGBG_FN double fma(double a, double b, double c) {
 constexpr float kRoundMagic = 12582912.0f;
 
 struct Reduced {
-  float r;    // x - n ln 2, in [-ln 2 / 2, ln 2 / 2]
-  int32_t n;  // nearest integer to x / ln 2
+  float r;         // x - n ln 2, in [-ln 2 / 2, ln 2 / 2]
+  int32_t n;       // nearest integer to x / ln 2
+  float n_number;  // the same
 };
 
 FGBG_FN Reduced reduce_by_ln2(float x) {
@@ -64,7 +65,7 @@ FGBG_FN Reduced reduce_by_ln2(float x) {
   const float n = shifted - kRoundMagic;
   // ln 2 in two parts, the first with 9 trailing zero bits so that n times it is exact.
   const float r = fma(n, 2.12194440e-4f, fma(n, -0.693359375f, x));
-  return {r, bits_as<int32_t>(shifted) - bits_as<int32_t>(kRoundMagic)};
+  return {r, bits_as<int32_t>(shifted) - bits_as<int32_t>(kRoundMagic), n};
 }
 
 // exp(r) - 1 on the reduced interval.
@@ -141,11 +142,13 @@ FGBG_FN float log_normal_polynomial(float f) {
 // log(x) for positive x that is finite and not subnormal.
 FGBG_FN float log_normal(float x) {
   const int32_t bits = bits_as<int32_t>(x);
-  // Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
-  const int32_t e = (bits - 0x3f3504f3) >> 23;
-  const float f = bits_as<float>(bits - (e << 23)) - 1.0f;
+  // The exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)), times 2^23, which its factors undo.
+  const int32_t e = static_cast<int32_t>(static_cast<uint32_t>(bits - 0x3f3504f3) & 0xff800000u);
+  const float f = bits_as<float>(bits - e) - 1.0f;
   const float n = static_cast<float>(e);
-  return fma(n, 0.693359375f, fma(n, -2.12194440e-4f, fma(f * f, log_normal_polynomial(f), f)));
+  constexpr float kUnit = 1.1920928955078125e-7f;  // 2^-23
+  return fma(n, 0.693359375f * kUnit,
+             fma(n, -2.12194440e-4f * kUnit, fma(f * f, log_normal_polynomial(f), f)));
 }
 
 FGBG_FN float log(float x) {
@@ -239,7 +242,7 @@ FGBG_FN float expm1_minus_x(float x) {
   q = fma(q, red.r, 0.5f);
   // All by halves, since 2^n may overflow; where x was clamped, what was cut off comes back.
   const float half = pow2(red.n - 1), less = half - 0.5f;
-  const float constant = fma(static_cast<float>(red.n), -0.34657359f, less);
+  const float constant = fma(red.n_number, -0.34657359f, less);
   const float halved = fma(half, red.r * red.r * q, fma(less, red.r, constant));
   return (halved + halved) + (clamped - x);
 }
@@ -303,11 +306,11 @@ FGBG_FN SinCos sincos_turns(float t) {
   p = fma(p, xx, 0.253669232f);
   p = fma(p, xx, -1.23370051f);
   const float c = fma(xx, p, 1.0f);
-  const bool swap = (quarter & 1) != 0;
+  // Bit 0 of quarter exchanges them; the signs are bit 1 of quarter and of quarter + 1.
+  const uint32_t upper = static_cast<uint32_t>(quarter) << 30;
+  const bool swap = (upper & 0x40000000u) != 0;
   const float sin_abs = swap ? c : s, cos_abs = swap ? s : c;
-  // The signs are bit 1 of quarter and of quarter + 1.
-  const uint32_t sin_sign = static_cast<uint32_t>(quarter) << 30 & 0x80000000u;
-  const uint32_t cos_sign = (static_cast<uint32_t>(quarter) + 1) << 30 & 0x80000000u;
+  const uint32_t sin_sign = upper & 0x80000000u, cos_sign = (upper + 0x40000000u) & 0x80000000u;
   return {bits_as<float>(bits_as<uint32_t>(sin_abs) ^ sin_sign),
           bits_as<float>(bits_as<uint32_t>(cos_abs) ^ cos_sign)};
 }

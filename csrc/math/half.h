@@ -33,6 +33,16 @@ FGBG_FN float to_float(f16 h) {
 #endif
 }
 
+// Two neighbours, loaded as one word.
+FGBG_FN void to_float_pair(uint32_t word, bf16, float& first, float& second) {
+  first = bits_as<float>(word << 16);
+  second = bits_as<float>(word & 0xffff0000u);
+}
+FGBG_FN void to_float_pair(uint32_t word, f16, float& first, float& second) {
+  first = to_float(f16{static_cast<uint16_t>(word)});
+  second = to_float(f16{static_cast<uint16_t>(word >> 16)});
+}
+
 FGBG_FN bf16 to_bf16(float x) {
 #if defined(FGBG_CUDA_MATH)
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};

@@ -17,13 +17,15 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import average_precision_score
 
 from ..data.scenes import SCENES, Scene, make_scene
-from ..evaluation.figures import montage
+from ..evaluation.figures import montage, save_film
 from ..evaluation.peers import ACTIVITIES, MASKS
+from ..separation.writers import LAYERS
 from .fit import main as fit
 from .separate import main as separate
 
 SEEDS = (0, 1, 2)
 SHOWN = 0.75  # of the movie: the frame in the pictures
+FILM = 60  # frames
 
 
 def iou(mask: np.ndarray, truth: np.ndarray) -> float:
@@ -72,8 +74,9 @@ def reproduce_movies(
 ) -> list[dict[str, Any]]:
     """Makes each scene with each seed, separates it by a model trained on it and by each peer; scores both.
 
-    Writes ``table.md``, ``results.json``, and for each scene and seed the movie, the run, the layers and
-    ``masks.png`` under ``out/SCENE/seed-N``. A run that has its results is not run again.
+    Writes ``table.md``, ``results.json``, and for each scene and seed the movie, the run, the layers, a
+    ``film.gif`` of them and ``masks.png`` under ``out/SCENE/seed-N``. A run that has its results is not run
+    again.
 
     Args:
         options: further ones of ``fgbg fit``.
@@ -114,8 +117,11 @@ def _one_movie(
     fit(["fit", "--config", preset, *run, *options])
     separate([str(folder / "run" / "best.ckpt"), str(movie), str(folder / "layers"), "--overwrite"])
     seconds = time.monotonic() - started
-    layer = {name: tifffile.imread(folder / "layers" / f"{name}.tif") for name in ("mask", "foreground")}
+    layer = {name: tifffile.imread(folder / "layers" / f"{name}.tif") for name in LAYERS}
     values = scene.frames / scene.frames.max()
+    shown = (scene.frames, *(layer[name] for name in LAYERS))
+    shown = [np.round(255 * (x[:FILM].squeeze() / x.max())).astype(np.uint8) for x in shown]
+    save_film(folder / "film.gif", shown)
     if of_cells:
         found = {preset: layer["foreground"].astype(float)}
     else:

@@ -57,11 +57,8 @@ def montage(cells: list[list[Tensor]], columns: Sequence[str], rows: Sequence[st
 
 
 def separation_figure(image: Tensor, found: Separation, truth: Tensor | None = None) -> Figure:
-    """One row per image [B, C, H, W] (C 1 or 3): input, the layers found, and the true mask if known.
-
-    The foreground is shown through its mask, on black.
-    """
-    columns = [image, found.foreground * found.mask, found.background, found.mask, found.composite]
+    """One row per image [B, C, H, W] (C 1 or 3): input, the layers found, and the true mask if known."""
+    columns = [image, found.foreground, found.background, found.mask, found.composite]
     if truth is not None:
         columns.append(truth.float())
     return montage([list(row) for row in zip(*columns, strict=True)], COLUMNS[: len(columns)])
@@ -70,6 +67,17 @@ def separation_figure(image: Tensor, found: Separation, truth: Tensor | None = N
 def save_separation(path: str | Path, image: Tensor, found: Separation, truth: Tensor | None = None) -> None:
     """Writes a :func:`separation_figure`."""
     separation_figure(image, found, truth).savefig(path, dpi=120)
+
+
+def save_film(path: str | Path, layers: Sequence[np.ndarray], seconds: float = 0.1) -> None:
+    """Writes an animated GIF of ``layers``, each [T, H, W] or [T, H, W, C] in 8 bits, side by side."""
+    import PIL.Image
+
+    films = [np.broadcast_to(x if x.ndim == 4 else x[..., None], (*x.shape[:3], 3)) for x in layers]
+    gap = np.full((*films[0].shape[:2], 2, 3), 255, np.uint8)
+    table = np.concatenate([part for film in films for part in (film, gap)][:-1], axis=2)
+    frames = [PIL.Image.fromarray(frame).quantize(64, dither=PIL.Image.Dither.NONE) for frame in table]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
 
 
 def overlay_figure(image: Tensor, mask: Tensor, truth: Tensor | None = None, columns: int = 4) -> Figure:

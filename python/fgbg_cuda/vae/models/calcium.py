@@ -141,6 +141,12 @@ class CalciumModel(nn.Module):
         footprints = self._footprints()
         return footprints / footprints.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
 
+    @torch.no_grad()
+    def scene_pictures(self) -> dict[str, Tensor]:
+        """What is known of the scene, images [1, H, W] in [0, 1] by name: each pixel's minimum, the cells."""
+        cells = self.cells().amax(0) if len(self.footprints) else torch.zeros_like(self.floor[0])
+        return {"minimum": self.floor.clamp(0, 1), "cells": cells[None]}
+
     @staticmethod
     def _solved(footprints: Tensor, activity: Tensor) -> Tensor:
         """Traces [B, cells] that explain activity [B, 1, H, W] best, by coordinate descent."""

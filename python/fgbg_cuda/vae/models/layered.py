@@ -67,7 +67,7 @@ class LayeredOutput(NamedTuple):
 class Separation(NamedTuple):
     """The layers found in a batch of images, all [B, C or 1, H, W]."""
 
-    foreground: Tensor  # what it shows; if additive, the image that it makes by itself
+    foreground: Tensor  # what is in front, on black; if additive, the image that it makes by itself
     background: Tensor
     mask: Tensor  # posterior probability that the pixel shows the foreground; its opacity if blended
     composite: Tensor  # the image that the layers make
@@ -310,6 +310,8 @@ class LayeredVAE(nn.Module):
         if self.additive:
             dark = quantile(out.background.flatten(2), DARK, dim=2)[:, :, None, None]
             foreground = self._compose(mask, dark + out.foreground - out.background, dark)
+        else:
+            foreground = mask * foreground
         return Separation(foreground, background, mask, composite)
 
     def _compose(self, mask: Tensor, foreground: Tensor, background: Tensor) -> Tensor:

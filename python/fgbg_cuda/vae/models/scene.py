@@ -249,6 +249,16 @@ class SceneVAE(nn.Module):
         prior = math.log(self.mask_prior / (1 - self.mask_prior))
         return self.mask_weight * fgbg_cuda.bernoulli_kl(out.mask_logits, prior, reduction="sample")
 
+    @torch.no_grad()
+    def scene_pictures(self) -> dict[str, Tensor]:
+        """What is known of the scene, images [C, H, W] in [0, 1] by name: the background, the noise of its
+        pixels (white is the largest), and the background where each z is two standard deviations off."""
+        pictures = {"background": self.mean, "noise": self.noise / self.noise.max()}
+        for k, (component, spread) in enumerate(zip(self.components, self.spread, strict=True)):
+            for side, sign in ((-2, "-"), (2, "+")):
+                pictures[f"z[{k}] = {sign}2 std"] = self.mean + side * spread * component
+        return {name: picture.clamp(0, 1) for name, picture in pictures.items()}
+
     def _averaged(self, nats: Tensor) -> Tensor:
         edge = self.window // 2
         return F.avg_pool2d(F.pad(nats, (edge,) * 4, mode="replicate"), self.window, stride=1)

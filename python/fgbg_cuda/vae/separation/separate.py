@@ -71,7 +71,6 @@ def separate_images(
 
     They have the format and data type of the images. Foreground and background have their intensities too;
     the mask, a probability, goes from 0 to the largest value of an integer type, else to 1.
-    Some models define the foreground everywhere, but it means something only where the mask is high.
 
     Args:
         separate: the layers of a batch [B, C, H, W] in [0, 1] on ``device``, as ``module.separate``.

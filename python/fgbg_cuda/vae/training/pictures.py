@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from ..evaluation.figures import curves_figure, overlay_figure, separation_figure, traversal_figure
+from ..evaluation.figures import curves_figure, montage, overlay_figure, separation_figure, traversal_figure
 from .modules import images_of
 
 
@@ -18,7 +18,8 @@ class Pictures(Callback):
     """Draws images of the first validation batch, into ``folder`` and into TensorBoard if that logs.
 
     Written are ``separation.png`` (the layers), ``overlay.png`` (outlines of the masks), ``traversal.png``
-    (what each latent does; for models that have ``encode`` and ``decode``) and ``curves.png`` (losses and
+    (what each latent does; for models that have ``decode``), ``scene.png`` (what a model knows of its scene,
+    if it has ``scene_pictures``: the background, its noise, how it changes) and ``curves.png`` (losses and
     scores), each over the one before; TensorBoard keeps them all. No random number is drawn.
 
     Args:
@@ -51,6 +52,9 @@ class Pictures(Callback):
         found = module.separate(image)
         self._write(trainer, "separation", separation_figure(image, found, truth))
         self._write(trainer, "overlay", overlay_figure(image, found.mask, truth))
+        if hasattr(module.model, "scene_pictures"):
+            pictures = module.model.scene_pictures()
+            self._write(trainer, "scene", montage([list(pictures.values())], list(pictures)))
         if hasattr(module.model, "decode"):
             self._write(trainer, "traversal", traversal_figure(module.model, image[:1]))
 
