@@ -6,28 +6,44 @@ CUDA_TORCH ?= torch==2.11.0
 PYTHON ?= python3
 VENV ?= .venv
 CUDA_VENV ?= .venv-cuda
+FLOOR_VENV ?= .venv-floor
 
-build_tools := "scikit-build-core>=0.11" "pybind11>=2.13" "ninja" "cmake>=3.28" numpy
+build_tools := "scikit-build-core>=0.11" "pybind11>=2.13" "ninja>=1.11" "cmake>=3.28" numpy
 strict := -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 # An editable install knows the packages that there were when it was made.
 sources := CMakeLists.txt pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.* python/fgbg_cuda/*/__init__.py python/fgbg_cuda/*/*/__init__.py)
 run := $(VENV)/bin/python
 
-.PHONY: build test emulate fuzz asan demo bench cuda-build gpu-check lint docs clean
+.PHONY: build test emulate fuzz asan demo bench nvcc-is-there cuda-build floor wheel gpu-check lint docs clean
+
+# Says which folders are environments of this Makefile's making: others are neither emptied nor installed into.
+made := made-by-fgbg_cuda
+
+# $(call new_environment,FOLDER)
+define new_environment
+@test ! -e $(1) -o -e $(1)/$(made) || { echo "$(1) was not made by this Makefile and is left alone: name" \
+  "another folder (make VENV=.venv-of-mine), or remove it yourself"; exit 1; }
+$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "python 3.10 or newer is needed"'
+$(PYTHON) -m venv --clear $(1)
+@touch $(1)/$(made)
+$(1)/bin/python -m pip install --quiet --upgrade pip
+endef
 
 build: $(VENV)/built
 
 # The name of the torch requirement is part of the stamp, so that another TORCH makes another environment.
-torch_stamp := $(VENV)/$(subst =,-,$(subst >,-,$(subst <,-,$(TORCH)))).installed
+stamp = $(1)/$(subst =,-,$(subst >,-,$(subst <,-,$(2)))).installed
+torch_stamp := $(call stamp,$(VENV),$(TORCH))
+cuda_stamp := $(call stamp,$(CUDA_VENV),$(CUDA_TORCH))
 
 $(torch_stamp):
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "python 3.10 or newer is needed"'
-	$(PYTHON) -m venv --clear $(VENV)
-	$(run) -m pip install --quiet --upgrade pip
+	$(call new_environment,$(VENV))
+	@echo "Installing $(TORCH) and the build tools: minutes, most of it downloads"
 	$(run) -m pip install --quiet "$(TORCH)" $(build_tools)
 	touch $@
 
 $(VENV)/built: $(torch_stamp) $(sources)
+	@echo "Compiling, and installing what the tests need: the first time about five minutes on two cores"
 	$(run) -m pip install --quiet --no-build-isolation $(strict) -C build-dir=build/$(notdir $(VENV)) -e ".[examples,dev,docs]"
 	$(run) -c 'from fgbg_cuda import build_info; i = build_info(); print("built:", i, i["cuda_missing"] or "", sep="\n")'
 	touch $@
@@ -93,12 +109,18 @@ docs: build
 # the CPU path of that build.
 cuda_run := $(CUDA_VENV)/bin/python
 
-cuda-build:
-	command -v nvcc > /dev/null || { echo "make cuda-build needs nvcc (CUDA 13) on PATH"; exit 1; }
-	test -x $(cuda_run) || $(PYTHON) -m venv $(CUDA_VENV)
-	$(cuda_run) -m pip install --quiet --upgrade pip
+$(cuda_stamp):
+	$(call new_environment,$(CUDA_VENV))
+	@echo "Installing $(CUDA_TORCH), which is several GB"
 	$(cuda_run) -m pip install --quiet "$(CUDA_TORCH)" $(build_tools) "pytest>=8"
-	$(cuda_run) -m pip install --no-build-isolation --no-deps --force-reinstall $(strict) \
+	touch $@
+
+nvcc-is-there:
+	@command -v nvcc > /dev/null || { echo "make cuda-build needs nvcc (CUDA 13) on PATH"; exit 1; }
+
+cuda-build: nvcc-is-there $(cuda_stamp)
+	@echo "Compiling the CUDA kernels: up to an hour on two cores"
+	$(cuda_run) -m pip install -v --no-build-isolation --no-deps --force-reinstall $(strict) \
 	  -C cmake.define.FGBG_CUDA=ON -C build-dir=build/$(notdir $(CUDA_VENV)) .
 	cd tests && ../$(cuda_run) -c 'import fgbg_cuda; info = fgbg_cuda.build_info(); print(info); assert info["cuda"]'
 	$(cuda_run) tools/check_cuda_binary.py "$$(cd tests && ../$(cuda_run) -c 'import fgbg_cuda; print(fgbg_cuda._C.__file__)')"
@@ -112,6 +134,30 @@ OUT ?= build/gpu-check
 gpu-check:
 	$(PYTHON) tools/gpu_check.py $(PARTS) --out $(OUT)
 
+# Every lower bound of pyproject.toml at once, by the oldest Python: make floor PYTHON=python3.10
+# The torch may have CUDA, of another version than nvcc's: hence the CPU kernels alone.
+floor_run := $(FLOOR_VENV)/bin/python
+uv_pip = $(FLOOR_VENV)/bin/uv pip install --python $(floor_run) --resolution lowest-direct
+
+floor:
+	$(call new_environment,$(FLOOR_VENV))
+	$(floor_run) -m pip install --quiet uv
+	$(uv_pip) --group build -r pyproject.toml
+	$(uv_pip) -v --no-build-isolation --no-cache -C cmake.define.FGBG_CUDA=OFF ".[peers,examples,video,hdf5,dev]"
+	OMP_WAIT_POLICY=passive $(floor_run) -m pytest -n auto --dist loadfile tests
+
+# A wheel for the torch of .venv, named after it, in dist; tried in an environment of its own, outside the sources.
+wheel_venv := build/wheel/environment
+
+wheel: build
+	$(call new_environment,$(wheel_venv))
+	$(run) tools/make_wheel.py > build/wheel/path
+	$(wheel_venv)/bin/python -m pip install --quiet "$(TORCH)" "$$(cat build/wheel/path)"
+	cd build/wheel && environment/bin/python $(CURDIR)/tests/smoke.py
+	@echo "$$(cat build/wheel/path) works"
+
+# Trained models, in runs, stay, and so does an environment that was not made here.
 clean:
-	rm -rf build dist runs $(VENV) $(CUDA_VENV)
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf build dist
+	for folder in $(VENV) $(CUDA_VENV) $(FLOOR_VENV); do if test -e $$folder/$(made); then rm -rf $$folder; fi; done
+	find benchmarks examples python tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -83,7 +83,8 @@ def test_help_lists_the_commands(capsys):
 
 WITHOUT_EXTRAS = """
 import sys
-sys.modules["lightning"] = sys.modules["skimage"] = None
+for name in ("lightning", "skimage", "imagecodecs", "tqdm"):
+    sys.modules[name] = None
 from fgbg_cuda.__main__ import main
 for arguments in (["--help"], ["fit", "--help"], ["separate", "--help"]):
     try:
@@ -97,7 +98,8 @@ def test_help_needs_no_extras_and_the_rest_says_which():
     result = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True)
     assert re.findall(r"exit code \d", result.stdout) == ["exit code 0", "exit code 1", "exit code 1"]
     assert "write the foreground, background and mask" in result.stdout
-    what = 'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[train]" (missing: lightning, skimage)'
+    what = 'fgbg_cuda.vae needs the extras: pip install "fgbg_cuda[train]" '
+    what += "(missing: lightning, skimage, imagecodecs, tqdm)"
     assert result.stderr.splitlines() == [f"fgbg fit: {what}", f"fgbg separate: {what}"]
 
 

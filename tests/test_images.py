@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import struct
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -190,36 +188,6 @@ def test_a_truncated_stack_is_an_error_not_a_short_movie(tmp_path, options):
 
     with pytest.raises(ValueError, match="cannot be read"):
         read()
-
-
-WITHOUT_IMAGECODECS = """
-import sys
-sys.modules["imagecodecs"] = None
-from fgbg_cuda.vae import open_images
-open_images(sys.argv[1])[0]
-"""
-
-
-def test_a_reader_that_is_missing_is_named(tmp_path):
-    header = struct.pack("<2sHI", b"II", 42, 8)
-    tags = [
-        (256, 8),
-        (257, 8),
-        (258, 8),
-        (259, 5),
-        (262, 1),
-        (273, 200),
-        (277, 1),
-        (278, 8),
-        (279, 64),
-    ]  # 5: LZW
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags)
-    (tmp_path / "movie.tif").write_bytes((header + directory + bytes(4)).ljust(264, b"\0"))
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_IMAGECODECS, tmp_path / "movie.tif"], capture_output=True, text=True
-    )
-    said = result.stderr.splitlines()[-1]
-    assert re.search(r"InputError: .* cannot be read \(.*requires the 'imagecodecs' package", said)
 
 
 def test_a_truncated_array_is_an_error(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools import make_wheel
 
 import fgbg_cuda
 from fgbg_cuda import functional, nn
@@ -120,14 +121,37 @@ def test_another_torch_is_named_in_one_sentence(copied_package: Path):
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: fgbg_cuda was built for torch 1.2.3+cpu"), last
     assert torch.__version__ in last
-    assert "pip install" in last
+    # pip and uv keep the wheel of a commit, and would install it again.
+    assert "--no-build-isolation --no-cache-dir --no-deps --force-reinstall" in last
+    assert "--no-cache --reinstall-package" in last
+    troubleshooting = (ROOT / "docs/troubleshooting.md").read_text()
+    commands = re.findall("`(.*?) SOURCE`", last)
+    assert len(commands) == 2
+    assert all(command in troubleshooting for command in commands)
 
 
 def test_an_unbuilt_package_says_how_to_build_it(copied_package: Path):
-    result = _run("import fgbg_cuda", copied_package)
+    # With torch there already, the folders of what is installed are not needed any more.
+    gone = (
+        "import torch, os; sys.path = [p for p in sys.path if not os.path.exists(p + '/fgbg_cuda/_build.py')]"
+    )
+    result = _run(f"{gone}; import fgbg_cuda", copied_package)
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: fgbg_cuda is not built"), last
+
+
+def test_sources_that_hide_an_installed_package_are_named(copied_package: Path, tmp_path: Path):
+    installed = tmp_path / "site-packages/fgbg_cuda"
+    installed.mkdir(parents=True)
+    (installed / "_build.py").touch()
+    result = _run(f"sys.path.insert(1, {str(installed.parent)!r}); import fgbg_cuda", copied_package)
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        f"ImportError: fgbg_cuda is read from its sources in {copied_package}/fgbg_cuda"
+    ), last
+    assert f"hide the installed package {installed}: start Python in another folder" in last
 
 
 def test_build_info_says_what_runs():
@@ -170,10 +194,13 @@ def test_a_cuda_tensor_without_kernels_is_told_of_while_compiling(without_cuda_k
     assert y == 1
 
 
+def _tool(name: str) -> str | None:
+    return shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
 def _choose_cuda(path: Path, torch_cuda: str, **options: str) -> tuple[str, str]:
     """What cmake/ChooseCuda.cmake decides where ``path`` holds the nvcc: what was chosen, and the error."""
-    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    cmake = shutil.which("cmake", path=tools)
+    cmake = _tool("cmake")
     assert cmake, "cmake is one of the build tools"
     options = {"TORCH_VERSION": f"9.9.9+{torch_cuda}", "TORCH_CUDA": torch_cuda, **options}
     result = subprocess.run(
@@ -224,3 +251,111 @@ def test_a_torch_without_cuda_gets_cpu_kernels(nvcc_12: Path):
     assert "kernels: OFF, missing: \n" in chosen
     _, error = _choose_cuda(nvcc_12, "", FGBG_CUDA="ON")
     assert "has no CUDA" in error
+
+
+def _configuring_stops(path: Path, **environment: str) -> str:
+    """The error with which cmake refuses to go on, before anything is compiled."""
+    if not (_tool("cmake") and _tool("ninja") and _tool("g++")):
+        pytest.skip("cmake, ninja and g++ are needed to configure a build")
+    options = [
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    variables = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    result = subprocess.run(
+        [_tool("cmake"), *options, "-S", str(ROOT), "-B", str(path / "build")],
+        capture_output=True,
+        text=True,
+        env={**variables, "CXX": "g++", **environment},
+    )
+    assert result.returncode != 0
+    return " ".join(result.stderr.split())
+
+
+def test_another_compiler_than_gcc_is_refused(tmp_path: Path):
+    # What cmake takes for clang.
+    version = {"": 1, "major__": 17, "minor__": 0, "patchlevel__": 0}
+    clang = " ".join(f"-D__clang_{name or '_'}={number}" for name, number in version.items())
+    error = _configuring_stops(tmp_path, CXX=f"g++ {clang}")
+    assert "fgbg_cuda is built with g++ but the C++ compiler here is Clang" in error
+    assert "set CXX=g++" in error
+
+
+@pytest.mark.parametrize("variable", ["CXXFLAGS", "LDFLAGS"])
+@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast", "-funsafe-math-optimizations"])
+def test_flags_that_break_arithmetic_are_refused(tmp_path: Path, variable: str, flag: str):
+    error = _configuring_stops(tmp_path, **{variable: f"-g {flag}"})
+    assert f"take {flag} out of CXXFLAGS and LDFLAGS" in error
+
+
+@pytest.mark.skipif(_tool("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast", "-ffinite-math-only", "-fno-signed-zeros", ""])
+def test_the_kernels_do_not_compile_with_flags_that_break_arithmetic(flag: str):
+    kept = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]  # those of CMakeLists.txt
+    command = ["g++", *kept, *flag.split(), "-fsyntax-only", "-x", "c++", str(ROOT / "csrc/math/config.h")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert ("relies on IEEE arithmetic" in result.stderr) == bool(flag)
+
+
+@pytest.mark.parametrize(
+    ("package", "cure"), [("pybind11", 'pip install "pybind11>='), ("torch", "Install torch")]
+)
+def test_what_the_build_needs_of_python_is_named(tmp_path: Path, package: str, cure: str):
+    (tmp_path / f"{package}.py").write_text("raise ImportError('is not there')")
+    error = _configuring_stops(tmp_path, PYTHONPATH=str(tmp_path))
+    assert "ImportError: is not there" in error
+    assert cure in error
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Folders of sources without sources, and two environments, of which one is of the Makefile's making."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for folder in ("benchmarks", "examples", "python", "tests", "tools", "runs", "build", "theirs", "ours"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").touch()
+    (tmp_path / "ours/made-by-fgbg_cuda").touch()
+    return tmp_path
+
+
+def _make(path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    variables = {k: v for k, v in os.environ.items() if "VENV" not in k and "MAKE" not in k}
+    return subprocess.run(
+        ["make", "-C", str(path), *arguments], env=variables, capture_output=True, text=True
+    )
+
+
+def test_cleaning_leaves_what_others_made(checkout: Path):
+    result = _make(checkout, "clean", "VENV=theirs", "CUDA_VENV=ours")
+    assert result.returncode == 0, result.stderr
+    assert (checkout / "runs/file").exists()  # trained models
+    assert (checkout / "theirs/file").exists()
+    assert not (checkout / "ours").exists()
+    assert not (checkout / "build").exists()
+
+
+@pytest.mark.parametrize("target", ["test", "floor"])
+def test_an_environment_of_others_is_not_installed_into(checkout: Path, target: str):
+    result = _make(checkout, target, "VENV=theirs", "FLOOR_VENV=theirs")
+    assert result.returncode != 0
+    assert "theirs was not made by this Makefile and is left alone" in result.stdout
+    assert [path.name for path in (checkout / "theirs").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "cuda", "ending"),
+    [
+        ("2.13.0+cpu", None, "pt213cpu"),
+        ("2.11.0", "13.0", "pt211cu130"),
+        ("2.9.1+cu128", "12.8", "pt29cu128"),
+    ],
+)
+def test_a_wheel_is_named_after_its_torch(torch_version: str, cuda: str | None, ending: str):
+    text = make_wheel.for_one_torch((ROOT / "pyproject.toml").read_text(), torch_version, cuda)
+    assert re.search(rf'^version = "\d+\.\d+\.\d+\+{ending}"$', text, flags=re.MULTILINE)
+    release = torch_version.partition("+")[0]
+    assert f'dependencies = ["torch=={release}", ' in text

@@ -7,6 +7,8 @@
   that does the work are no worse than tools/cuda_limits.json says, which --write writes anew;
 - nor does it wait for one load of a step before the next is under way, but where that file says so ("waits").
 
+And that the CUDA runtime is the one that torch has loaded: a second one would keep a state of its own.
+
     python tools/check_cuda_binary.py path/to/_C.so [--write]
 
 Needs cuobjdump: on PATH, or the one that triton (which a CUDA torch depends on) ships.
@@ -227,6 +229,11 @@ def check_access(kernel: str, instructions: list[Instruction]) -> list[str]:
     return [k for k in wanted if not any(i.accesses(k) and wide in i.text for i in instructions)]
 
 
+def shares_the_runtime(binary: str) -> bool:
+    dynamic = subprocess.run(["readelf", "--dynamic", binary], capture_output=True, text=True, check=True)
+    return re.search(r"NEEDED.*\[libcudart\.so", dynamic.stdout) is not None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -235,6 +242,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="the limits, as they are now")
     args = parser.parse_args()
     failures = []
+    if not shares_the_runtime(args.binary):
+        failures.append("a CUDA runtime is linked statically, beside torch's")
     table = resources(args.binary)
     archs = sorted({arch for arch, _ in table})
     limits = json.loads(LIMITS.read_text()) if LIMITS.exists() and not args.write else {}

@@ -3,6 +3,11 @@
 
 #include <cstdint>
 
+// g++ says with it whether a flag such as -ffast-math or -Ofast breaks IEEE arithmetic. (Below 2: one does.)
+#if defined(__GCC_IEC_559) && __GCC_IEC_559 < 2
+#error "fgbg_cuda relies on IEEE arithmetic: take -ffast-math, -Ofast and their like out of CXXFLAGS"
+#endif
+
 #if defined(__CUDACC__)
 #define FGBG_FN __host__ __device__ __forceinline__
 #else

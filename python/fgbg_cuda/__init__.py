@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 from . import distributions, functional, nn
 from ._ops import _C, CUDA_MISSING
 from .functional import (
@@ -22,7 +24,7 @@ from .functional import (
     slot_mixture_loss,
 )
 
-__version__ = "0.2.0"
+__version__ = version("fgbg_cuda")
 __all__ = [
     "ReconstructionTerms",
     "bernoulli_kl",

@@ -72,7 +72,7 @@ def integer(name: str, value: Any, minimum: int = -(2**63), expected: str = "an 
     scalars among them; bools, tensors and arrays are not."""
     if type(value) is int and minimum <= value < 2**63:
         return value
-    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+    if isinstance(value, (bool, np.bool_, Tensor)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
     try:
         value = operator.index(value)

@@ -3,7 +3,9 @@ ops, for double backward."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,19 +14,33 @@ from torch import Tensor
 from . import reference
 
 
+def _why_not_built() -> str:
+    here = Path(__file__).parent
+    for folder in sys.path:
+        installed = Path(folder, here.name)
+        if (installed / "_build.py").exists():
+            return (
+                f"fgbg_cuda is read from its sources in {here}, which are not built and hide the installed "
+                f"package {installed}: start Python in another folder, and take {here.parent} off PYTHONPATH"
+            )
+    return "fgbg_cuda is not built: install it with `pip install --no-build-isolation .` in a checkout"
+
+
 def _check_build() -> str | None:
     """Why there are no CUDA kernels, if so; an ImportError of one sentence where nothing can be loaded."""
     try:
         from . import _build
     except ImportError as error:
-        raise ImportError(
-            "fgbg_cuda is not built: install it with `pip install --no-build-isolation .`"
-        ) from error
+        raise ImportError(_why_not_built()) from error
     if _build.TORCH_VERSION != torch.__version__:
+        # Each option is needed: without it pip builds against another torch, takes a wheel that it built
+        # before, installs another torch, or does nothing at all.
         raise ImportError(
-            f"fgbg_cuda was built for torch {_build.TORCH_VERSION} but torch {torch.__version__} is "
-            "running: reinstall it with `pip install --no-build-isolation --force-reinstall "
-            "--no-deps .`"
+            f"fgbg_cuda was built for torch {_build.TORCH_VERSION} but torch {torch.__version__} is running: "
+            "build it again, with `pip install --no-build-isolation --no-cache-dir --no-deps "
+            "--force-reinstall SOURCE` or `uv pip install --no-build-isolation --no-cache "
+            "--reinstall-package fgbg_cuda SOURCE`, where SOURCE is what was installed at first: a folder, "
+            "a URL or fgbg_cuda"
         )
     return _build.CUDA_MISSING
 

@@ -2,7 +2,17 @@
 
 from importlib.util import find_spec
 
-NAMES = ("lightning", "jsonargparse", "tensorboard", "matplotlib", "skimage", "sklearn")
+NAMES = (
+    "lightning",
+    "jsonargparse",
+    "tensorboard",
+    "matplotlib",
+    "skimage",
+    "tifffile",
+    "imagecodecs",
+    "sklearn",
+    "tqdm",
+)
 
 if missing := [name for name in NAMES if find_spec(name) is None]:
     raise ImportError(

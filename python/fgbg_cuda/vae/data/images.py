@@ -300,7 +300,9 @@ class Picture(Stack):
                 gray = (colours == colours[:, :1]).all() and "transparency" not in image.info
                 image = image.convert("L" if gray else "RGBA" if "transparency" in image.info else "RGB")
             if deep:  # a PNG of 16 bits: Pillow gives the upper 8 if it has colours
-                self.pixels = extra("imagecodecs", "train", path).png_decode(path.read_bytes())
+                import imagecodecs
+
+                self.pixels = imagecodecs.png_decode(path.read_bytes())
             else:
                 self.pixels = np.asarray(image)
             if image.mode in ("LA", "RGBA"):
