@@ -202,7 +202,7 @@ __device__ __forceinline__ uint64_t noise_of(const GaussianArgs& args, const Ite
 
 // kDraws: whether z is wanted; kKl: whether the KL is.
 template <class F, bool kDraws, bool kKl, class S>
-__global__ void __launch_bounds__(kThreads, kBlocksOfLatents<F>)
+__global__ void __launch_bounds__(kThreads, kBlocksOfLatents<F, kDraws && kKl && kBeforeHopper>)
     gaussian_forward_kernel(const __grid_constant__ GaussianArgs args) {
   using T = typename F::T;
   constexpr int V = F::V;

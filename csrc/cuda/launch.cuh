@@ -18,6 +18,12 @@ constexpr int kWarps = kThreads / kWarp;
 // maps of scales need many.
 template <class F>
 constexpr int kBlocks = F::kMaps ? 1 : 2;
+// The code for GPUs before Hopper takes a few registers more, which then would be in memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kBeforeHopper = true;
+#else
+constexpr bool kBeforeHopper = false;
+#endif
 
 // A team is a warp where samples are short, and else a block. An item is short, so that small tensors occupy
 // many multiprocessors and the last round of large ones is a small part of all, but longer where that would

@@ -55,8 +55,12 @@ class ScaleSums {
   const ReconstructionArgs& args_;
 };
 
+// A mixture's gradients of operands of several types need more registers than two blocks leave.
+template <class F, Composition kind>
+constexpr int kBackwardBlocks = F::kMixed && kind == Composition::mixture_joint ? 1 : kBlocks<F>;
+
 template <class F, class L, Composition kind>
-__global__ void __launch_bounds__(kThreads, kBlocks<F>)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<F, kind>)
     backward_kernel(const __grid_constant__ ReconstructionArgs args) {
   using T = typename F::T;
   constexpr int V = F::V;

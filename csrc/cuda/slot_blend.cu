@@ -111,7 +111,8 @@ __device__ __forceinline__ void blend_few(const SlotArgs& args, const Pixels<F>&
 }
 
 template <class F, class L, bool kGradient>
-__global__ void __launch_bounds__(kThreads, kTakesAll<F> ? 1 : (kAheadOfSlots<F, kGradient> ? 2 : 3))
+__global__ void __launch_bounds__(kThreads,
+                                  kTakesAll<F> ? 1 : (kAheadOfSlots<F, kGradient> || kBeforeHopper ? 2 : 3))
     slot_blend_kernel(const __grid_constant__ SlotArgs args) {
   using T = typename F::T;
   constexpr int V = F::V;
