@@ -487,6 +487,11 @@ FormatOf without_eight(FormatOf format, bool usual) {
   return !usual && width_of(format) == kVectorHalf ? FormatOf::mixed : format;
 }
 
+// Whether there is a KL, or what is a gradient of it alone: 0, where the KL has no upstream gradient.
+bool has_kl(const GaussianArgs& a) {
+  return a.kl || a.partial || a.grad_kl || a.grad_kl_elements || a.grad_prior_mu || a.grad_prior_spread;
+}
+
 FormatOf format_of(const GaussianArgs& a, bool f64) {
   const FormatOf format =
       format_of(a.shape, f64,
@@ -494,8 +499,7 @@ FormatOf format_of(const GaussianArgs& a, bool f64) {
                  a.grad_kl_elements, a.grad_mu, a.grad_spread, a.grad_prior_mu, a.grad_prior_spread});
   // Four numbers come from one block of the stream.
   if (a.noise.offset % 4 != 0 && format != FormatOf::float64) return FormatOf::general;
-  const bool kl = a.kl || a.partial || a.grad_kl || a.grad_kl_elements;
-  return without_eight(format, a.samples == 1 && !(kl && !a.standard) && !a.grad_kl_elements);
+  return without_eight(format, a.samples == 1 && !(has_kl(a) && !a.standard) && !a.grad_kl_elements);
 }
 
 FormatOf format_of(const LogProbArgs& a, bool f64) {
@@ -571,12 +575,11 @@ void normal(const NormalArgs& args, bool f64, Stream stream) {
 }
 
 void gaussian_forward(const GaussianArgs& args, bool f64, Stream stream) {
-  run_gaussian<GaussianForward>(args, static_cast<bool>(args.z), args.kl || args.partial, f64, stream);
+  run_gaussian<GaussianForward>(args, static_cast<bool>(args.z), has_kl(args), f64, stream);
 }
 
 void gaussian_backward(const GaussianArgs& args, bool f64, Stream stream) {
-  run_gaussian<GaussianBackward>(args, static_cast<bool>(args.grad_z), args.grad_kl || args.grad_kl_elements,
-                                 f64, stream);
+  run_gaussian<GaussianBackward>(args, static_cast<bool>(args.grad_z), has_kl(args), f64, stream);
 }
 
 void log_prob_forward(const LogProbArgs& args, bool f64, Stream stream) {
