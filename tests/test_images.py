@@ -880,11 +880,11 @@ def test_images_of_any_size_are_trained_on(tmp_path):
         assert found.foreground.shape == (1, *shape)
 
 
-def test_colours_train_with_the_config_for_movies(tmp_path):
+def test_colours_train_with_the_config_for_objects(tmp_path):
     movie = save_stack(tmp_path / "movie.tif", noise(10, 60, 44, 3))
     main(
         [
-            "fit", "--config=movie", f"--data.images={movie}", "--data.crop=40", "--data.batch_size=4",
+            "fit", "--config=objects", f"--data.images={movie}", "--data.crop=40", "--data.batch_size=4",
             "--data.intensity_range=[0, 255]", f"--out={tmp_path}/run", "--pictures=0",
             "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
         ]
