@@ -48,7 +48,10 @@ def run() -> None:
                 mu, logvar = leaf(3, side * 9), leaf(3, side * 9, dtype=target_dtype)
                 z, kl = f.sample_gaussian(mu, logvar, mu.detach(), logvar.detach(), num_samples=2)
                 (z.sum() + kl + f.bernoulli_kl(mu, logvar) + f.gaussian_kl(mu, logvar)).backward()
-                for word in ("std", "log_std"):
+                f.bernoulli_kl(mu, 0.0).backward()
+                for word in ("std", "log_std", "logvar"):
+                    z = f.reparameterize(mu, logvar, parameterization=word)
+                    (z * z).sum().backward()
                     z, kl = f.sample_gaussian(mu, logvar, parameterization=word)
                     # (The gradient of a plain sum is expanded, which takes another kernel.)
                     ((z * z).sum() + kl + f.gaussian_kl(mu, logvar, parameterization=word)).backward()
@@ -61,6 +64,7 @@ def run() -> None:
                 with torch.no_grad():
                     f.gaussian_kl(mu, logvar)
                     f.bernoulli_kl(mu, logvar)
+                    f.bernoulli_kl(mu, 0.0)
                     f.categorical_kl(mu)
                     f.categorical_kl(mu, logvar)
             for size in (side * side, 4 * side + 4):  # multiples of 8, of 4, and neither
