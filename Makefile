@@ -54,9 +54,10 @@ pytest_parallel := OMP_WAIT_POLICY=passive $(run) -m pytest -n auto --dist loadf
 test: build
 	$(pytest_parallel) tests
 
-# The tests of the ops on the CUDA kernels' own sources, compiled by g++ and run on the CPU: see tests/emulation.
+# The tests of the ops on the CUDA kernels' own sources, compiled by g++ and run on the CPU: see tests/emulation. Some
+# compile these for half a minute each, and are not to wait for each other because they share a file.
 emulate: build
-	$(pytest_parallel) --devices emulated tests
+	$(pytest_parallel) --dist worksteal --devices emulated tests
 
 # Random calls against the specification: make fuzz N=10000 SEED=7
 N ?= 10000

@@ -298,6 +298,12 @@ def test_bad_images_and_losses_get_one_sentence(movie, tmp_path, capsys, monkeyp
     assert "the loss is nan" in message(capsys, lambda: fit(movie, tmp_path / "other"))
 
 
+def test_a_shape_that_is_not_the_images_is_refused(movie, tmp_path, capsys):
+    said = message(capsys, lambda: fit(movie, tmp_path / "run", "--model.shape=[1,8,8]"))
+    assert "--model.shape is [1, 8, 8], but the model is made for the images, [1, 32, 32]" in said
+    fit(movie, tmp_path / "run", "--model.shape=[1,32,32]", "--trainer.max_epochs=1")
+
+
 # ---- a run always ends with a model ----
 
 

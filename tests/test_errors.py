@@ -408,6 +408,18 @@ NUMBERS = [
 ]
 
 
+def test_shapes_that_were_merged_are_told_as_such(device):
+    """The kernels know one dimension of samples: what is said of them names another shape than came."""
+    clips, other = (torch.zeros(2, 3, 4, 5, n, device=device) for n in (5, 6))
+    with pytest.raises(ValueError, match=r"target has shape \[6, 4, 5, 6\].*dimensions of samples"):
+        fgbg_cuda.reconstruction_loss(clips, other, batch_dims=2)
+    slots, mask = clips[:, :, :, None], torch.zeros(2, 3, 4, 1, 5, 6, device=device)
+    with pytest.raises(ValueError, match=r"mask_logits has shape \[6, 4, 1, 5, 6\].*dimensions of samples"):
+        fgbg_cuda.slot_mixture_loss(slots, clips[:, :, :1], mask_logits=mask, batch_dims=2)
+    with pytest.raises(ValueError, match=r"likelihood .*[^)]$"):
+        fgbg_cuda.reconstruction_loss(clips, clips, likelihood="normal", batch_dims=2)
+
+
 @pytest.mark.parametrize("number", NUMBERS, ids=repr)
 def test_what_is_a_number(number, device):
     """NumPy's scalars and whatever else says what float it is."""

@@ -187,6 +187,13 @@ def companion(
         )
 
 
+def of_merged(error: ValueError) -> ValueError:
+    """What C++ says of shapes some of whose dimensions were made one."""
+    of_shapes = "shape" in str(error)
+    note = " (the dimensions of samples, and spatial ones beyond three, are told as one)" if of_shapes else ""
+    return ValueError(f"{error}{note}")
+
+
 def strided(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

@@ -366,6 +366,10 @@ class _Images(NamedTuple):
     weight: Tensor | None
 
 
+class _Merged(_Images):
+    """Some of whose dimensions were made one."""
+
+
 # The same without names, which take time to make.
 _Operands = tuple[
     Tensor,
@@ -426,7 +430,7 @@ def _merged(
         n: t if t is None else as_image(t) for n, t in images._asdict().items() if not n.endswith("scale")
     }
     scales: dict[str, Any] = {n: scale_of_images(getattr(images, n)) for n in ("fg_scale", "bg_scale")}
-    return _Images(**wide, **scales), torch.Size((batch_dims, *image.shape))
+    return _Merged(**wide, **scales), torch.Size((batch_dims, *image.shape))
 
 
 def _split(result: Tensor, shape: torch.Size | None, reduction: Reduction) -> Tensor:
@@ -453,9 +457,19 @@ def _reconstruction(
 ) -> tuple[Tensor, Any]:
     """The loss and, where asked for, the terms; the arguments after the images are those of the op."""
     if not is_compiling():
-        out = _routes.eager.reconstruction_loss(
-            *images, composition, likelihood, fg_weight, bg_weight, normalize_area, reduction, return_terms
-        )
+        try:
+            out = _routes.eager.reconstruction_loss(
+                *images,
+                composition,
+                likelihood,
+                fg_weight,
+                bg_weight,
+                normalize_area,
+                reduction,
+                return_terms,
+            )
+        except ValueError as error:
+            raise _checks.of_merged(error) if isinstance(images, _Merged) else error from None
         if out is not None:
             return out if return_terms else (out, None)
     fg, bg, target, mask, mask_logits, fg_scale, bg_scale, weight = images
@@ -482,7 +496,8 @@ def _area_normalized_elements(
     """A loss by element that is normalised by area. The areas have to be known before the first element is:
     one pass for them, of nothing but the mask, and one per region. There the other region has weight 0, and
     so is left out; where a region is empty, its operands are."""
-    images = _Images(*_routes.widened(*operands))
+    kind = _Merged if isinstance(operands, _Merged) else _Images
+    images = kind(*_routes.widened(*operands))
     _, terms = _reconstruction(images, "masked", likelihood, reduction="sample", return_terms=True)
     fg = images.fg
     blank = fg.new_zeros(()).expand_as(fg)

@@ -198,6 +198,10 @@ class _Operands(NamedTuple):
     weight: Tensor | None
 
 
+class _Merged(_Operands):
+    """The dimensions of whose samples were made one."""
+
+
 def _slot_loss(
     operands: _Operands,
     composition: Composition,
@@ -220,7 +224,7 @@ def _slot_loss(
     return loss, responsibilities
 
 
-def _merged(operands: _Operands, composition: Composition, batch_dims: int) -> tuple[_Operands, torch.Size]:
+def _merged(operands: _Operands, composition: Composition, batch_dims: int) -> tuple[_Merged, torch.Size]:
     """The operands with the dimensions of the samples merged, and these."""
     slots, target, _, _, scale, weight = operands
     _checks.sample_dimensions("slots", slots, batch_dims, 3)
@@ -247,7 +251,7 @@ def _merged(operands: _Operands, composition: Composition, batch_dims: int) -> t
     if weight is not None:
         _checks.companion("weight", weight, "slots", image, batch_dims, True)
         changed["weight"] = merged(weight, rank - 1)
-    return operands._replace(**changed), samples
+    return _Merged(**{**operands._asdict(), **changed}), samples
 
 
 def _run(
@@ -259,7 +263,12 @@ def _run(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss and, where asked for, the responsibilities."""
     if not is_compiling():
-        out = _routes.eager.slot_loss(*operands, composition, likelihood, reduction, return_responsibilities)
+        try:
+            out = _routes.eager.slot_loss(
+                *operands, composition, likelihood, reduction, return_responsibilities
+            )
+        except ValueError as error:
+            raise _checks.of_merged(error) if isinstance(operands, _Merged) else error from None
         if out is not None:
             return out if return_responsibilities else (out, None)
     slots, target, mask_logits, log_mask, scale, weight = operands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 import warnings
@@ -154,6 +155,18 @@ class FgbgCLI(LightningCLI):
                 )
             for log in (*out.glob("events.out.tfevents.*"), out / "hparams.yaml"):  # of a start that failed
                 log.unlink(missing_ok=True)
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        given = (self.config[self.subcommand].model.get("init_args") or {}).get("shape")
+        network = getattr(self.model, "model", self.model)
+        default = inspect.signature(type(network).__init__).parameters.get("shape")
+        actual = self.model.hparams.get("shape")
+        if None in (given, default, actual) or tuple(given) in (default.default, tuple(actual)):
+            return
+        raise InputError(
+            f"--model.shape is {list(given)}, but the model is made for the images, {list(actual)}: leave it out"
+        )
 
     def _check_same_run(self, saved: Path) -> None:
         before = yaml.safe_load(saved.read_text())
