@@ -489,7 +489,7 @@ DEFECTS = [
     ),
     (
         "no barrier between the rounds of a sample's sum", "latents.cu", "cuda/final_reduction.cuh",
-        "    __syncthreads();\n    if (lane >= width)", "    if (lane >= width)", _SAMPLES, "not close",
+        "      __syncthreads();\n      if (lane >= width)", "      if (lane >= width)", _SAMPLES, "not close",
     ),
     (
         "a block counts as done before all of its warps are", "latents.cu", "cuda/final_reduction.cuh",

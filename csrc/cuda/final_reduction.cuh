@@ -9,19 +9,28 @@
 namespace fgbg::cuda {
 namespace {
 
-__device__ __forceinline__ double loss_of(const FinalReduction& args, const double (&sums)[kTerms]) {
-  return math::region_loss<double>({sums[0], sums[1], sums[2], sums[3]}, region_weights<double>(args));
+// What is not inlined here would be most of the code of every kernel, and of what nvcc has to compile. It
+// runs once.
+#define FGBG_CALLED __device__ __attribute__((noinline))
+
+FGBG_CALLED double loss_of(const FinalReduction& args, double fg, double bg, double fg_area, double bg_area) {
+  return math::region_loss<double>({fg, bg, fg_area, bg_area}, region_weights<double>(args));
 }
 
-// Every `step`-th of `count` partial sums of each term, whose rows begin `row` apart. They are read
-// through L2, since other multiprocessors wrote them, with several loads in flight.
+// The sum of every `step`-th of `count` partial sums from the first on. They are read through L2, since other
+// multiprocessors wrote them, with several loads in flight.
+FGBG_CALLED double sum_of(const double* partial, int64_t count, int first, int step) {
+  double sum = 0.0;
+#pragma unroll 8
+  for (int64_t k = first; k < count; k += step) sum += __ldcg(partial + k);
+  return sum;
+}
 __device__ __forceinline__ void add_partial(const FinalReduction& args, const double* partial, int64_t row,
                                             int64_t count, int first, int step, double (&sums)[kTerms]) {
 #pragma unroll
   for (int t = 0; t < kTerms; ++t) {
     if (t >= args.terms) break;
-#pragma unroll 8
-    for (int64_t k = first; k < count; k += step) sums[t] += __ldcg(partial + t * row + k);
+    sums[t] = sum_of(partial + t * row, count, first, step);
   }
 }
 
@@ -33,7 +42,7 @@ __device__ __forceinline__ double write_sample(const FinalReduction& args, int64
 #pragma unroll
   for (int t = 0; t < kTerms; ++t)
     if (terms && t < args.terms) terms[t * args.batch + b] = static_cast<T>(sums[t]);
-  const double loss = loss_of(args, sums);
+  const double loss = loss_of(args, sums[0], sums[1], sums[2], sums[3]);
   if (args.loss && args.reduction == Reduction::sample) write(static_cast<T>(loss), args.loss, args.dtype, b);
   return loss;
 }
@@ -46,35 +55,31 @@ __device__ double reduce_samples(const FinalReduction& args, double* totals) {
   const int64_t row = args.batch * args.segments;
   int lanes = kThreads;
   while (lanes > 1 && lanes * args.batch > kThreads) lanes /= 2;
-  if (lanes == 1) {
-    double loss = 0.0;
-    for (int64_t b = thread; b < args.batch; b += kThreads) {
-      double sums[kTerms] = {};
-      add_partial(args, args.partial + b * args.segments, row, args.segments, 0, 1, sums);
-      loss += write_sample<T>(args, b, sums);
-    }
-    return loss;
-  }
-  const int64_t b = thread / lanes;
   const int lane = thread % lanes;
-  double sums[kTerms] = {};
-  if (b < args.batch)
-    add_partial(args, args.partial + b * args.segments, row, args.segments, lane, lanes, sums);
+  double loss = 0.0;
+#pragma unroll 1
+  for (int64_t first = 0; first < args.batch; first += kThreads / lanes) {
+    const int64_t b = first + thread / lanes;
+    double sums[kTerms] = {};
+    if (b < args.batch)
+      add_partial(args, args.partial + b * args.segments, row, args.segments, lane, lanes, sums);
 #pragma unroll
-  for (int t = 0; t < kTerms; ++t) totals[t * kThreads + thread] = sums[t];
-  for (int width = lanes / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (lane >= width) continue;
+    for (int t = 0; t < kTerms; ++t) totals[t * kThreads + thread] = sums[t];
+    for (int width = lanes / 2; width > 0; width /= 2) {
+      __syncthreads();
+      if (lane >= width) continue;
 #pragma unroll
-    for (int t = 0; t < kTerms; ++t) totals[t * kThreads + thread] += totals[t * kThreads + thread + width];
+      for (int t = 0; t < kTerms; ++t) totals[t * kThreads + thread] += totals[t * kThreads + thread + width];
+    }
+#pragma unroll
+    for (int t = 0; t < kTerms; ++t) sums[t] = totals[t * kThreads + thread];
+    if (b < args.batch && lane == 0) loss += write_sample<T>(args, b, sums);
   }
-#pragma unroll
-  for (int t = 0; t < kTerms; ++t) sums[t] = totals[t * kThreads + thread];
-  return b < args.batch && lane == 0 ? write_sample<T>(args, b, sums) : 0.0;
+  return loss;
 }
 
 template <class T>
-__device__ void final_reduction(const FinalReduction& args) {
+FGBG_CALLED void final_reduction(const FinalReduction& args) {
   __shared__ double totals[kTerms * kThreads];
   const int thread = thread_of_block();
   const bool one_loss = args.loss && args.reduction != Reduction::sample;
@@ -85,7 +90,7 @@ __device__ void final_reduction(const FinalReduction& args) {
     const int64_t row = args.batch * args.segments;
     double sums[kTerms] = {};
     add_partial(args, args.partial, row, row, thread, kThreads, sums);
-    loss = loss_of(args, sums);
+    loss = loss_of(args, sums[0], sums[1], sums[2], sums[3]);
   }
   __syncthreads();
   totals[thread] = loss;
@@ -126,6 +131,8 @@ __device__ __forceinline__ void final_reduction_if_last(const Sums& args) {
     if (f) final_reduction<T>(f);
   if (thread_of_block() == 0) *args.blocks_done = 0;
 }
+
+#undef FGBG_CALLED
 
 }  // namespace
 }  // namespace fgbg::cuda

@@ -39,6 +39,19 @@ struct Sample {
   }
 };
 
+// How far an element of a row is from the row's first. Not inlined: its divisions are long, and every operand
+// has one.
+__device__ __attribute__((noinline)) int64_t offset_in_row(const View& view, const Shape& shape,
+                                                           int64_t element) {
+  int64_t offset = 0;
+#pragma unroll
+  for (int d = kDims - 1; d >= 1; --d) {
+    offset += (element % shape.size[d]) * view.stride[d];
+    element /= shape.size[d];
+  }
+  return offset;
+}
+
 // What an item has of an operand. kHeld: everything that does not change within it is computed once, which
 // takes a pair of registers.
 template <class F, bool kHeld = true>
@@ -76,14 +89,7 @@ class Row {
  private:
   __device__ bool consecutive() const { return V > 1 || view_.run >= shape_.row; }
   __device__ int64_t offset(int at) const {
-    if (consecutive()) return at;
-    int64_t offset = 0, rest = begin_ + at;
-#pragma unroll
-    for (int d = kDims - 1; d >= 1; --d) {
-      offset += (rest % shape_.size[d]) * view_.stride[d];
-      rest /= shape_.size[d];
-    }
-    return offset;
+    return consecutive() ? at : offset_in_row(view_, shape_, begin_ + at);
   }
 
   const View& view_;

@@ -10,18 +10,22 @@ namespace {
 // its warp has: it computes on other pixels, whose results are neither stored nor summed.
 template <class F>
 struct Pixels {
-  const Shape& shape;
   int64_t b, p;
   bool live;
+  int64_t x, y, z;  // where a single pixel is in its plane
 
+  __device__ Pixels(const Shape& shape, int64_t b, int64_t p, bool live) : b(b), p(p), live(live) {
+    if constexpr (F::V == 1) {
+      x = p % shape.size[4];
+      const int64_t rest = p / shape.size[4];
+      y = rest % shape.size[3];
+      z = rest / shape.size[3];
+    }
+  }
   __device__ int64_t offset(const View& v) const {  // in channel 0
     // Products of 32 bits and 64 take half the instructions. (See fits_pixels.)
-    if (F::V > 1) return static_cast<uint32_t>(b) * v.stride[0] + p;
-    const int64_t base = b * v.stride[0];
-    if (v.plane_stride >= 0) return base + p * v.plane_stride;
-    const int64_t x = p % shape.size[4], rest = p / shape.size[4];
-    return base + x * v.stride[4] + (rest % shape.size[3]) * v.stride[3] +
-           (rest / shape.size[3]) * v.stride[2];
+    if constexpr (F::V > 1) return static_cast<uint32_t>(b) * v.stride[0] + p;
+    return b * v.stride[0] + x * v.stride[4] + y * v.stride[3] + z * v.stride[2];
   }
 };
 
