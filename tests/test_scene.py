@@ -94,14 +94,33 @@ def test_the_background_follows_the_light():
 
 
 def test_what_stops_is_no_change_of_the_background():
-    """An object that stands in a third of the frames is their main component, and is left out still."""
+    """An object that stands in a third of the frames is at first their main component, and still left out."""
     x = 0.5 + 0.02 * torch.randn(60, 1, 48, 64)
     x[40:, :, 8:32, 8:32] = 0.9
     model = SceneVAE(shape=(1, 48, 64), rank=1)
     model.start(x)
     assert (model.background(x)[50] - 0.5).abs().mean() < 0.01
-    model.spread.fill_(torch.inf)  # without the prior of its changes
+    model.spread.fill_(torch.inf)  # of itself, without the prior of its changes
+    assert (model.background(x)[50, 0, 8:32, 8:32] - 0.5).abs().mean() < 0.01
+    with torch.no_grad():
+        model._estimate(x)
+        model.spread.fill_(torch.inf)
     assert (model.background(x)[50, 0, 8:32, 8:32] - 0.5).abs().mean() > 0.03
+
+
+def test_the_noise_is_that_of_the_background_alone():
+    """A median over the frames takes in something of an object that stands in a third of them."""
+    x = 0.4 + 0.05 * torch.randn(100, 1, 48, 64, generator=torch.Generator().manual_seed(0))
+    x[67:, :, 8:32, 8:32] += 0.4
+    model = SceneVAE(shape=(1, 48, 64), rank=0)
+    with torch.no_grad():
+        model._estimate(x)
+    assert model.noise[0, 8:32, 8:32].mean() > 0.07
+    model.start(x)
+    # From 67 frames a deviation is known to 0.05 / sqrt(134), and the mean of 576 such to a 24th of that; a
+    # few pixels may keep some of the object.
+    assert abs(model.noise[0, 8:32, 8:32].mean() - 0.05) < 0.004
+    assert (model.mean[0, 8:32, 8:32] - 0.4).abs().mean() < 0.01
 
 
 @pytest.mark.parametrize(("channels", "size", "rank"), [(1, (40, 48), 0), (3, (33, 45), 2), (1, (9, 11), 1)])
@@ -112,7 +131,9 @@ def test_shapes(channels, size, rank):
     out = model(x[:3])
     assert out.background.shape == out.foreground.shape == (3, channels, *size)
     assert out.mask_logits.shape == out.nats.shape == (3, 1, *size)
-    nats = model.reconstruction(out) + out.kl_fg + model.mask_kl(out) + model.tone_loss(out, x[:3])
+    evidence = model.evidence(out, x[:3])
+    nats = model.reconstruction(out, evidence) + out.kl_fg + model.mask_kl(out)
+    nats = nats + model.tone_loss(out, evidence, x[:3])
     assert nats.shape == (3,)
     nats.sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.numel())
@@ -124,14 +145,31 @@ def test_shapes(channels, size, rank):
 
 def test_the_mixture_is_that_of_the_docstring():
     x = torch.rand(8, 2, 16, 16, dtype=torch.float64)
-    model = SceneVAE(shape=(2, 16, 16), rank=0, window=1, outliers=0.01).double()
+    model = SceneVAE(shape=(2, 16, 16), rank=0, outliers=0.01).double()
     model.start(x)
     out = model(x, sample=False)
     normal = torch.distributions.Normal(model.mean, model.noise)
     p_background = 0.99 * normal.log_prob(x).sum(1, keepdim=True).exp() + 0.01
     m = torch.sigmoid(out.mask_logits)
     expected = -torch.log(m + (1 - m) * p_background).flatten(1).sum(1)
-    assert torch.allclose(model.reconstruction(out), expected, rtol=1e-12)
+    assert torch.allclose(model.reconstruction(out, out.nats), expected, rtol=1e-12)
+
+
+def test_evidence_is_what_neighbours_agree_on_and_its_gradient_a_pixels_own():
+    x = 0.5 + 0.02 * torch.randn(12, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    x[3, :, 8:16, 8:16] = 0.9
+    x[3, :, 11, 11] = 0.5  # inside the object one pixel is as the background
+    model = SceneVAE(shape=(1, 24, 24), rank=0)
+    model.start(x)
+    out = model(x[3:4], sample=False)
+    evidence = model.evidence(out, x[3:4])
+    assert out.nats[..., 8, 8] > 5 > 0 > out.nats[..., 11, 11]
+    assert evidence[..., 8:16, 8:16].min() > 0 > evidence[..., :6, :].max()
+    given = torch.randn(evidence.shape, generator=torch.Generator().manual_seed(1))
+    of_evidence, of_nats = (
+        torch.autograd.grad((given * e).sum(), model.mean, retain_graph=True)[0] for e in (evidence, out.nats)
+    )
+    assert torch.equal(of_evidence, of_nats)
 
 
 def test_noise_does_not_depend_on_how_a_batch_is_split():
@@ -198,7 +236,7 @@ def test_what_cannot_be_right_is_said():
         model.start(torch.rand(9, 1, 24, 24))
     with pytest.raises(InputError, match=r"has 3 frames to start from.*expected at least 4"):
         model.start(torch.rand(3, 1, 24, 32))
-    for option, value in {"window": 4, "outliers": 0.0, "mask_prior": 1.0, "rank": -1, "width": 0}.items():
+    for option, value in {"outliers": 0.0, "mask_prior": 1.0, "rank": -1, "width": 0}.items():
         with pytest.raises(InputError, match=option):
             SceneVAE(shape=(1, 24, 24), **{option: value})
     trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)

@@ -165,7 +165,8 @@ class FgbgCLI(LightningCLI):
         if None in (given, default, actual) or tuple(given) in (default.default, tuple(actual)):
             return
         raise InputError(
-            f"--model.shape is {list(given)}, but the model is made for the images, {list(actual)}: leave it out"
+            f"--model.shape is {list(given)}, but the model is made for the images, {list(actual)}: "
+            "leave it out"
         )
 
     def _check_same_run(self, saved: Path) -> None:

@@ -86,8 +86,8 @@ def warn_of_mask(share: Tensor | float | None, where: str) -> None:
     if share is not None and not 0.001 <= share <= 0.9:
         warnings.warn(
             f"the masks cover {float(share):.2%} of {where}: if more, or less, is in front, try another "
-            "--config or seed_everything (objects: also a bg_cell or a crop of another size, another fg_scale; "
-            "calcium: another cell)",
+            "--config or seed_everything (objects: also a bg_cell or a crop of another size, another "
+            "fg_scale; calcium: another cell)",
             stacklevel=2,
         )
 

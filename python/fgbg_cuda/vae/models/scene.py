@@ -18,6 +18,8 @@ from .smoothing import smooth_mask
 STRIDE = 8  # of the foreground's grid of latents, and of the pixels that say how bright the scene is
 LEAST_NOISE = 0.025  # standard deviation; less is not known of 8 bits that were compressed
 SPREAD = 1.4826  # a Gaussian's standard deviation over its median absolute deviation
+ROUNDS = 2  # in which the background is found anew without the objects in front of it
+LEAST_SEEN = 0.15  # of the frames, for a pixel's background to be taken from those that show it
 MOST_LOG_ODDS = 3.0  # of the decoded mask: what training hardly ever saw may still be foreground
 
 
@@ -62,18 +64,18 @@ class SceneVAE(nn.Module):
     Of a movie with values in [0, 1]:
 
     - The background is :math:`b = \mu + \sum_k z_k U_k`: ``mean`` is at first the median of the frames, ``U``
-      the ``rank`` largest principal components of what is left, clipped so that objects hardly count. z is
-      not encoded but solved for each frame, by least squares that give outliers little weight
+      the ``rank`` largest principal components of what is left, clipped so that objects hardly count. Both,
+      and the noise, are then found twice more, without the pixels that are foreground by these. z is not
+      encoded but solved for each frame, by least squares that give outliers little weight
       (:meth:`background`), with z ~ N(0, t^2) a priori: t is found in the movie, from the median absolute
       deviation of z. So what differs in less than half of the frames, as an object that stops does, is no
       change of the background.
     - A pixel of the background is :math:`(1 - \epsilon) N(x; b, \sigma^2) + \epsilon`, with a :math:`\sigma`
-      of its own, from the median absolute deviation over the frames: leaves that move have a larger one. Of
+      of its own, the standard deviation over the frames that show it: leaves that move have a larger one. Of
       the foreground, which may look like anything, it is uniform in [0, 1]: log p = 0.
     - The foreground has a grid of latents, one vector for 8 x 8 pixels, z ~ N(0, 1), decoded to log-odds l of
-      the mask. Each pixel is a mixture of the two, whose evidence is averaged over ``window`` x ``window``
-      pixels, as that of neighbours is not independent:
-      :math:`-\log(\sigma(l) + \sigma(-l) e^{-n})` with n the average of -log p(x | b).
+      the mask. Each pixel is a mixture of the two, :math:`-\log(\sigma(l) + \sigma(-l) e^{-n})`, whose
+      evidence n is -log p(x | b) after neighbours that look alike have agreed on it (:meth:`evidence`).
     - Beside it a tone of the foreground is learned, for what training shows.
 
     The loss adds KL(q(z|x) || N(0, 1)) and ``mask_weight`` KL(Ber(sigmoid(l)) || Ber(``mask_prior``)).
@@ -89,7 +91,6 @@ class SceneVAE(nn.Module):
         width: channels of the networks at half the resolution.
         latents: at each place of the foreground's grid.
         outliers: :math:`\epsilon`, the share of background pixels that may have any value.
-        window: side of the window over which evidence is averaged in training, odd.
         mask_prior: how much of a frame the foreground is expected to cover.
         mask_weight: of the KL of the masks.
 
@@ -106,21 +107,18 @@ class SceneVAE(nn.Module):
         width: int = 16,
         latents: int = 4,
         outliers: float = 0.002,
-        window: int = 3,
         mask_prior: float = 0.05,
         mask_weight: float = 0.2,
     ) -> None:
         super().__init__()
         at_least(0, mask_weight=mask_weight)
         whole(0, rank=rank)
-        whole(1, width=width, latents=latents, window=window)
+        whole(1, width=width, latents=latents)
         positive(outliers=outliers, mask_prior=mask_prior)
-        if window % 2 == 0:
-            raise InputError(f"window is {window}, expected an odd number")
         if not max(outliers, mask_prior) < 1:
             raise InputError(f"outliers is {outliers} and mask_prior {mask_prior}, expected less than 1")
         channels = shape[0]
-        self.outliers, self.window = outliers, window
+        self.outliers = outliers
         self.mask_prior, self.mask_weight = mask_prior, mask_weight
         self.mean = nn.Parameter(torch.zeros(shape))
         self.components = nn.Parameter(torch.zeros(rank, *shape))
@@ -159,9 +157,24 @@ class SceneVAE(nn.Module):
             InputError: they have another shape than the model, or are fewer than ``rank`` + 2.
         """
         check_start(frames, self.mean, len(self.components) + 2)
-        self.mean.copy_(frames.median(0).values)
-        if len(self.components):
+        self._estimate(frames)
+        for _ in range(ROUNDS):
+            behind = torch.cat([smooth_mask(self._unseen(part), part) for part in frames.split(16)]) < 0.5
+            # Where something is nearly always in front, that is all that is known of the background.
+            self._estimate(frames, behind | (behind.float().mean(0) < LEAST_SEEN))
+
+    def _estimate(self, frames: Tensor, behind: Tensor | None = None) -> None:
+        """The background and its noise, from the pixels [N, 1, H, W] that are ``behind`` all objects or, as
+        long as these are not known, by medians that objects hardly change.
+        """
+        if behind is None:
+            self.mean.copy_(frames.median(0).values)
             rest = frames - self.mean
+        else:
+            hidden = torch.cat([self.background(part) for part in frames.split(16)])
+            self.mean.copy_(torch.where(behind, frames, torch.nan).nanmedian(0).values)
+            rest = torch.where(behind, frames, hidden) - self.mean
+        if len(self.components):
             most = 4 * SPREAD * rest.abs().median().clamp(min=1e-3)
             rest = rest.clamp(-most, most).flatten(1)
             # Principal components by way of the frames, of which there are fewer than pixels.
@@ -173,7 +186,12 @@ class SceneVAE(nn.Module):
             self.spread.copy_(spread_of(z))
         # In parts: the movie may be large.
         rest = torch.cat([part - self.background(part) for part in frames.split(16)])
-        noise = spread_of(rest)
+        if behind is None:
+            noise = spread_of(rest)
+        else:  # leaves in the wind differ rarely, but then by much: a median would not know
+            count = behind.sum(0)
+            rest = torch.where(behind, rest - (rest * behind).sum(0) / count, 0)
+            noise = (rest.square().sum(0) / count).sqrt()
         # Of a pixel's own deviation little is known from some hundred frames: a part of all pixels' is added.
         self.noise.copy_((0.7 * noise**2 + 0.3 * noise.median() ** 2).sqrt().clamp(min=LEAST_NOISE))
 
@@ -223,6 +241,10 @@ class SceneVAE(nn.Module):
             torch.sigmoid(2 * tone), background, logits, nats, kl, torch.zeros_like(kl), (latent,), ()
         )
 
+    def _unseen(self, x: Tensor) -> Tensor:
+        """The log-odds of the masks where nothing is known but a pixel and the background."""
+        return self._nats(x, self.background(x)) - MOST_LOG_ODDS
+
     def _nats(self, x: Tensor, background: Tensor) -> Tensor:
         """-log p(x | background) of each pixel, channels joint: [B, 1, H, W]."""
         gaussian = fgbg_cuda.reconstruction_loss(
@@ -231,15 +253,26 @@ class SceneVAE(nn.Module):
         outlier = torch.full_like(gaussian, math.log(self.outliers))
         return -torch.logaddexp(math.log1p(-self.outliers) - gaussian, outlier)
 
-    def reconstruction(self, out: SceneOutput) -> Tensor:
-        """-log p(x | z) in nats: [B], evidence being averaged over windows."""
+    def evidence(self, out: SceneOutput, x: Tensor) -> Tensor:
+        """Nats for the foreground at each pixel of x: [B, 1, H, W].
+
+        Neighbours' own evidence, ``out.nats``, is not independent, and around an object it is weak. So the
+        value is the log-odds of the random field that also makes the masks (:func:`smooth_mask`); the
+        gradient, by which the background learns, is that of a pixel's own.
+        """
+        with torch.no_grad():
+            agreed = torch.logit(smooth_mask(out.nats, x), eps=1e-3).clamp(max=-math.log(self.outliers))
+        return out.nats + (agreed - out.nats).detach()
+
+    def reconstruction(self, out: SceneOutput, evidence: Tensor) -> Tensor:
+        """-log p(x | z) in nats: [B]."""
         logits = out.mask_logits
-        nats = -torch.logaddexp(F.logsigmoid(logits), F.logsigmoid(-logits) - self._averaged(out.nats))
+        nats = -torch.logaddexp(F.logsigmoid(logits), F.logsigmoid(-logits) - evidence)
         return nats.flatten(1).sum(1)
 
-    def tone_loss(self, out: SceneOutput, x: Tensor) -> Tensor:
+    def tone_loss(self, out: SceneOutput, evidence: Tensor, x: Tensor) -> Tensor:
         """What the tone misses of the pixels that are foreground: [B]."""
-        posterior = torch.sigmoid(out.mask_logits + self._averaged(out.nats)).detach()
+        posterior = torch.sigmoid(out.mask_logits + evidence).detach()
         return fgbg_cuda.masked_reconstruction_loss(
             out.foreground, None, x, mask=posterior, likelihood="gaussian", fg_scale=0.1, reduction="sample"
         )
@@ -258,10 +291,6 @@ class SceneVAE(nn.Module):
             for side, sign in ((-2, "-"), (2, "+")):
                 pictures[f"z[{k}] = {sign}2 std"] = self.mean + side * spread * component
         return {name: picture.clamp(0, 1) for name, picture in pictures.items()}
-
-    def _averaged(self, nats: Tensor) -> Tensor:
-        edge = self.window // 2
-        return F.avg_pool2d(F.pad(nats, (edge,) * 4, mode="replicate"), self.window, stride=1)
 
     @torch.no_grad()
     def separate(self, x: Tensor) -> Separation:

@@ -62,9 +62,11 @@ class SceneModule(MovieModule):
         self.save_hyperparameters()
 
     def objective(self, out: SceneOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        x = images_of(batch)
+        evidence = self.model.evidence(out, x)
         terms = {
-            "reconstruction": self.model.reconstruction(out).mean(),
-            "tone": self.model.tone_loss(out, images_of(batch)).mean(),
+            "reconstruction": self.model.reconstruction(out, evidence).mean(),
+            "tone": self.model.tone_loss(out, evidence, x).mean(),
             "kl_fg": out.kl_fg.mean(),
             "kl_mask": self.model.mask_kl(out).mean(),
         }
@@ -72,7 +74,8 @@ class SceneModule(MovieModule):
         return terms["reconstruction"] + terms["tone"] + kl, terms
 
     def elbo(self, out: SceneOutput, x: Tensor) -> Tensor:
-        return -(self.model.reconstruction(out) + out.kl_fg + self.model.mask_kl(out))
+        nats = self.model.reconstruction(out, self.model.evidence(out, x))
+        return -(nats + out.kl_fg + self.model.mask_kl(out))
 
     def suspects(self, out: SceneOutput, x: Tensor) -> dict[str, Tensor]:
         return {
