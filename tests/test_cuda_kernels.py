@@ -474,6 +474,7 @@ def test_graphs_need_no_memset(sample, kernels):
 # --- planted defects ------------------------------------------------------------------------------
 
 _IMAGE, _ROWS = _images(3, 2, 5, 7, return_terms=True), _latents("gaussian_kl", 600, 9)
+_VECTORS = _images(3, 2, 6, 6, return_terms=True)  # vectors: of single pixels none is past the end
 _SAMPLES = _latents("gaussian_kl", 3, 4000, reduction="sample")
 _SCALES = _images(2, 2, 50, 50, likelihood="laplace", scale=True)
 # (what, file compiled, file changed, text, other text, who sees it, what it says)
@@ -560,7 +561,7 @@ DEFECTS = [
     ),
     (
         "lanes past the end of an image read there", "reconstruction_backward.cu",
-        "cuda/reconstruction_backward.cu", "item.begin + (live ? at : 0)", "item.begin + at", _IMAGE,
+        "cuda/reconstruction_backward.cu", "item.begin + (live ? at : 0)", "item.begin + at", _VECTORS,
         "out of bounds",
     ),
 ]  # fmt: skip
