@@ -120,7 +120,7 @@ nvcc-is-there:
 	@command -v nvcc > /dev/null || { echo "make cuda-build needs nvcc (CUDA 13) on PATH"; exit 1; }
 
 cuda-build: nvcc-is-there $(cuda_stamp)
-	@echo "Compiling the CUDA kernels: about ten minutes on two cores"
+	@echo "Compiling the CUDA kernels: about a quarter of an hour on two cores"
 	$(cuda_run) -m pip install -v --no-build-isolation --no-deps --force-reinstall $(strict) \
 	  -C cmake.define.FGBG_CUDA=ON -C build-dir=build/$(notdir $(CUDA_VENV)) .
 	cd tests && ../$(cuda_run) -c 'import fgbg_cuda; info = fgbg_cuda.build_info(); print(info); assert info["cuda"]'
