@@ -71,7 +71,7 @@ def run(config: DemoConfig, resume: bool = False) -> dict:
     L.seed_everything(config.seed)
     data = DigitsOnTexture(config.background, config.size, config.seed, config.train, config.val, config.test)
     data.setup()
-    module = LayeredVAEModule(networks=ObjectNetworks(width=config.width))
+    module = LayeredVAEModule(networks=ObjectNetworks(width=config.width, tone="bright"))
     spent = time.monotonic() - started
     trainer = make_trainer(
         out,

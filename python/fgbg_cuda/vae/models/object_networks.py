@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,22 +20,25 @@ BRIGHT = 1.7  # log-odds of the tone that training starts with
 class ObjectNetworks(Networks):
     """For an object that is flat in tone, compact and cheap to describe, over what is drawn coarsely.
 
-    Whether it is brighter or darker than what is around it, the first batch of the training tells.
-
     Args:
         fg_latents: foreground latents in each 8 x 8 pixels, beside those of the tone and of the place.
         bg_latents: background latents in each ``bg_cell`` x ``bg_cell`` pixels.
         width: channels of the foreground's networks, a multiple of 4.
         bg_cell: 8, 16 or 32 pixels, see :class:`BackgroundDecoder`: larger than what is not to be background.
+        tone: whether the object is ``"bright"`` or ``"dark"`` before what is around it; ``"auto"``: the first
+            batch of the training tells, by its skewness, which a texture with a skewness of its own misleads.
     """
 
     fg_latents: int = 8
     bg_latents: int = 2
     width: int = 32
     bg_cell: int = 8
+    tone: Literal["auto", "bright", "dark"] = "auto"
 
     def __post_init__(self) -> None:
-        whole(1, **asdict(self))
+        whole(1, **{name: value for name, value in asdict(self).items() if name != "tone"})
+        if self.tone not in ("auto", "bright", "dark"):
+            raise InputError(f"tone is {self.tone!r}, expected auto, bright or dark")
         if self.width % 4:
             raise InputError(f"width is {self.width}, expected a multiple of 4")
         if self.bg_cell not in (8, 16, 32):
@@ -45,7 +49,11 @@ class ObjectNetworks(Networks):
         return self.bg_cell
 
     def start(self, model: nn.Module, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
-        model.fg_decoder.start(reduce(contrast(x, self.bg_cell)))
+        if self.tone == "auto":
+            sign = reduce(contrast(x, self.bg_cell))
+        else:
+            sign = x.new_full((x.shape[1],), 1.0 if self.tone == "bright" else -1.0)
+        model.fg_decoder.start(sign)
 
     def build(self, shape: tuple[int, int, int], likelihood: str) -> tuple[nn.Module, ...]:
         if likelihood == "bernoulli":
