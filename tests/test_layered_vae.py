@@ -555,3 +555,14 @@ def test_images_without_any_truth_train_too(tmp_path, kind):
     assert any(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
     assert "val/elbo" in trainer.callback_metrics
     assert "val/iou" not in trainer.callback_metrics
+
+
+@pytest.mark.parametrize(("tone", "bright"), [("auto", False), ("bright", True), ("dark", False)])
+def test_a_tone_that_is_given_is_not_searched_for(tone: str, bright: bool):
+    """A texture may be skewed by itself, as photographs of grass are."""
+    x = torch.full((4, 1, 32, 32), 0.6)
+    x[..., ::7, ::7] = 0.1
+    networks = ObjectNetworks(width=8, tone=tone)
+    model = LayeredVAE(shape=(1, 32, 32), networks=networks)
+    networks.start(model, x, lambda sign: sign)
+    assert (model.fg_decoder.tone[-1].bias > 0).all() == bright
