@@ -2,8 +2,6 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/core/CPUAllocator.h>
 
 #if defined(__linux__) && !defined(FGBG_NO_CPU_CACHE)
@@ -49,10 +47,7 @@ class CachingAllocator final : public c10::Allocator {
     return *allocator;
   }
 
-  bool serves(int64_t numel, const at::TensorOptions& options) const {
-    return enabled_.load(std::memory_order_relaxed) && options.device().is_cpu() &&
-           static_cast<size_t>(numel) * options.dtype().itemsize() >= kSmallest;
-  }
+  bool serves(size_t bytes) const { return bytes >= kSmallest && enabled_.load(std::memory_order_relaxed); }
 
   c10::DataPtr allocate(size_t bytes) override {
     const size_t page = bytes >= kLarge ? kHugePage : kPage;
@@ -121,26 +116,7 @@ class CachingAllocator final : public c10::Allocator {
   std::atomic<bool> enabled_{true};
 };
 
-constexpr c10::DispatchKeySet kDense(c10::DispatchKey::CPU);
-
 }  // namespace
-
-at::Tensor empty_cached(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  auto& allocator = CachingAllocator::instance();
-  if (!allocator.serves(c10::multiply_integers(sizes), options)) return at::empty(sizes, options);
-  return at::detail::empty_generic(sizes, &allocator, kDense, c10::typeMetaToScalarType(options.dtype()),
-                                   std::nullopt);
-}
-
-at::Tensor empty_cached_like(const at::Tensor& like, const at::TensorOptions& options) {
-  auto& allocator = CachingAllocator::instance();
-  if (!allocator.serves(like.numel(), options)) return at::empty_like(like, options);
-  const auto strides = like.is_non_overlapping_and_dense()
-                           ? like.strides().vec()
-                           : at::infer_dense_strides(like.sizes(), like.strides());
-  return at::detail::empty_strided_generic(like.sizes(), strides, &allocator, kDense,
-                                           c10::typeMetaToScalarType(options.dtype()));
-}
 
 void use_cache(bool enabled) { CachingAllocator::instance().use(enabled); }
 int64_t cached_bytes() { return static_cast<int64_t>(CachingAllocator::instance().total()); }
@@ -148,16 +124,37 @@ void empty_cache() { CachingAllocator::instance().clear(); }
 
 #else
 
-at::Tensor empty_cached(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  return at::empty(sizes, options);
-}
-at::Tensor empty_cached_like(const at::Tensor& like, const at::TensorOptions& options) {
-  return at::empty_like(like, options);
-}
 void use_cache(bool) {}
 int64_t cached_bytes() { return 0; }
 void empty_cache() {}
 
 #endif
+
+namespace {
+
+constexpr c10::DispatchKeySet kDense(c10::DispatchKey::CPU);
+
+c10::Allocator* allocator_of([[maybe_unused]] int64_t numel, [[maybe_unused]] at::ScalarType dtype) {
+#ifdef FGBG_CPU_CACHE
+  auto& cache = CachingAllocator::instance();
+  if (cache.serves(static_cast<size_t>(numel) * c10::elementSize(dtype))) return &cache;
+#endif
+  return c10::GetCPUAllocator();
+}
+
+}  // namespace
+
+at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) {
+  c10::Allocator* const allocator = allocator_of(c10::multiply_integers(sizes), dtype);
+  return at::detail::empty_generic(sizes, allocator, kDense, dtype, std::nullopt);
+}
+
+at::Tensor empty_like(const at::Tensor& like, at::ScalarType dtype) {
+  const auto strides = like.is_non_overlapping_and_dense()
+                           ? like.strides().vec()
+                           : at::infer_dense_strides(like.sizes(), like.strides());
+  return at::detail::empty_strided_generic(like.sizes(), strides, allocator_of(like.numel(), dtype), kDense,
+                                           dtype);
+}
 
 }  // namespace fgbg::cpu

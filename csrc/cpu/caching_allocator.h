@@ -1,4 +1,5 @@
-// A caching allocator for the large results of CPU ops.
+// The results of CPU ops, allocated past the dispatcher, which costs more than a small result does; large
+// ones by a caching allocator.
 //
 // A freed tensor of more than some 100 KB may go back to the system, and the next one then comes as pages
 // that have never been touched: a page fault for each, several times as slow as writing to it. So freed
@@ -13,10 +14,11 @@
 
 namespace fgbg::cpu {
 
-at::Tensor empty_cached(at::IntArrayRef sizes, const at::TensorOptions& options);
-at::Tensor empty_cached_like(const at::Tensor& like, const at::TensorOptions& options);
+at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype);
+// Dense, in the order of the strides of `like`.
+at::Tensor empty_like(const at::Tensor& like, at::ScalarType dtype);
 
-// Whether new results come from it (at first they do). What it holds stays until it is emptied.
+// Whether large results come from the cache (at first they do). What it holds stays until it is emptied.
 void use_cache(bool enabled);
 // Bytes of freed blocks that are kept, at most 128 MB.
 int64_t cached_bytes();

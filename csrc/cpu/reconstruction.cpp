@@ -222,7 +222,7 @@ class Loss {
     if (!args_.partial) return;
     // Areas are pixels; a mask or a weight with channels has 1/C of a pixel in each.
     const double share = args_.mask_per_channel || args_.weight ? 1.0 / static_cast<double>(channels_) : 1.0;
-    for (int t = 0; t < kTerms; ++t)
+    for (int t = 0; t < args_.final_reductions[0].terms; ++t)
       args_.partial[(t * shape_.size[0] + b_) * segments_ + segment_] =
           (t < 2 ? 1.0 : share) * sums_[t].take();
   }

@@ -22,8 +22,7 @@ inline Tensor empty_kl(const Tensor& like, Reduction reduction, at::ScalarType d
 // Has the kernel write `kl` as partial sums, which are returned and have to outlive it.
 template <class Args>
 Tensor set_sums(Args& args, const Tensor& kl, Reduction reduction) {
-  const Tensor partial = at::empty({args.shape.samples, FGBG_ON_DEVICE(row_segments, args.shape, kl)},
-                                   kl.options().dtype(at::kDouble));
+  const Tensor partial = empty_sums({args.shape.samples, FGBG_ON_DEVICE(row_segments, args.shape, kl)}, kl);
   args.partial = partial.template mutable_data_ptr<double>();
   FinalReduction& f = args.final_reductions[0];
   f.partial = args.partial;

@@ -69,8 +69,7 @@ Tensor set_results(ReconstructionArgs& args, const ReconstructionLoss& op, const
     if (!op.wants_terms()) return {};
   }
   const int64_t segments = FGBG_ON_DEVICE(pixel_segments, args.shape, fg);
-  const Tensor partial =
-      at::empty({kTerms, fg.size(0), fg.numel() > 0 ? segments : 0}, fg.options().dtype(at::kDouble));
+  const Tensor partial = empty_sums({kTerms, fg.size(0), fg.numel() > 0 ? segments : 0}, fg);
   args.partial = partial.mutable_data_ptr<double>();
   FinalReduction& f = args.final_reductions[0];
   f.partial = args.partial;
@@ -103,7 +102,7 @@ Tensor set_scale_sums(ReconstructionArgs& args, const ReconstructionLoss& op, co
   if (!gradients[0].defined() && !gradients[1].defined()) return {};
   const int64_t channels = op.fg.size(1);
   const int64_t tasks = op.fg.size(0) * FGBG_ON_DEVICE(pixel_segments, args.shape, op.fg);
-  const Tensor partial = at::empty({2, channels, tasks}, op.fg.options().dtype(at::kDouble));
+  const Tensor partial = empty_sums({2, channels, tasks}, op.fg);
   args.scale_partial = partial.mutable_data_ptr<double>();
   for (int which = 0; which < 2; ++which) {
     const Tensor& gradient = gradients[which];
@@ -237,9 +236,9 @@ Forward ReconstructionLoss::allocate(Needs needs) const {
   if (reduction != Reduction::none)
     out.outputs.push_back(empty_loss(fg, reduction, dtype()));
   else
-    out.outputs.push_back(joint(*this) ? at::empty_symint(loss_sizes(*this), options)
+    out.outputs.push_back(joint(*this) ? empty_result(loss_sizes(*this), options)
                                        : empty_result_like(fg, options));
-  if (wants_terms()) out.outputs.push_back(at::empty_symint({kTerms, fg.sym_size(0)}, options));
+  if (wants_terms()) out.outputs.push_back(empty_result({kTerms, fg.sym_size(0)}, options));
   if (writes_gradients(*this, needs)) out.saved = defined_of(empty_gradients(operands_of(*this), needs));
   return out;
 }

@@ -87,8 +87,7 @@ Tensor set_results(SlotArgs& args, const SlotLoss& op, const variable_list& outp
     return {};
   }
   const int64_t segments = FGBG_ON_DEVICE(pixel_segments, args.shape, target);
-  const Tensor partial =
-      at::empty({target.size(0), target.numel() > 0 ? segments : 0}, target.options().dtype(at::kDouble));
+  const Tensor partial = empty_sums({target.size(0), target.numel() > 0 ? segments : 0}, target);
   args.partial = partial.mutable_data_ptr<double>();
   FinalReduction& f = args.final_reductions[0];
   f.partial = args.partial;
@@ -108,7 +107,7 @@ Tensor set_scale_sums(SlotArgs& args, const SlotLoss& op, const Tensor& d_scale)
   if (!d_scale.defined() || has_map(op)) return {};
   const int64_t scales = d_scale.numel();
   const int64_t tasks = op.target.size(0) * FGBG_ON_DEVICE(pixel_segments, args.shape, op.target);
-  const Tensor partial = at::empty({scales, tasks}, op.target.options().dtype(at::kDouble));
+  const Tensor partial = empty_sums({scales, tasks}, op.target);
   args.scale_partial = partial.mutable_data_ptr<double>();
   FinalReduction& f = args.final_reductions[1];
   f.partial = args.scale_partial;
@@ -249,7 +248,7 @@ Forward SlotLoss::allocate(Needs needs) const {
   if (reduction != Reduction::none)
     out.outputs.push_back(empty_loss(target, reduction, dtype()));
   else
-    out.outputs.push_back(joint(*this) ? at::empty_symint(loss_sizes(*this), options)
+    out.outputs.push_back(joint(*this) ? empty_result(loss_sizes(*this), options)
                                        : empty_result_like(target, options));
   if (return_responsibilities) out.outputs.push_back(empty_result(joined(slots, 2, *this), options));
   if (writes_gradients(*this, needs)) out.saved = defined_of(empty_gradients(operands_of(*this), needs));

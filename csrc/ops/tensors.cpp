@@ -262,18 +262,24 @@ double reduction_factor(Reduction reduction, int64_t batch, int64_t elements) {
 
 Tensor empty_result(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
   if (options.device().is_cpu())
-    if (const auto known = c10::asIntArrayRefSlowOpt(sizes)) return cpu::empty_cached(*known, options);
+    if (const auto known = c10::asIntArrayRefSlowOpt(sizes))
+      return cpu::empty(*known, c10::typeMetaToScalarType(options.dtype()));
   return at::empty_symint(sizes, options);
 }
 
 Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options) {
-  return options.device().is_cpu() ? cpu::empty_cached_like(like, options) : at::empty_like(like, options);
+  return options.device().is_cpu() ? cpu::empty_like(like, c10::typeMetaToScalarType(options.dtype()))
+                                   : at::empty_like(like, options);
+}
+
+Tensor empty_sums(at::IntArrayRef sizes, const Tensor& like) {
+  return like.is_cpu() ? cpu::empty(sizes, at::kDouble) : at::empty(sizes, like.options().dtype(at::kDouble));
 }
 
 Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype, int64_t batch_dims) {
   const auto options = like.options().dtype(dtype);
-  if (reduction != Reduction::sample) return at::empty({}, options);
-  return at::empty_symint(like.sym_sizes().slice(0, static_cast<size_t>(batch_dims)), options);
+  if (reduction != Reduction::sample) return empty_result({}, options);
+  return empty_result(like.sym_sizes().slice(0, static_cast<size_t>(batch_dims)), options);
 }
 
 variable_list empty_gradients(const variable_list& operands, Needs needs) {

@@ -86,9 +86,12 @@ inline Upstream upstream_of(const Tensor& grad, Reduction reduction, double fact
 
 // --- results --------------------------------------------------------------------------------------
 
-// Tensors that a kernel is about to fill: large ones on the CPU from the caching allocator.
+// Tensors that a kernel is about to fill.
 Tensor empty_result(c10::SymIntArrayRef sizes, const at::TensorOptions& options);
 Tensor empty_result_like(const Tensor& like, const at::TensorOptions& options);
+
+// Partial sums of a kernel, on the device of another tensor.
+Tensor empty_sums(at::IntArrayRef sizes, const Tensor& like);
 
 // A loss tensor for a reduction other than none.
 Tensor empty_loss(const Tensor& like, Reduction reduction, at::ScalarType dtype, int64_t batch_dims = 1);
