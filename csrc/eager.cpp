@@ -14,6 +14,7 @@
 
 #include <limits>
 
+#include "ops/autograd.h"
 #include "ops/bernoulli.h"
 #include "ops/categorical.h"
 #include "ops/gaussian.h"

@@ -44,8 +44,8 @@ bool known_to_be_ones(const Tensor& grad) {
 Tensor scaled(const Tensor& gradient, const Tensor& grad) {
   Tensor factor = grad;
   while (grad.dim() > 0 && factor.dim() < gradient.dim()) factor = factor.unsqueeze(-1);
-  if (gradient.scalar_type() == grad.scalar_type()) return gradient * factor;
-  return (gradient.to(grad.scalar_type()) * factor).to(gradient.scalar_type());
+  if (gradient.scalar_type() == grad.scalar_type()) return gradient.mul(factor);
+  return gradient.to(grad.scalar_type()).mul(factor).to(gradient.scalar_type());
 }
 
 }  // namespace

@@ -1,18 +1,6 @@
 // Forward and backward of every op, as dispatcher ops (what compilers and modes see) and as one autograd
 // function, the same whether they are reached eagerly or through the dispatcher.
 //
-// An op is a struct (see signature.h) with
-//   kName, kOperands, kOutputs, kGradNames   for the schemas
-//   kKept           what backward can use of what forward has saved, by name
-//   check()         raises what is wrong with the tensors
-//   like(), dtype() the tensor that results resemble; the type of the computation
-//   allocate(needs) the outputs and what is saved, yet to be filled: all there is to do while tracing
-//   forward(needs)  the same, filled
-//   backward(grads, kept, needs, overwrite)    the gradients that are needed, one for each operand
-//   reuse(grads, saved, needs, overwrite, out) those that follow from what forward has saved; returns the
-//                   needs that are left to backward()
-// and where it differs from OpDefaults: what is said there.
-//
 // What forward saves depends on its arguments alone, never on earlier calls: activation checkpointing repeats
 // a forward pass and compares. A reduced loss is linear in its upstream gradient, so forward writes the
 // gradients for one, and backward multiplies them by the one that arrives, in place if nobody else can see
@@ -27,29 +15,9 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
-#include "signature.h"
-#include "tensors.h"
+#include "op.h"
 
 namespace fgbg::ops {
-
-struct Forward {
-  variable_list outputs;
-  variable_list saved;  // for backward
-};
-
-struct OpDefaults {
-  static constexpr const char* kKept = nullptr;
-
-  // How many of the outputs are asked for, the first ones.
-  size_t wanted() const { return 1; }
-  // Whether the second output is differentiable, and whether backward needs it.
-  bool returns_terms() const { return true; }
-  bool saves_terms() const { return false; }
-  // What forward is to save besides.
-  Needs also_needs(Needs) const { return 0; }
-  // kKept, of what was saved.
-  Tensor kept(const variable_list&) const { return {}; }
-};
 
 // Whether kernels may be called on these tensors, past the dispatcher: neither a mode, a tracer nor a
 // subclass wants to see the op.
@@ -187,15 +155,6 @@ void register_kernels(torch::Library& m) {
 }
 
 // --- autograd -------------------------------------------------------------------------------------
-
-// Turns the gradients for an upstream gradient of one, saved in the order of the operands that need one, into
-// those for grads[0]; returns the needs that are left, none or all. In place if `overwrite`.
-Needs scale_unit_gradients(const variable_list& grads, const variable_list& saved, Needs needs,
-                           bool overwrite, variable_list& out);
-
-// Gradients in float16 are computed in backward: those for an upstream gradient of one could underflow before
-// the loss scale arrives.
-bool may_write_unit_gradients(const variable_list& operands, Needs needs);
 
 // What profilers call a kernel that was called past the dispatcher.
 template <class Op>

@@ -1,7 +1,7 @@
 // bernoulli_kl.
 #pragma once
 
-#include "autograd.h"
+#include "op.h"
 
 namespace fgbg::ops {
 

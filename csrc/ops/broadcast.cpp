@@ -1,7 +1,5 @@
 #include "broadcast.h"
 
-#include <ATen/ExpandUtils.h>
-
 namespace fgbg::ops {
 
 BroadcastGradients::BroadcastGradients(at::TensorList gradients, const Tensor& like, at::ScalarType dtype,
@@ -19,7 +17,7 @@ void BroadcastGradients::sum() const {
 
 void sum_broadcast(const Tensor& from, const Tensor& to, const Tensor& like, bool image) {
   if (from.is_cuda()) {
-    to.copy_(at::sum_to(from, to.sizes()));
+    to.copy_(from.sum_to_size(to.sizes()));
     return;
   }
   if (like.numel() == 0) {

@@ -80,7 +80,7 @@ Needs Gaussian::keep_slope(Needs needs) const {
 Forward Gaussian::results(bool draws, bool sums, Needs needs) const {
   Forward out;
   if (draws) {
-    const auto options = mu.options().dtype(at::promote_types(mu.scalar_type(), spread.scalar_type()));
+    const auto options = mu.options().dtype(c10::promoteTypes(mu.scalar_type(), spread.scalar_type()));
     if (num_samples) {
       auto sizes = mu.sym_sizes().vec();
       sizes.insert(sizes.begin(), *num_samples);
@@ -153,7 +153,7 @@ Needs Reparameterize::reuse(const variable_list& grads, const variable_list& sav
   if (!needs_operand(needs, 1)) return 0;
   if (saved.empty()) return 2;
   // Under a transform what is kept cannot hold the product.
-  out[1] = overwrite ? saved[0].mul_(grad) : saved[0] * grad;
+  out[1] = overwrite ? saved[0].mul_(grad) : saved[0].mul(grad);
   return 0;
 }
 

@@ -1,7 +1,7 @@
 // reparameterize, gaussian_kl and sample_gaussian: z, the KL, or both, by one implementation.
 #pragma once
 
-#include "autograd.h"
+#include "op.h"
 
 namespace fgbg::ops {
 

@@ -2,8 +2,8 @@
 // writes gradients.
 #pragma once
 
-#include "autograd.h"
 #include "broadcast.h"
+#include "op.h"
 
 namespace fgbg::ops {
 

@@ -1,7 +1,7 @@
 // gaussian_log_prob.
 #pragma once
 
-#include "autograd.h"
+#include "op.h"
 
 namespace fgbg::ops {
 

@@ -262,7 +262,7 @@ variable_list ReconstructionLoss::backward(const variable_list& grads, const Ten
   variable_list out = empty_gradients(operands_of(*this), needs);
   Tensor grad = grads[0], grad_terms;
   if (!grad.defined() && reduction == Reduction::none)  // an upstream gradient of the terms alone
-    grad = at::zeros({}, fg.options().dtype(dtype())).expand_as(fg);
+    grad = fg.new_zeros({}, fg.options().dtype(dtype())).expand_as(fg);
   if (grad.defined() && reduction == Reduction::none)
     args.grad_loss_elements = view_of(grad, fg, true);
   else if (grad.defined())

@@ -1,7 +1,7 @@
 // Reconstruction losses of one image, or of two layers, masked, blended or as a mixture: one op.
 #pragma once
 
-#include "autograd.h"
+#include "op.h"
 
 namespace fgbg::ops {
 

@@ -1,4 +1,5 @@
 // Every op, as the dispatcher is told of it.
+#include "autograd.h"
 #include "bernoulli.h"
 #include "categorical.h"
 #include "gaussian.h"

@@ -11,16 +11,16 @@
 //   v.option(name, T&)         anything else
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include "words.h"
 
 namespace fgbg::ops {
 
 using at::Tensor;
-using torch::autograd::variable_list;
+using variable_list = std::vector<Tensor>;  // torch::autograd has the same
 
 constexpr size_t kTensors = 8;  // room for those of an op; with more, a list of them is moved as it grows
 

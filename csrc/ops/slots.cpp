@@ -62,7 +62,7 @@ SlotArgs args_of(const SlotLoss& op) {
 Tensor set_scratch(SlotArgs& args, const SlotLoss& op) {
   const int64_t size = op.target.is_cuda() && op.target.numel() > 0 ? cuda::slot_scratch(args) : 0;
   if (size == 0) return {};
-  const Tensor scratch = at::empty({size}, op.target.options().dtype(op.dtype()));
+  const Tensor scratch = empty_result({size}, op.target.options().dtype(op.dtype()));
   args.scratch = scratch.mutable_data_ptr();
   return scratch;
 }
@@ -132,7 +132,7 @@ void sum_of_slots(const Tensor& full, const Tensor& gradient, const SlotLoss& op
     return;
   }
   sizes[1] = slots;
-  const Tensor of_slots = at::empty(sizes, full.options());
+  const Tensor of_slots = full.new_empty(sizes);
   for (int64_t k = 0; k < slots; ++k)
     sum_broadcast(full.select(1, k), of_slots.select(1, k), op.target, true);
   to.copy_(of_slots.sum(1, true));

@@ -1,7 +1,7 @@
 // Losses of an image that K slots make up: a mixture of them, or their blend. One op.
 #pragma once
 
-#include "autograd.h"
+#include "op.h"
 
 namespace fgbg::ops {
 

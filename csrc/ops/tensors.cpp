@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/core/ScalarType.h>
 
 #include "../cpu/caching_allocator.h"
@@ -320,7 +322,7 @@ void scale_in_place(const variable_list& gradients, const Tensor& upstream) {
     if (!in_order) {
       auto sizes = upstream.sizes().vec();
       sizes.resize(static_cast<size_t>(g.dim()), 1);
-      g.copy_(g.to(grad.scalar_type()) * upstream.reshape(sizes));
+      g.copy_(g.to(grad.scalar_type()).mul_(upstream.reshape(sizes)));
       continue;
     }
     args.gradients[args.count++] = {g.mutable_data_ptr(), storage_dtype(g), g.numel(), row};

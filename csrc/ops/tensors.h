@@ -1,8 +1,9 @@
 // Tensors as the kernels see them: what is accepted, views of operands, results, and running a kernel.
 #pragma once
 
-#include <ATen/ATen.h>
+// Not ATen/ATen.h, nor headers of torch/csrc/autograd, which take g++ twice as long.
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 
 #ifdef FGBG_WITH_CUDA
 #include <c10/cuda/CUDAException.h>
