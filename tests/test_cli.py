@@ -145,9 +145,9 @@ def test_other_networks_have_their_own_defaults(movie, capsys):
 def test_every_config_trains_by_its_name(config, movie, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # as who has installed the package and has no checkout
     options = ["--data.batch_size=8"]
-    if config in ("objects", "video", "calcium"):
+    if config in ("objects", "crowd", "video", "calcium"):
         options += [f"--data.images={movie}"]
-    if config == "objects":
+    if config in ("objects", "crowd"):
         options += ["--data.crop=32", "--data.num_workers=0"]
     main(
         [
@@ -159,7 +159,7 @@ def test_every_config_trains_by_its_name(config, movie, tmp_path, monkeypatch):
 
 
 def test_configs_are_in_the_package_and_in_the_help(capsys):
-    known = ["calcium", "cells_under_disc", "digits_on_grass", "double_elbo", "objects", "video"]
+    known = ["calcium", "cells_under_disc", "crowd", "digits_on_grass", "double_elbo", "objects", "video"]
     assert list(CONFIGS) == known
     assert all(path.is_relative_to(Path(fgbg_cuda.__file__).parent) for path in CONFIGS.values())
     with pytest.raises(SystemExit):

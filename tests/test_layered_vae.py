@@ -26,6 +26,7 @@ from fgbg_cuda.vae import (  # noqa: E402
     ScatteredLightEncoder,
 )
 from fgbg_cuda.vae.models.layered import COMPOSITIONS, LIKELIHOODS  # noqa: E402
+from fgbg_cuda.vae.models.local_tones import local_tones  # noqa: E402
 
 SIZE = (24, 30)
 SHAPE = (1, 60, 60)  # of the cells
@@ -566,3 +567,52 @@ def test_a_tone_that_is_given_is_not_searched_for(tone: str, bright: bool):
     model = LayeredVAE(shape=(1, 32, 32), networks=networks)
     networks.start(model, x, lambda sign: sign)
     assert (model.fg_decoder.tone[-1].bias > 0).all() == bright
+
+
+def crowd_of_discs(bright: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image [1, 1, 64, 64] of blurred discs, the dimmest of a sixth of the contrast, and their masks."""
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    levels = torch.tensor([0.1, 0.15, 0.3, 0.6, 0.1, 0.3])
+    centres = torch.tensor([(12, 12), (12, 34), (12, 54), (38, 14), (38, 36), (52, 56)], dtype=torch.float32)
+    discs = torch.stack([(y - a) ** 2 + (x - b) ** 2 < 8.5**2 for a, b in centres])
+    light = (discs * levels[:, None, None]).sum(0)[None, None]
+    light = torch.nn.functional.avg_pool2d(light, 3, stride=1, padding=1, count_include_pad=False)
+    noise = 0.01 * torch.randn(light.shape, generator=torch.Generator().manual_seed(0))
+    image = 0.1 + light + noise
+    return (image if bright else 1 - image), discs.any(0)[None, None]
+
+
+@pytest.mark.parametrize("bright", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_local_tones_find_dim_objects_beside_bright_ones_to_the_half_of_their_height(bright, channels):
+    image, truth = crowd_of_discs(bright)
+    x = image.expand(1, channels, -1, -1)
+    background = torch.full_like(x, 0.1 if bright else 0.9)
+    tone = torch.full_like(x, 0.7 if bright else 0.3)
+    mask, tones = local_tones(x, background, tone, 4.0)
+    found = mask > 0.5
+    eroded = -torch.nn.functional.max_pool2d(-truth.float(), 3, stride=1, padding=1)
+    rim = truth & (eroded == 0)
+    assert (found != truth).sum() < rim.sum() / 2  # boundaries are right to half a pixel
+    assert found[eroded == 1].all()
+    assert (tones - x).abs()[..., 38, 14].max() < 0.1  # the tone of that object, and not of the others
+    assert (tones - x).abs()[..., 12, 12].max() < 0.05
+
+
+def test_an_image_of_nothing_but_background_has_no_objects():
+    noise = 0.03 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    background, tone = torch.full_like(noise, 0.3), torch.full_like(noise, 0.8)
+    mask, _ = local_tones(background + noise, background, tone, 4.0)
+    assert (mask > 0.5).float().mean() < 0.01
+
+
+def test_networks_of_many_objects_make_the_masks_of_local_tones():
+    x, _ = crowd_of_discs(bright=True)
+    model = LayeredVAE(shape=(1, 64, 64), networks=ObjectNetworks(width=8, bg_cell=32, objects="many"))
+    out = model(x, sample=False)
+    mask, tones = local_tones(x, out.background, out.foreground, reach=4.0)
+    found = model.separate(x)
+    torch.testing.assert_close(found.mask, mask, rtol=0, atol=0)
+    torch.testing.assert_close(found.foreground, mask * tones, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="objects is 'few', expected one or many"):
+        ObjectNetworks(objects="few")

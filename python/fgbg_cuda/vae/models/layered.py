@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fgbg_cuda
 
 from ..errors import InputError, positive
+from .local_tones import local_tones
 from .networks import Gaussian, Networks
 from .object_networks import ObjectNetworks
 
@@ -293,9 +294,14 @@ class LayeredVAE(nn.Module):
         """The layers of x [B, C, H, W], from the posterior means of the latents.
 
         An additive foreground by itself is what it would show over the background where that is dark: over
-        its 10 % quantile in the image.
+        its 10 % quantile in the image. Where the networks have a ``tone_reach``, foreground and mask are
+        those of :func:`~fgbg_cuda.vae.models.local_tones.local_tones`.
         """
         out = self(x, sample=False)
+        reach = self.networks.tone_reach
+        if reach is not None and self.composition == "mixture" and self.has_scales and not self.additive:
+            mask, tones = local_tones(x, out.background, out.foreground, reach)
+            return Separation(mask * tones, out.background, mask, self._compose(mask, tones, out.background))
         logits = out.mask_logits
         if self.composition == "mixture":
             # The responsibility of the foreground: prior log-odds plus log p(x | fg) - log p(x | bg).

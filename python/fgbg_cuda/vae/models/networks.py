@@ -18,9 +18,13 @@ class Networks(ABC):
 
     Attributes:
         size_multiple: the networks take images whose H and W are multiples of it; others are padded.
+        tone_reach: None where the decoded foreground is what a pixel of the foreground shows. A number where
+            the decoder knows one tone for objects that differ: so many pixels from each other they are much
+            alike, and a mixture's masks follow :func:`~fgbg_cuda.vae.models.local_tones.local_tones`.
     """
 
     size_multiple: int
+    tone_reach: float | None = None
 
     def start(self, model: nn.Module, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
         """Sets where training starts, from its first batch x [B, C, H, W]; by default nothing.

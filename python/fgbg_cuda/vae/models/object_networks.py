@@ -27,6 +27,10 @@ class ObjectNetworks(Networks):
         bg_cell: 8, 16 or 32 pixels, see :class:`BackgroundDecoder`: larger than what is not to be background.
         tone: whether the object is ``"bright"`` or ``"dark"`` before what is around it; ``"auto"``: the first
             batch of the training tells, by its skewness, which a texture with a skewness of its own misleads.
+        objects: ``"one"`` in each image of the training, or ``"many"``, each with a tone of its own. The
+            networks know one tone and one place; of many they find the background, and the masks are those
+            of :func:`~fgbg_cuda.vae.models.local_tones.local_tones`, where boundaries run at half an
+            object's height.
     """
 
     fg_latents: int = 8
@@ -34,9 +38,12 @@ class ObjectNetworks(Networks):
     width: int = 32
     bg_cell: int = 8
     tone: Literal["auto", "bright", "dark"] = "auto"
+    objects: Literal["one", "many"] = "one"
 
     def __post_init__(self) -> None:
-        whole(1, **{name: value for name, value in asdict(self).items() if name != "tone"})
+        whole(1, **{name: value for name, value in asdict(self).items() if name not in ("tone", "objects")})
+        if self.objects not in ("one", "many"):
+            raise InputError(f"objects is {self.objects!r}, expected one or many")
         if self.tone not in ("auto", "bright", "dark"):
             raise InputError(f"tone is {self.tone!r}, expected auto, bright or dark")
         if self.width % 4:
@@ -47,6 +54,10 @@ class ObjectNetworks(Networks):
     @property
     def size_multiple(self) -> int:
         return self.bg_cell
+
+    @property
+    def tone_reach(self) -> float | None:
+        return self.bg_cell / 8 if self.objects == "many" else None
 
     def start(self, model: nn.Module, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
         if self.tone == "auto":

@@ -13,11 +13,11 @@ import fgbg_cuda
 
 from ..errors import InputError, at_least, positive, whole
 from .layered import Latent, Separation, draw_latent, draw_seed
+from .local_tones import SPREAD
 from .smoothing import smooth_mask
 
 STRIDE = 8  # of the foreground's grid of latents, and of the pixels that say how bright the scene is
 LEAST_NOISE = 0.025  # standard deviation; less is not known of 8 bits that were compressed
-SPREAD = 1.4826  # a Gaussian's standard deviation over its median absolute deviation
 ROUNDS = 2  # in which the background is found anew without the objects in front of it
 LEAST_SEEN = 0.15  # of the frames, for a pixel's background to be taken from those that show it
 MOST_LOG_ODDS = 3.0  # of the decoded mask: what training hardly ever saw may still be foreground
