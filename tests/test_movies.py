@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("lightning")
 pytest.importorskip("skimage")
 
+from fgbg_cuda.vae import InputError
 from fgbg_cuda.vae.commands.movies import (
     activity_scores,
     cells_found,
@@ -18,7 +19,7 @@ from fgbg_cuda.vae.commands.movies import (
     reproduce_movies,
     table,
 )
-from fgbg_cuda.vae.data.scenes import make_scene
+from fgbg_cuda.vae.data.scenes import PICTURES, make_scene
 from fgbg_cuda.vae.evaluation import peers
 
 
@@ -37,6 +38,30 @@ def test_what_moves_is_found(method):
         truth[t, 8:32, t : t + 16] = True  # large beside the windows of 5 and 7 pixels
     movie[truth] = 0.9
     assert iou(method(movie), truth) > 0.8
+
+
+@pytest.mark.parametrize("method", peers.THRESHOLDS.values())
+def test_what_stands_out_is_found(method):
+    light = np.linspace(0.1, 0.2, 80, dtype=np.float32)
+    stills = np.tile(light[:, None], (2, 80, 1, 1))
+    truth = np.zeros(stills.shape[:3], bool)
+    truth[0, 20:40, 30:50] = truth[1, 50:65, 10:30] = True
+    stills[truth] += 0.5
+    stills += 0.02 * np.random.default_rng(0).standard_normal(stills.shape, np.float32)
+    assert iou(method(stills), truth) > 0.98
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_has_objects_brighter_than_what_is_around_them(name):
+    if name == "nuclei" and not find_spec("stardist"):
+        with pytest.raises(InputError, match="needs the picture that stardist ships"):
+            make_scene(name)
+        return
+    scene = make_scene(name)
+    assert scene.frames.shape == (*scene.mask.shape, 1)
+    assert 0.15 < scene.mask.mean() < 0.4
+    inside = scene.frames[scene.mask].mean()
+    assert inside > 1.5 * scene.frames[~scene.mask].mean()
 
 
 @pytest.mark.parametrize("method", peers.ACTIVITIES.values())
@@ -73,16 +98,19 @@ def test_movies_are_made_trained_on_scored_and_drawn(tmp_path):
         "--trainer.accelerator",
         "cpu",
     )
-    options = {"frames": 60, "size": (48, 64), "options": (*short, "--pictures", "0")}
-    results = reproduce_movies(tmp_path, ("small", "cells"), (0,), **options)
+    options = {"frames": 60, "size": (64, 80), "options": (*short, "--pictures", "0")}
+    scenes = ("small", "cells", "crowd")
+    results = reproduce_movies(tmp_path, scenes, (0,), **options)
     methods = {(r["scene"], r["method"]) for r in results}
     assert {("small", "video"), ("small", "robust PCA"), ("cells", "calcium"), ("cells", "NMF")} <= methods
-    for name in ("small", "cells"):
+    assert {("crowd", "crowd"), ("crowd", "Otsu"), ("crowd", "top-hat and Otsu")} <= methods
+    for name in scenes:
         assert (tmp_path / name / "seed-0" / "masks.png").stat().st_size > 5_000
     assert json.loads((tmp_path / "results.json").read_text()) == results
     written = (tmp_path / "table.md").read_text()
     assert written == table(results)
     assert "| method | small |" in written
+    assert "| method | crowd |" in written
     assert "| method | ap | correlation | traces | found | missed | false |" in written
-    again = reproduce_movies(tmp_path, ("small", "cells"), (0,), **options)
+    again = reproduce_movies(tmp_path, scenes, (0,), **options)
     assert again == results  # read, not run: the seconds are the same

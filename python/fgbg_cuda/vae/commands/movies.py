@@ -1,4 +1,4 @@
-"""``fgbg reproduce movies``: the models of scenes, and classical methods, on made movies with exact truth."""
+"""``fgbg reproduce movies``: models and classical methods on movies and stills with the truth."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import average_precision_score
 
-from ..data.scenes import SCENES, Scene, make_scene
+from ..data.scenes import PICTURES, SCENES, Scene, make_scene
 from ..evaluation.figures import montage, save_film
-from ..evaluation.peers import ACTIVITIES, MASKS
+from ..evaluation.peers import ACTIVITIES, MASKS, THRESHOLDS
 from ..separation.writers import LAYERS
 from .fit import main as fit
 from .separate import main as separate
 
+# What a scene is trained with and compared with, where it is not the video of a camera that stands still.
+PRESETS = {"cells": "calcium", "crowd": "crowd", "nuclei": "crowd", "coins": "crowd"}
+PEERS = {"video": MASKS, "calcium": ACTIVITIES, "crowd": THRESHOLDS}
+CELL_SCORES = ("ap", "correlation", "traces", "found", "missed", "false")
 SEEDS = (0, 1, 2)
 SHOWN = 0.75  # of the movie: the frame in the pictures
 FILM = 60  # frames
@@ -66,13 +70,15 @@ def cells_found(footprints: np.ndarray, scene: Scene) -> dict[str, int]:
 
 def reproduce_movies(
     out: str | Path = "runs/movies",
-    scenes: tuple[str, ...] = tuple(SCENES),
+    scenes: tuple[str, ...] = (*SCENES, *PICTURES),
     seeds: tuple[int, ...] = SEEDS,
     frames: int = 200,
     size: tuple[int, int] = (120, 160),
     options: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:
     """Makes each scene with each seed, separates it by a model trained on it and by each peer; scores both.
+
+    (The seed of a picture that comes with a package is that of the training alone.)
 
     Writes ``table.md``, ``results.json``, and for each scene and seed the movie, the run, the layers, a
     ``film.gif`` of them and ``masks.png`` under ``out/SCENE/seed-N``. A run that has its results is not run
@@ -91,7 +97,7 @@ def reproduce_movies(
             done = folder / "result.json"
             if not done.exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                scored = _one_movie(folder, make_scene(name, frames, *size, seed), seed, options)
+                scored = _one_movie(folder, name, make_scene(name, frames, *size, seed), seed, options)
                 done.write_text(json.dumps(scored, indent=2) + "\n")
             results += [
                 {"scene": name, "seed": seed, "method": method, **scores}
@@ -103,7 +109,7 @@ def reproduce_movies(
 
 
 def _one_movie(
-    folder: Path, scene: Scene, seed: int, options: tuple[str, ...]
+    folder: Path, name: str, scene: Scene, seed: int, options: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
     movie = folder / "movie.tif"
     tifffile.imwrite(
@@ -111,22 +117,26 @@ def _one_movie(
         photometric="rgb" if scene.frames.shape[-1] == 3 else "minisblack",
     )  # fmt: skip
     of_cells = scene.footprints is not None
-    preset = "calcium" if of_cells else "video"
+    preset = PRESETS.get(name, "video")
     started = time.monotonic()
     run = ["--data.images", str(movie), "--out", str(folder / "run"), "--seed_everything", str(seed)]
     fit(["fit", "--config", preset, *run, *options])
     separate([str(folder / "run" / "best.ckpt"), str(movie), str(folder / "layers"), "--overwrite"])
     seconds = time.monotonic() - started
-    layer = {name: tifffile.imread(folder / "layers" / f"{name}.tif") for name in LAYERS}
+    layers = {
+        layer: tifffile.imread(folder / "layers" / f"{layer}.tif").reshape(*scene.mask.shape, -1)
+        for layer in LAYERS
+    }
     values = scene.frames / scene.frames.max()
-    shown = (scene.frames, *(layer[name] for name in LAYERS))
-    shown = [np.round(255 * (x[:FILM].squeeze() / x.max())).astype(np.uint8) for x in shown]
-    save_film(folder / "film.gif", shown)
+    if len(values) > 1:
+        shown = (scene.frames, *layers.values())
+        shown = [np.round(255 * (x[:FILM] / x.max())).astype(np.uint8) for x in shown]
+        save_film(folder / "film.gif", shown)
     if of_cells:
-        found = {preset: layer["foreground"].astype(float)}
+        found = {preset: layers["foreground"][..., 0].astype(float)}
     else:
-        found = {preset: layer["mask"] > 127}
-    for method, find in (ACTIVITIES if of_cells else MASKS).items():
+        found = {preset: layers["mask"][..., 0] > 127}
+    for method, find in PEERS[preset].items():
         found[method] = find(values.astype(np.float32))
     scores = {
         method: activity_scores(result, scene) if of_cells else {"iou": iou(result, scene.mask)}
@@ -145,12 +155,13 @@ def _one_movie(
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A Markdown table for movies and one for cells: a row for each method, means over the seeds."""
+    """A Markdown table for the scenes of each preset: a row for each method, means over the seeds."""
     lines = []
-    for keys in (("iou",), ("ap", "correlation", "traces", "found", "missed", "false")):
-        rows = [result for result in results if keys[0] in result]
+    for preset in PEERS:
+        rows = [result for result in results if PRESETS.get(result["scene"], "video") == preset]
         if not rows:
             continue
+        keys = CELL_SCORES if preset == "calcium" else ("iou",)
         scenes = list(dict.fromkeys(row["scene"] for row in rows))
         columns = [(scene, key) for scene in scenes for key in keys]
         titles = [scene if len(keys) == 1 else key for scene, key in columns]
@@ -172,7 +183,8 @@ def table(results: list[dict[str, Any]]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="fgbg reproduce movies", description=__doc__)
     parser.add_argument("--out", type=os.path.expanduser, default="runs/movies", help="folder of the results")
-    parser.add_argument("--scenes", nargs="+", choices=SCENES, default=tuple(SCENES))
+    every = (*SCENES, *PICTURES)
+    parser.add_argument("--scenes", nargs="+", choices=every, default=every)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     options = parser.parse_args(argv)
     results = reproduce_movies(options.out, tuple(options.scenes), tuple(options.seeds))

@@ -1,23 +1,28 @@
-"""Made movies with the truth about their layers: each scene has one thing that makes separation hard.
+"""Movies and stills with the truth about their layers: each scene has one thing that makes separation hard.
 
-Everything is drawn from a seed and from photographs that scikit-image ships. No download.
+Scenes are made, from a seed and from photographs that scikit-image ships; pictures come with packages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from ..errors import InputError
+
 
 class Scene(NamedTuple):
-    """A movie and its truth; of cells also where each is and what it does."""
+    """A movie, or stills, and the truth; of cells also where each is and what it does."""
 
-    frames: np.ndarray  # uint8 [T, H, W, C] (C 1 or 3), of cells uint16
+    frames: np.ndarray  # uint8 [T, H, W, C] (C 1 or 3), of cells and nuclei uint16
     mask: np.ndarray  # bool [T, H, W]: where the foreground is; of cells, where one is active
-    background: np.ndarray  # float32 [T, H, W, C] in the units of the frames, noise-free, objects left out
+    # float32 [T, H, W, C] in the units of the frames, noise-free, objects left out; None: not known
+    background: np.ndarray | None
     footprints: np.ndarray | None = None  # float32 [N, H, W], at most 1
     traces: np.ndarray | None = None  # float32 [N, T], what a cell adds where its footprint is 1
 
@@ -99,11 +104,25 @@ def _draw_object(frame: np.ndarray, mask: np.ndarray, thing: _Object, t: int) ->
 
 
 def _movie(background: np.ndarray, objects: list[_Object], noise: float, rng: np.random.Generator) -> Scene:
-    """Objects over a background [T, H, W, C] in [0, 1], through a lens, with sensor noise, in 8 bits."""
-    frames, mask = background.copy(), np.zeros(background.shape[:3], bool)
+    """Objects over a background [T, H, W, C] in [0, 1], as a camera takes them."""
+    frames = background.copy()
+    mask = _draw(frames, objects)
+    return _taken(frames, mask, background, noise, rng)
+
+
+def _draw(frames: np.ndarray, objects: list[_Object]) -> np.ndarray:
+    """Draws objects into frames [T, H, W, C], each over those before it: where they are, [T, H, W]."""
+    mask = np.zeros(frames.shape[:3], bool)
     for t in range(len(frames)):
         for thing in objects:
             _draw_object(frames[t], mask[t], thing, t)
+    return mask
+
+
+def _taken(
+    frames: np.ndarray, mask: np.ndarray, background: np.ndarray, noise: float, rng: np.random.Generator
+) -> Scene:
+    """Frames as a camera takes them: through a lens, with noise, in 8 bits."""
     frames, background = (ndimage.gaussian_filter(layer, (0, 0.6, 0.6, 0)) for layer in (frames, background))
     frames += noise * rng.standard_normal(frames.shape, dtype=np.float32)
     return Scene(np.round(255 * frames.clip(0, 1)).astype(np.uint8), mask, 255 * background)
@@ -245,11 +264,58 @@ def cells(frames: int, height: int, width: int, rng: np.random.Generator) -> Sce
     )
 
 
+def crowd(frames: int, height: int, width: int, rng: np.random.Generator) -> Scene:
+    """Stills under uneven light: objects of 18 to 30 pixels, of a tone each, that touch and overlap."""
+    things = []
+    for _ in range(height * width // 1500):
+        places = rng.uniform((0, 0), (height, width), (frames, 2))
+        tone = rng.uniform(0.08, 0.5, 1)
+        things.append(_object(int(rng.integers(18, 31)), places, tone, 0.02, rng))
+    glow = _smooth((frames, height, width, 1), (0, height / 4, width / 4, 0), rng)
+    background = (0.25 + 0.08 * glow).clip(0.02)
+    shining = np.zeros_like(background)
+    mask = _draw(shining, things)
+    return _taken(background + shining, mask, background, 0.02, rng)
+
+
+def nuclei() -> Scene:
+    """A still of 512 x 512 pixels: the cell nuclei that the package stardist ships, with its own masks."""
+    import tifffile
+
+    stardist = find_spec("stardist")  # without importing it, which takes TensorFlow
+    if stardist is None:
+        raise InputError('nuclei: needs the picture that stardist ships: pip install "fgbg_cuda[examples]"')
+    folder = Path(stardist.submodule_search_locations[0]) / "data" / "images"
+    image, labels = (tifffile.imread(folder / name) for name in ("img2d.tif", "mask2d.tif"))
+    return Scene(image[None, ..., None], labels[None] > 0, None)
+
+
+def coins() -> Scene:
+    """A still of 303 x 384 pixels: scikit-image's coins.
+
+    For the truth stands what a watershed finds whose markers were set by hand, as in that package's tutorial
+    on region-based segmentation.
+    """
+    from skimage import data, filters, segmentation
+
+    image = data.coins()
+    markers = np.where(image < 30, 1, 0) + np.where(image > 150, 2, 0)
+    labels = segmentation.watershed(filters.sobel(image), markers)
+    return Scene(image[None, ..., None], ndimage.binary_fill_holes(labels == 2)[None], None)
+
+
 SCENES: dict[str, Callable[[int, int, int, np.random.Generator], Scene]] = {
-    make.__name__: make for make in (static, small, large, waving, light, drift, stopping, cells)
+    make.__name__: make for make in (static, small, large, waving, light, drift, stopping, cells, crowd)
 }
+PICTURES: dict[str, Callable[[], Scene]] = {"nuclei": nuclei, "coins": coins}
 
 
 def make_scene(name: str, frames: int = 200, height: int = 120, width: int = 160, seed: int = 0) -> Scene:
-    """The scene of that name, the same for the same arguments."""
+    """The scene of that name, the same for the same arguments; one of the pictures is as it is, for any.
+
+    Raises:
+        InputError: the picture is not there.
+    """
+    if name in PICTURES:
+        return PICTURES[name]()
     return SCENES[name](frames, height, width, np.random.default_rng([seed, list(SCENES).index(name)]))

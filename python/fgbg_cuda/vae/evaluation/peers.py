@@ -1,7 +1,7 @@
-"""Classical methods that find what moves, or what lights up, in a movie: what a model has to beat.
+"""Classical methods that find what moves, lights up or stands out: what a model has to beat.
 
-Each takes a movie as float32 [T, H, W, C] in [0, 1]. Those of ``MASKS`` give masks, bool [T, H, W]; those of
-``ACTIVITIES`` what cells add to each frame, float [T, H, W].
+Each takes a movie or stills as float32 [T, H, W, C] in [0, 1]. Those of ``MASKS`` and, for stills,
+``THRESHOLDS`` give masks, bool [T, H, W]; those of ``ACTIVITIES`` what cells add, float [T, H, W].
 """
 
 from __future__ import annotations
@@ -87,8 +87,24 @@ def nmf(movie: np.ndarray, components: int = 40) -> np.ndarray:
     return (traces[:, cells] @ model.components_[cells]).reshape(movie.shape[:3])
 
 
+def otsu(stills: np.ndarray) -> np.ndarray:
+    """What is brighter than Otsu's threshold, of each still."""
+    from skimage.filters import threshold_otsu
+
+    return np.stack([image > threshold_otsu(image) for image in stills[..., 0]])
+
+
+def top_hat_and_otsu(stills: np.ndarray) -> np.ndarray:
+    """Otsu's threshold of what a disk of radius 25, larger than an object's, does not fit under."""
+    from skimage.morphology import disk, white_tophat
+
+    around = disk(25, decomposition="sequence")
+    return otsu(np.stack([white_tophat(image, around) for image in stills[..., 0]])[..., None])
+
+
 Method = Callable[[np.ndarray], np.ndarray]
 MASKS: dict[str, Method] = {"median and MAD": median_and_mad, "robust PCA": robust_pca}
 if find_spec("cv2"):
     MASKS |= {"MOG2": mog2, "KNN": knn}
+THRESHOLDS: dict[str, Method] = {"Otsu": otsu, "top-hat and Otsu": top_hat_and_otsu}
 ACTIVITIES: dict[str, Method] = {"white top-hat": top_hat, "NMF": nmf}
