@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -11,35 +10,52 @@ from torch import Tensor
 
 COUPLING = 8.0  # nats by which two neighbours that look the same prefer to be of one layer
 STEPS = 8
+# (dy, dx) to half of the eight neighbours; the others are those for whom this pixel is one.
+NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))
 
 
+@torch.no_grad()
 def smooth_mask(logits: Tensor, x: Tensor) -> Tensor:
     r"""The posterior of masks with log-odds ``logits`` [B, 1, H, W] under a random field: [B, 1, H, W].
 
     A pixel and each of its eight neighbours that belong to different layers cost :math:`J w`, with
     :math:`w = e^{-|x_i - x_j|^2 / 2 s^2} / distance` (Boykov & Jolly, "Interactive graph cuts", 2001) and s
     twice the root mean square of the differences between neighbours in the image x [B, C, H, W]: a boundary
-    is cheap where the image has one. What is returned is the mean-field approximation of the posterior
-    (Kraehenbuehl & Koltun, "Fully connected CRFs", 2011), which begins with sigmoid(logits).
+    is cheap where the image has one. Beyond the border stands the border. What is returned is the mean-field
+    approximation of the posterior (Kraehenbuehl & Koltun, "Fully connected CRFs", 2011), which begins with
+    sigmoid(logits).
     """
-    squares = [(x - other).square().sum(1, keepdim=True) for other, _ in _neighbours(x)]
-    variance = (4 * sum(squares) / len(squares)).mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    weights = [
-        torch.exp(-square / (2 * variance)) * (COUPLING / distance)
-        for square, (_, distance) in zip(squares, _neighbours(x), strict=True)
+    # All images as one row of pixels, each image with a border of one pixel: a neighbour is equally far ahead
+    # of every pixel. What comes out at the border's own places is of no use, and is overwritten.
+    batch, height, width = len(x), *x.shape[-2:]
+    row = width + 2
+    ahead = [dy * row + dx for dy, dx in NEIGHBOURS]
+    first, end = row + 1, batch * (height + 2) * row - row - 1
+
+    def inside(pixels: Tensor) -> Tensor:
+        return pixels.view(batch, height + 2, row)[:, 1:-1, 1:-1]
+
+    look = F.pad(x, (1, 1, 1, 1), mode="replicate").transpose(0, 1).flatten(1)
+    apart = [(look.roll(-step, 1) - look).square_().sum(0) for step in ahead]
+    both_ways = (inside(d + d.roll(step)) for d, step in zip(apart, ahead, strict=True))
+    variance = (4 * sum(both_ways).mean((1, 2)) / 8).clamp(min=1e-12)
+    pulls = [
+        (d.view(batch, -1) / (-2 * variance[:, None])).exp_().mul_(COUPLING / math.hypot(*to)).flatten()
+        for d, to in zip(apart, NEIGHBOURS, strict=True)
     ]
-    mask = torch.sigmoid(logits)
+    given = F.pad(logits, (1, 1, 1, 1)).flatten()
+    log_odds, spin = given.clone(), torch.empty_like(given)
     for _ in range(STEPS):
-        pull = sum(w * (2 * other - 1) for w, (other, _) in zip(weights, _neighbours(mask), strict=True))
-        mask = torch.sigmoid(logits + pull)
-    return mask
+        torch.mul(log_odds, 0.5, out=spin).tanh_()  # 2 sigmoid(log_odds) - 1
+        _repeat_border(spin.view(batch, height + 2, row))
+        log_odds.copy_(given)
+        for pull, step in zip(pulls, ahead, strict=True):
+            log_odds[first:end].addcmul_(pull[first:end], spin[first + step : end + step])
+            log_odds[first:end].addcmul_(pull[first - step : end - step], spin[first - step : end - step])
+    return inside(log_odds).sigmoid()[:, None]
 
 
-def _neighbours(x: Tensor) -> Iterator[tuple[Tensor, float]]:
-    """x shifted to each of the eight neighbours, the edge repeated, and how far they are."""
-    height, width = x.shape[-2:]
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    for dy in range(3):
-        for dx in range(3):
-            if (dy, dx) != (1, 1):
-                yield padded[..., dy : dy + height, dx : dx + width], math.hypot(dy - 1, dx - 1)
+def _repeat_border(images: Tensor) -> None:
+    """Overwrites the outermost pixels of images [B, H, W] with those inside of them."""
+    images[:, 0], images[:, -1] = images[:, 1], images[:, -2]
+    images[:, :, 0], images[:, :, -1] = images[:, :, 1], images[:, :, -2]
