@@ -131,9 +131,9 @@ def test_shapes(channels, size, rank):
     out = model(x[:3])
     assert out.background.shape == out.foreground.shape == (3, channels, *size)
     assert out.mask_logits.shape == out.nats.shape == (3, 1, *size)
-    evidence = model.evidence(out, x[:3])
+    evidence = model.evidence(out)
     nats = model.reconstruction(out, evidence) + out.kl_fg + model.mask_kl(out)
-    nats = nats + model.tone_loss(out, evidence, x[:3])
+    nats = nats + model.tone_loss(out, evidence)
     assert nats.shape == (3,)
     nats.sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.numel())
@@ -162,7 +162,7 @@ def test_evidence_is_what_neighbours_agree_on_and_its_gradient_a_pixels_own():
     model = SceneVAE(shape=(1, 24, 24), rank=0)
     model.start(x)
     out = model(x[3:4], sample=False)
-    evidence = model.evidence(out, x[3:4])
+    evidence = model.evidence(out)
     assert out.nats[..., 8, 8] > 5 > 0 > out.nats[..., 11, 11]
     assert evidence[..., 8:16, 8:16].min() > 0 > evidence[..., :6, :].max()
     given = torch.randn(evidence.shape, generator=torch.Generator().manual_seed(1))
@@ -180,6 +180,32 @@ def test_noise_does_not_depend_on_how_a_batch_is_split():
     part = model(x[2:], seed=5, first=2)
     # The noise is the same to the bit; a convolution rounds otherwise in another batch.
     torch.testing.assert_close(whole.z_fg[0].z[2:], part.z_fg[0].z, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [16, 30, 100])
+def test_a_window_is_the_frame_at_its_place(window):
+    x = torch.rand(12, 1, 24, 40, generator=torch.Generator().manual_seed(0))
+    model = SceneVAE(shape=(1, 24, 40))
+    model.start(x)
+    whole, out = model(x[2:5], seed=7), model(x[2:5], seed=7, window=window)
+    height, width = min(24, window), min(40, window)
+    places = []
+    for k in range(3):
+        corners = [(top, left) for top in range(24 - height + 1) for left in range(40 - width + 1)]
+        found = [
+            np.s_[:, top : top + height, left : left + width]
+            for top, left in corners
+            if torch.equal(whole.x[k, :, top : top + height, left : left + width], out.x[k])
+        ]
+        assert len(found) == 1
+        for name in ("background", "nats"):  # found from the whole frame, whatever the window
+            assert torch.equal(getattr(whole, name)[k][found[0]], getattr(out, name)[k])
+        places += found
+    assert len(set(map(str, places))) == (1 if window == 100 else 3)
+    part = model(x[3:5], seed=7, first=1, window=window)  # as processes have them
+    assert torch.equal(part.x, out.x[1:])
+    other = model(x[2:5], seed=8, window=window)
+    assert torch.equal(other.x, out.x) == (window == 100)
 
 
 def test_smoothing_is_the_mean_field_of_the_docstring():
@@ -269,7 +295,8 @@ def test_crops_of_a_scene_are_refused(preset, tmp_path, capsys):
     assert "crop is 16, but a model of one scene learns from whole frames" in capsys.readouterr().err
 
 
-def test_video_preset_separates_a_movie(tmp_path, capsys):
+@pytest.mark.parametrize("large", [False, True])
+def test_video_preset_separates_a_movie(large, tmp_path, capsys, monkeypatch):
     scene = make_scene("static", frames=120, height=92, width=124, seed=1)
     movie, out = tmp_path / "movie.tif", tmp_path / "run"
     tifffile.imwrite(movie, scene.frames, photometric="rgb")
@@ -277,7 +304,13 @@ def test_video_preset_separates_a_movie(tmp_path, capsys):
         "fit", "--config", "video", "--data.images", str(movie), "--out", str(out),
         "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "10", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
+    if large:  # too much so for whole frames to be trained on, and for 200 of them to be started from
+        arguments += ["--model.window", "64"]
+        monkeypatch.setattr(SceneModule, "start_values", 40 * scene.frames[0].size)
+    start, started = SceneVAE.start, []
+    monkeypatch.setattr(SceneVAE, "start", lambda self, x: (started.append(len(x)), start(self, x))[1])
     main(arguments)
+    assert started == [40 if large else 113]
     assert "next: fgbg separate" in capsys.readouterr().out
     before = torch.load(out / "last.ckpt")
     main([*arguments, "--resume"])

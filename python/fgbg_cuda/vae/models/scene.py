@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ STRIDE = 8  # of the foreground's grid of latents, and of the pixels that say ho
 LEAST_NOISE = 0.025  # standard deviation; less is not known of 8 bits that were compressed
 ROUNDS = 2  # in which the background is found anew without the objects in front of it
 LEAST_SEEN = 0.15  # of the frames, for a pixel's background to be taken from those that show it
+PIXELS_AT_ONCE = 2**19  # of frames whose masks are made together
 MOST_LOG_ODDS = 3.0  # of the decoded mask: what training hardly ever saw may still be foreground
 
 
@@ -48,6 +50,7 @@ def check_start(frames: Tensor, known: Tensor, least: int) -> None:
 class SceneOutput(NamedTuple):
     """What the model says about a batch, and what the latents cost (nats per image)."""
 
+    x: Tensor  # [B, C, H, W] the frames, or the windows of them that all of this is about
     foreground: Tensor  # [B, C, H, W] the tone of what is in front
     background: Tensor  # [B, C, H, W]
     mask_logits: Tensor  # [B, 1, H, W] log-odds, given the latents, that the foreground is here
@@ -159,7 +162,7 @@ class SceneVAE(nn.Module):
         check_start(frames, self.mean, len(self.components) + 2)
         self._estimate(frames)
         for _ in range(ROUNDS):
-            behind = torch.cat([smooth_mask(self._unseen(part), part) for part in frames.split(16)]) < 0.5
+            behind = torch.cat([smooth_mask(self._unseen(part), part) for part in _parts(frames)]) < 0.5
             # Where something is nearly always in front, that is all that is known of the background.
             self._estimate(frames, behind | (behind.float().mean(0) < LEAST_SEEN))
 
@@ -171,7 +174,7 @@ class SceneVAE(nn.Module):
             self.mean.copy_(frames.median(0).values)
             rest = frames - self.mean
         else:
-            hidden = torch.cat([self.background(part) for part in frames.split(16)])
+            hidden = torch.cat([self.background(part) for part in _parts(frames)])
             self.mean.copy_(torch.where(behind, frames, torch.nan).nanmedian(0).values)
             rest = torch.where(behind, frames, hidden) - self.mean
         if len(self.components):
@@ -185,7 +188,7 @@ class SceneVAE(nn.Module):
             z = self._changes(frames - self.mean)
             self.spread.copy_(spread_of(z))
         # In parts: the movie may be large.
-        rest = torch.cat([part - self.background(part) for part in frames.split(16)])
+        rest = torch.cat([part - self.background(part) for part in _parts(frames)])
         if behind is None:
             noise = spread_of(rest)
         else:  # leaves in the wind differ rarely, but then by much: a median would not know
@@ -220,15 +223,29 @@ class SceneVAE(nn.Module):
             z = torch.linalg.solve(weighted @ u.T + ridge, (weighted @ seen[..., None])[..., 0])
         return z
 
-    def forward(self, x: Tensor, sample: bool = True, seed: int | None = None, first: int = 0) -> SceneOutput:
-        """Encode and decode x [B, C, H, W]: as :meth:`LayeredVAE.forward`."""
+    def forward(
+        self,
+        x: Tensor,
+        sample: bool = True,
+        seed: int | None = None,
+        first: int = 0,
+        window: int | None = None,
+    ) -> SceneOutput:
+        """Encode and decode x [B, C, H, W]: as :meth:`LayeredVAE.forward`.
+
+        ``window``: of frames with a longer side, a square of this side is taken in place of the whole, at a
+        place that follows from ``seed`` and the frame's number. (z of the background is that of the whole.)
+        """
         check_place(x, self.mean)
         if sample and seed is None:
             seed = draw_seed()
-        background = self.background(x)
-        nats = self._nats(x, background)
+        background, noise = self.background(x), self.noise
+        if window is not None and max(x.shape[-2:]) > window:
+            noise = noise.expand_as(x)
+            x, background, noise = _windows((x, background, noise), window, seed or 0, first)
+        nats = self._nats(x, background, noise)
         behind = background.detach()
-        seen = torch.cat([((x - behind) / self.noise).clamp(-20, 20) / 5, 4 * (x - behind), 2 * x - 1], dim=1)
+        seen = torch.cat([((x - behind) / noise).clamp(-20, 20) / 5, 4 * (x - behind), 2 * x - 1], dim=1)
         height, width = x.shape[-2:]
         seen = F.pad(seen, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         mu, logvar = self.encoder(seen).chunk(2, dim=1)
@@ -238,30 +255,30 @@ class SceneVAE(nn.Module):
         logits, tone = (net(features)[..., :height, :width] for net in (self.mask, self.tone))
         logits = MOST_LOG_ODDS * torch.tanh(logits / MOST_LOG_ODDS)
         return SceneOutput(
-            torch.sigmoid(2 * tone), background, logits, nats, kl, torch.zeros_like(kl), (latent,), ()
+            x, torch.sigmoid(2 * tone), background, logits, nats, kl, torch.zeros_like(kl), (latent,), ()
         )
 
     def _unseen(self, x: Tensor) -> Tensor:
         """The log-odds of the masks where nothing is known but a pixel and the background."""
-        return self._nats(x, self.background(x)) - MOST_LOG_ODDS
+        return self._nats(x, self.background(x), self.noise) - MOST_LOG_ODDS
 
-    def _nats(self, x: Tensor, background: Tensor) -> Tensor:
+    def _nats(self, x: Tensor, background: Tensor, noise: Tensor) -> Tensor:
         """-log p(x | background) of each pixel, channels joint: [B, 1, H, W]."""
         gaussian = fgbg_cuda.reconstruction_loss(
-            background, x, likelihood="gaussian", scale=self.noise, reduction="none"
+            background, x, likelihood="gaussian", scale=noise, reduction="none"
         ).sum(1, keepdim=True)
         outlier = torch.full_like(gaussian, math.log(self.outliers))
         return -torch.logaddexp(math.log1p(-self.outliers) - gaussian, outlier)
 
-    def evidence(self, out: SceneOutput, x: Tensor) -> Tensor:
-        """Nats for the foreground at each pixel of x: [B, 1, H, W].
+    def evidence(self, out: SceneOutput) -> Tensor:
+        """Nats for the foreground at each pixel: [B, 1, H, W].
 
         Neighbours' own evidence, ``out.nats``, is not independent, and around an object it is weak. So the
         value is the log-odds of the random field that also makes the masks (:func:`smooth_mask`); the
         gradient, by which the background learns, is that of a pixel's own.
         """
         with torch.no_grad():
-            agreed = torch.logit(smooth_mask(out.nats, x), eps=1e-3).clamp(max=-math.log(self.outliers))
+            agreed = torch.logit(smooth_mask(out.nats, out.x), eps=1e-3).clamp(max=-math.log(self.outliers))
         return out.nats + (agreed - out.nats).detach()
 
     def reconstruction(self, out: SceneOutput, evidence: Tensor) -> Tensor:
@@ -270,11 +287,17 @@ class SceneVAE(nn.Module):
         nats = -torch.logaddexp(F.logsigmoid(logits), F.logsigmoid(-logits) - evidence)
         return nats.flatten(1).sum(1)
 
-    def tone_loss(self, out: SceneOutput, evidence: Tensor, x: Tensor) -> Tensor:
+    def tone_loss(self, out: SceneOutput, evidence: Tensor) -> Tensor:
         """What the tone misses of the pixels that are foreground: [B]."""
         posterior = torch.sigmoid(out.mask_logits + evidence).detach()
         return fgbg_cuda.masked_reconstruction_loss(
-            out.foreground, None, x, mask=posterior, likelihood="gaussian", fg_scale=0.1, reduction="sample"
+            out.foreground,
+            None,
+            out.x,
+            mask=posterior,
+            likelihood="gaussian",
+            fg_scale=0.1,
+            reduction="sample",
         )
 
     def mask_kl(self, out: SceneOutput) -> Tensor:
@@ -298,10 +321,35 @@ class SceneVAE(nn.Module):
 
         The foreground is what is in front, on black: the image times its mask.
         """
+        return Separation(
+            *(torch.cat(layers) for layers in zip(*map(self._separate, _parts(x)), strict=True))
+        )
+
+    def _separate(self, x: Tensor) -> Separation:
         out = self(x, sample=False)
         mask = smooth_mask(out.mask_logits + out.nats, x)
         shown = mask * out.foreground + (1 - mask) * out.background
         return Separation(mask * x, out.background.clamp(0, 1), mask, shown.clamp(0, 1))
+
+
+def _parts(frames: Tensor) -> tuple[Tensor, ...]:
+    """Frames [N, C, H, W], a few at a time: whatever is made of them, a movie's would not fit into memory."""
+    return frames.split(max(1, PIXELS_AT_ONCE // frames[0, 0].numel()))
+
+
+def _windows(layers: tuple[Tensor, ...], side: int, seed: int, first: int) -> list[Tensor]:
+    """A square of each image of each layer [B, C, H, W], at one place in all layers; all of H or W where that
+    is shorter. ``first`` is the number of the first image.
+    """
+    spans = layers[0].shape[-2:]
+    places = []
+    for k in range(len(layers[0])):
+        rng = np.random.default_rng([seed, first + k])
+        starts = [rng.integers(max(0, span - side) + 1) for span in spans]
+        places.append(tuple(slice(start, start + side) for start in starts))
+    return [
+        torch.stack([image[:, y, x] for image, (y, x) in zip(layer, places, strict=True)]) for layer in layers
+    ]
 
 
 def _conv(inputs: int, outputs: int) -> nn.Sequential:

@@ -97,7 +97,7 @@ class SeparationModule(L.LightningModule):
         x = images_of(batch)
         if batch_idx == 0:
             check_range(x)
-        out = self.model(x, **self._noise(x, batch_idx))
+        out = self.model(x, **self._sampling(x, batch_idx))
         steps = self.hparams.get("kl_warmup", 0.0) * (self._planned_steps() or ASSUMED_STEPS)
         weight = min(1.0, (self.global_step + 1) / max(1.0, steps))
         loss, terms = self.objective(out, batch, weight)
@@ -119,7 +119,7 @@ class SeparationModule(L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         return int(steps) if 0 < steps < float("inf") else None
 
-    def _noise(self, x: Tensor, batch_idx: int) -> dict[str, int]:
+    def _sampling(self, x: Tensor, batch_idx: int) -> dict[str, int]:
         """The noise of x [B, C, H, W], this process's part of a batch: its part of the batch's noise.
 
         It follows from the seed that torch had when the module was made, the epoch and the batch: not from
@@ -144,7 +144,7 @@ class SeparationModule(L.LightningModule):
         x = images_of(batch)
         found = self.separate(x)
         scores = {
-            "elbo": self.elbo(self.model(x, **self._noise(x, batch_idx)), x),
+            "elbo": self.elbo(self.model(x, **self._sampling(x, batch_idx)), x),
             "mask": found.mask.flatten(1).mean(1),
             **truth_scores(found, batch),
         }

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, at_least, positive
+from ..errors import InputError, at_least, positive, whole
 from ..models.calcium import CalciumModel, CalciumOutput
 from ..models.scene import SceneOutput, SceneVAE
-from .modules import SeparationModule, images_of
+from .modules import SeparationModule
 
 
 class MovieModule(SeparationModule):
@@ -21,6 +21,7 @@ class MovieModule(SeparationModule):
     """
 
     start_frames: int
+    start_values = 2**27  # in all: of larger frames there are fewer
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
@@ -37,36 +38,44 @@ class MovieModule(SeparationModule):
                 "expected ImagesDataModule, or one that has it"
             )
         # Of a run that is resumed, what is found here gives way to what the checkpoint holds.
-        self.model.start(data.frames(self.start_frames))
+        shape = data.frames(1).shape[1:]
+        self.model.start(data.frames(min(self.start_frames, self.start_values // shape.numel())))
 
 
 class SceneModule(MovieModule):
-    """Minimises the loss of a :class:`SceneVAE` on whole frames of one movie.
+    """Minimises the loss of a :class:`SceneVAE` on the frames of one movie.
 
     Args:
         lr: peak of the one-cycle learning rate (Adam).
         background_lr: the background's, as a part of it. It starts near where it should be; one that learns
             fast takes in objects that stop.
         kl_warmup: for how much of the training, a fraction, the weight of the KLs rises.
+        window: side in pixels of the square of a larger frame that a step and the ELBO of the validation are
+            about: time and memory are then those of frames of this size.
         model_options: those of :class:`SceneVAE`.
     """
 
     start_frames = 200
 
     def __init__(
-        self, lr: float = 3e-3, background_lr: float = 0.07, kl_warmup: float = 0.2, **model_options: Any
+        self,
+        lr: float = 3e-3,
+        background_lr: float = 0.07,
+        kl_warmup: float = 0.2,
+        window: int = 256,
+        **model_options: Any,
     ) -> None:
         at_least(0, kl_warmup=kl_warmup, background_lr=background_lr)
+        whole(1, window=window)
         positive(lr=lr)
         super().__init__(SceneVAE(**model_options))
         self.save_hyperparameters()
 
     def objective(self, out: SceneOutput, batch: Any, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        x = images_of(batch)
-        evidence = self.model.evidence(out, x)
+        evidence = self.model.evidence(out)
         terms = {
             "reconstruction": self.model.reconstruction(out, evidence).mean(),
-            "tone": self.model.tone_loss(out, evidence, x).mean(),
+            "tone": self.model.tone_loss(out, evidence).mean(),
             "kl_fg": out.kl_fg.mean(),
             "kl_mask": self.model.mask_kl(out).mean(),
         }
@@ -74,8 +83,11 @@ class SceneModule(MovieModule):
         return terms["reconstruction"] + terms["tone"] + kl, terms
 
     def elbo(self, out: SceneOutput, x: Tensor) -> Tensor:
-        nats = self.model.reconstruction(out, self.model.evidence(out, x))
+        nats = self.model.reconstruction(out, self.model.evidence(out))
         return -(nats + out.kl_fg + self.model.mask_kl(out))
+
+    def _sampling(self, x: Tensor, batch_idx: int) -> dict[str, int]:
+        return super()._sampling(x, batch_idx) | {"window": self.hparams.window}
 
     def suspects(self, out: SceneOutput, x: Tensor) -> dict[str, Tensor]:
         return {
