@@ -666,11 +666,16 @@ def test_images_of_several_types_have_no_range_in_common(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bounds", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1), (1,), (0, 1, 2), ("a", "b"), 5]
+    "bounds", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1), (1,), (0, 1, 2), ("a", "b"), 5, "0-5"]
 )
 def test_bad_ranges(bounds):
     with pytest.raises(ValueError, match=r"intensity_range is .*, expected two numbers, low < high"):
         Intensity(bounds)
+
+
+@pytest.mark.parametrize("text", ["0,4095", "0 4095", "[0, 4095]", "(0,4095)", "0., 4.095e3"])
+def test_a_range_may_be_text_as_on_a_command_line(text):
+    assert Intensity(text) == Intensity((0, 4095))
 
 
 def test_floats_outside_0_to_1_need_a_range(tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from ..errors import InputError
 
-IntensityRange = tuple[float, float] | Literal["auto"] | None
+# A string: "auto", or the two numbers as one writes them on a command line, "0,4095".
+IntensityRange = tuple[float, float] | str | None
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ class Intensity:
             return
         given = self.range
         try:
-            low, high = map(float, given)
+            numbers = given.strip("[()]").replace(",", " ").split() if isinstance(given, str) else given
+            low, high = map(float, numbers)
             given = f"({low:g}, {high:g})"
         except (TypeError, ValueError):  # not two, or no numbers
             low = high = 0.0
         if not (np.isfinite([low, high]).all() and low < high):
-            raise InputError(f"intensity_range is {given}, expected two numbers, low < high")
+            raise InputError(
+                f"intensity_range is {given}, expected two numbers, low < high, such as [0, 4095]"
+            )
         object.__setattr__(self, "range", (low, high))
 
     def bounds(self, dtype: np.dtype) -> tuple[float, float]:
