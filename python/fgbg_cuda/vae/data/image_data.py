@@ -55,7 +55,7 @@ class ImagesDataModule(L.LightningDataModule):
             palette: what is not 0 is foreground.
         crop: side in pixels of the square taken at random from each image. It moves from epoch to epoch in
             training and stays put for validation and test. Default: whole images.
-        intensity_range: the values that become 0 and 1, others being clipped, also as a text, "0,4095"; "auto"
+        intensity_range: the values that become 0 and 1, others being clipped, or a text, "0,4095"; "auto"
             measures them. Default: those of the data type, see
             :class:`~fgbg_cuda.vae.data.intensity.Intensity`. They are stored in the checkpoint.
         batch_size: images in a batch, all processes together.
