@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Bernoulli, Laplace, Normal, kl_divergence
@@ -560,13 +561,33 @@ def test_images_without_any_truth_train_too(tmp_path, kind):
 
 @pytest.mark.parametrize(("tone", "bright"), [("auto", False), ("bright", True), ("dark", False)])
 def test_a_tone_that_is_given_is_not_searched_for(tone: str, bright: bool):
-    """A texture may be skewed by itself, as photographs of grass are."""
     x = torch.full((4, 1, 32, 32), 0.6)
-    x[..., ::7, ::7] = 0.1
+    x[..., 10:18, 5:13] = 0.1
     networks = ObjectNetworks(width=8, tone=tone)
     model = LayeredVAE(shape=(1, 32, 32), networks=networks)
     networks.start(model, x, lambda sign: sign)
     assert (model.fg_decoder.tone[-1].bias > 0).all() == bright
+
+
+@pytest.mark.parametrize("texture", ["grass", "gravel", "brick"])
+@pytest.mark.parametrize("height", [0.15, 0.3])
+@pytest.mark.parametrize("radius", [6, 16])
+def test_a_flat_object_is_bright_or_dark_whatever_the_skewness_of_the_texture(texture, height, radius):
+    pytest.importorskip("skimage")
+    from fgbg_cuda.vae.data.scenes import _photograph
+    from fgbg_cuda.vae.models.object_networks import contrast
+
+    rng = np.random.default_rng(1)
+    y, x = np.indices((64, 64))
+    images = np.stack([0.7 * _photograph(texture, 64, 64, 1, rng)[..., 0] for _ in range(32)])
+    for image, (cy, cx) in zip(images, rng.uniform(16, 48, (32, 2)), strict=True):
+        image[(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = image.mean() + height
+    images += 0.02 * rng.standard_normal(images.shape)
+    bright = torch.from_numpy(images.astype(np.float32))[:, None]
+    assert contrast(bright, 32) > 0
+    assert contrast(1 - bright, 32) < 0
+    tiny = bright[..., :3, :4]
+    assert torch.isfinite(contrast(tiny, 8))
 
 
 def crowd_of_discs(bright: bool) -> tuple[torch.Tensor, torch.Tensor]:
