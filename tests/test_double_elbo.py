@@ -228,6 +228,30 @@ def test_training_lowers_the_loss_and_the_checkpoint_says_the_same(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(module.separate(image), loaded.separate(image), strict=True))
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(0, [1] * 6), (4, [0.01, 0.2575, 0.505, 0.7525, 1, 1])])
+def test_the_rate_of_the_first_steps_rises(steps, expected):
+    rates = []
+
+    class Record(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=6,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Record()],
+    )
+    data = CellsUnderDisc("X50", train=120, val=20, test=20, batch_size=20)
+    trainer.fit(DoubleELBOModule(lr=2e-3, lr_warmup=steps), datamodule=data)
+    assert rates == pytest.approx([2e-3 * part for part in expected])
+    with pytest.raises(ValueError, match="lr_warmup is -1, expected a whole number"):
+        DoubleELBOModule(lr_warmup=-1)
+
+
 def test_a_loss_that_is_not_finite_names_its_term(x):
     module = DoubleELBOModule()
     trainer = L.Trainer(

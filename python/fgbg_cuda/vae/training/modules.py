@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fgbg_cuda
 
-from ..errors import InputError, NonFiniteLossError, at_least, positive
+from ..errors import InputError, NonFiniteLossError, at_least, positive, whole
 from ..evaluation.metrics import truth_scores
 from ..models.double_elbo import DoubleELBO, DoubleELBOOutput
 from ..models.layered import Latent, LayeredOutput, LayeredVAE, Separation
@@ -321,6 +321,8 @@ class DoubleELBOModule(SeparationModule):
         inactive_weight: how many times an image with an inactive background counts; the thesis proposes
             more than 1, see :meth:`DoubleELBO.image_weights`.
         lr: learning rate (Adam), constant; chosen on seeds 10 and 11.
+        lr_warmup: number of first steps in which the learning rate rises linearly from a hundredth of that;
+            0 in the thesis.
         kl_warmup: 0 in the thesis.
         model_options: those of :class:`DoubleELBO`.
     """
@@ -332,10 +334,12 @@ class DoubleELBOModule(SeparationModule):
         decay: float = 0.01,
         inactive_weight: float = 1.0,
         lr: float = 3e-3,
+        lr_warmup: int = 0,
         kl_warmup: float = 0.0,
         **model_options: Any,
     ) -> None:
         at_least(0, lam=lam, decay=decay, kl_warmup=kl_warmup)
+        whole(0, lr_warmup=lr_warmup)
         positive(inactive_weight=inactive_weight, lr=lr)
         super().__init__(DoubleELBO(**model_options))
         self.save_hyperparameters()
@@ -370,5 +374,10 @@ class DoubleELBOModule(SeparationModule):
             "the background": out.background,
         }
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self._adam()
+    def configure_optimizers(self) -> dict:
+        optimizer = self._adam()
+        steps = self.hparams.lr_warmup
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, 0.01 + 0.99 * step / steps) if steps else 1.0
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
