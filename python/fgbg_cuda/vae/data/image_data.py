@@ -54,7 +54,8 @@ class ImagesDataModule(L.LightningDataModule):
             may differ), or a stack of as many frames. They are read by index, whatever the colours of a
             palette: what is not 0 is foreground.
         crop: side in pixels of the square taken at random from each image. It moves from epoch to epoch in
-            training and stays put for validation and test. Default: whole images.
+            training and stays put for validation and test. Of images that are smaller all is taken, with a
+            warning. Default: whole images.
         intensity_range: the values that become 0 and 1, others being clipped, or a text, "0,4095"; "auto"
             measures them. Default: those of the data type, see
             :class:`~fgbg_cuda.vae.data.intensity.Intensity`. They are stored in the checkpoint.
@@ -108,11 +109,12 @@ class ImagesDataModule(L.LightningDataModule):
         self.trained = images.intensity.occupied(sample)
         masks = None if h.masks is None else open_masks(h.masks, images)
         height, width = images.shape[1:]
-        size = (height, width) if h.crop is None else (h.crop, h.crop)
-        if size[0] > height or size[1] > width:
-            raise InputError(
+        size = (height, width) if h.crop is None else (min(h.crop, height), min(h.crop, width))
+        if h.crop is not None and size != (h.crop, h.crop):
+            warnings.warn(
                 f"crop is {h.crop}, but the images in {h.images} are {height} x {width}: "
-                "expected a side that fits into them (None takes whole images)"
+                f"{size[0]} x {size[1]} is taken",
+                stacklevel=2,
             )
         parts, regions = self._divide(images)
         count = len(parts["train"])
@@ -129,7 +131,7 @@ class ImagesDataModule(L.LightningDataModule):
                 parts[name],
                 size,
                 regions[name],
-                per_image if name == "train" or h.crop is not None else 1,
+                per_image if name == "train" or size != (height, width) else 1,
                 (h.seed, SPLITS.index(name)),
             )
             for name in SPLITS
