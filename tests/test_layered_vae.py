@@ -562,7 +562,7 @@ def test_images_without_any_truth_train_too(tmp_path, kind):
 @pytest.mark.parametrize(("tone", "bright"), [("auto", False), ("bright", True), ("dark", False)])
 def test_a_tone_that_is_given_is_not_searched_for(tone: str, bright: bool):
     x = torch.full((4, 1, 32, 32), 0.6)
-    x[..., 10:18, 5:13] = 0.1
+    x[..., ::7, ::7] = 0.1
     networks = ObjectNetworks(width=8, tone=tone)
     model = LayeredVAE(shape=(1, 32, 32), networks=networks)
     networks.start(model, x, lambda sign: sign)
@@ -588,6 +588,23 @@ def test_a_flat_object_is_bright_or_dark_whatever_the_skewness_of_the_texture(te
     assert contrast(1 - bright, 32) < 0
     tiny = bright[..., :3, :4]
     assert torch.isfinite(contrast(tiny, 8))
+
+
+@pytest.mark.parametrize("cell", [8, 16, 32])
+@pytest.mark.parametrize("noise", [0.005, 0.02])
+@pytest.mark.parametrize("shape", ["line", "dot"])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_thin_object_is_bright_or_dark_too(cell, noise, shape, width):
+    from fgbg_cuda.vae.models.object_networks import contrast
+
+    rng = np.random.default_rng(0)
+    images = np.full((32, 64, 64), 0.5)
+    for image, (top, left) in zip(images, rng.integers(4, 60, (32, 2)), strict=True):
+        image[top : top + width, slice(None) if shape == "line" else slice(left, left + width)] = 0.8
+    images += noise * rng.standard_normal(images.shape)
+    bright = torch.from_numpy(images.astype(np.float32))[:, None]
+    assert contrast(bright, cell) > 0
+    assert contrast(1 - bright, cell) < 0
 
 
 def crowd_of_discs(bright: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ pytest.importorskip("skimage")
 import tifffile  # noqa: E402
 
 from fgbg_cuda.__main__ import main  # noqa: E402
-from fgbg_cuda.vae import DigitsOnTexture, InputError, SceneModule, SceneVAE  # noqa: E402
+from fgbg_cuda.vae import CalciumModule, DigitsOnTexture, InputError, SceneModule, SceneVAE  # noqa: E402
 from fgbg_cuda.vae.data.scenes import SCENES, Scene, make_scene  # noqa: E402
 from fgbg_cuda.vae.models.smoothing import COUPLING, STEPS, smooth_mask  # noqa: E402
 
@@ -293,6 +293,23 @@ def test_crops_of_a_scene_are_refused(preset, tmp_path, capsys):
         )  # fmt: skip
     assert ended.value.code == 2
     assert "crop is 16, but a model of one scene learns from whole frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("frame", "count"),
+    [((1, 1024, 1024), 200), ((1, 2048, 2048), 64), ((3, 2160, 3840), 10), ((3, 9000, 9000), 4)],
+)
+def test_a_model_starts_from_as_many_frames_as_memory_holds_and_says_if_these_are_few(frame, count):
+    module = SceneModule(shape=(1, 24, 32), rank=2)
+    frame = torch.empty(frame, device="meta")
+    if count < 40:
+        with pytest.warns(UserWarning, match=f"the background is found from only {count} of them"):
+            assert module.how_many(frame) == count
+    else:
+        assert module.how_many(frame) == count
+    assert (
+        CalciumModule(shape=(1, 24, 32)).how_many(frame) == 500
+    )  # a cell may be active in a few frames alone
 
 
 @pytest.mark.parametrize("large", [False, True])

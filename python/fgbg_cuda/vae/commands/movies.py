@@ -80,16 +80,21 @@ def reproduce_movies(
 
     (The seed of a picture that comes with a package is that of the training alone.)
 
-    Writes ``table.md``, ``results.json``, and for each scene and seed the movie, the run, the layers, a
-    ``film.gif`` of them and ``masks.png`` under ``out/SCENE/seed-N``. A run that has its results is not run
-    again.
+    Writes ``table.md``, ``results.json``, and for each scene and seed the movie, the run, the layers,
+    ``masks.png`` and, unless it is one picture, a ``film.gif`` of the layers under ``out/SCENE/seed-N``. A
+    run that has its results is not run again.
 
     Args:
         options: further ones of ``fgbg fit``.
 
     Returns:
         One dict for each scene, seed and method, with its scores.
+
+    Raises:
+        InputError: a picture is not there.
     """
+    for name in set(scenes) & set(PICTURES):
+        make_scene(name)  # says what is missing before the training of the others
     results = []
     for name in scenes:
         for seed in seeds:

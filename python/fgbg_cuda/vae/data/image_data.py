@@ -54,8 +54,8 @@ class ImagesDataModule(L.LightningDataModule):
             may differ), or a stack of as many frames. They are read by index, whatever the colours of a
             palette: what is not 0 is foreground.
         crop: side in pixels of the square taken at random from each image. It moves from epoch to epoch in
-            training and stays put for validation and test. Of images that are smaller all is taken, with a
-            warning. Default: whole images.
+            training and stays put for validation and test. A side of an image that is shorter is
+            taken whole, with a warning. Default: whole images.
         intensity_range: the values that become 0 and 1, others being clipped, or a text, "0,4095"; "auto"
             measures them. Default: those of the data type, see
             :class:`~fgbg_cuda.vae.data.intensity.Intensity`. They are stored in the checkpoint.

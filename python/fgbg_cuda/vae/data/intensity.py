@@ -44,9 +44,8 @@ class Intensity:
         except (TypeError, ValueError):  # not two, or no numbers
             low = high = 0.0
         if not (np.isfinite([low, high]).all() and low < high):
-            raise InputError(
-                f"intensity_range is {given}, expected two numbers, low < high, such as [0, 4095]"
-            )
+            words = " or auto" if isinstance(self.range, str) else ""
+            raise InputError(f"intensity_range is {given}, expected two numbers, low < high{words}")
         object.__setattr__(self, "range", (low, high))
 
     def bounds(self, dtype: np.dtype) -> tuple[float, float]:

@@ -284,7 +284,10 @@ def nuclei() -> Scene:
 
     stardist = find_spec("stardist")  # without importing it, which takes TensorFlow
     if stardist is None:
-        raise InputError('nuclei: needs the picture that stardist ships: pip install "fgbg_cuda[examples]"')
+        raise InputError(
+            'nuclei: needs the picture that stardist ships: pip install "fgbg_cuda[examples]", or choose '
+            "other --scenes"
+        )
     folder = Path(stardist.submodule_search_locations[0]) / "data" / "images"
     image, labels = (tifffile.imread(folder / name) for name in ("img2d.tif", "mask2d.tif"))
     return Scene(image[None, ..., None], labels[None] > 0, None)

@@ -91,7 +91,7 @@ def otsu(stills: np.ndarray) -> np.ndarray:
     """What is brighter than Otsu's threshold, of each still."""
     from skimage.filters import threshold_otsu
 
-    return np.stack([image > threshold_otsu(image) for image in stills[..., 0]])
+    return np.stack([image > threshold_otsu(image) for image in stills.mean(-1)])
 
 
 def top_hat_and_otsu(stills: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ def top_hat_and_otsu(stills: np.ndarray) -> np.ndarray:
     from skimage.morphology import disk, white_tophat
 
     around = disk(25, decomposition="sequence")
-    return otsu(np.stack([white_tophat(image, around) for image in stills[..., 0]])[..., None])
+    return otsu(np.stack([white_tophat(image, around) for image in stills.mean(-1)])[..., None])
 
 
 Method = Callable[[np.ndarray], np.ndarray]

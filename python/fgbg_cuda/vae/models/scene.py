@@ -152,14 +152,19 @@ class SceneVAE(nn.Module):
         )
         nn.init.constant_(self.mask[2].bias, -3.0)  # nothing is foreground until it has been seen to be
 
+    @property
+    def least_frames(self) -> int:
+        """How few frames tell a background with ``rank`` ways to change."""
+        return len(self.components) + 2
+
     @torch.no_grad()
     def start(self, frames: Tensor) -> None:
         """The background and its noise, from frames [N, C, H, W] spread over the movie.
 
         Raises:
-            InputError: they have another shape than the model, or are fewer than ``rank`` + 2.
+            InputError: they have another shape than the model, or are fewer than :attr:`least_frames`.
         """
-        check_start(frames, self.mean, len(self.components) + 2)
+        check_start(frames, self.mean, self.least_frames)
         self._estimate(frames)
         for _ in range(ROUNDS):
             behind = torch.cat([smooth_mask(self._unseen(part), part) for part in _parts(frames)]) < 0.5
@@ -334,7 +339,7 @@ class SceneVAE(nn.Module):
 
 def _parts(frames: Tensor) -> tuple[Tensor, ...]:
     """Frames [N, C, H, W], a few at a time: whatever is made of them, a movie's would not fit into memory."""
-    return frames.split(max(1, PIXELS_AT_ONCE // frames[0, 0].numel()))
+    return frames.split(max(1, PIXELS_AT_ONCE // frames.shape[-2:].numel()))
 
 
 def _windows(layers: tuple[Tensor, ...], side: int, seed: int, first: int) -> list[Tensor]:

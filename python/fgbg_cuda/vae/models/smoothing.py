@@ -23,7 +23,7 @@ def smooth_mask(logits: Tensor, x: Tensor) -> Tensor:
     twice the root mean square of the differences between neighbours in the image x [B, C, H, W]: a boundary
     is cheap where the image has one. Beyond the border stands the border. What is returned is the mean-field
     approximation of the posterior (Kraehenbuehl & Koltun, "Fully connected CRFs", 2011), which begins with
-    sigmoid(logits).
+    sigmoid(logits). There are no gradients.
     """
     # All images as one row of pixels, each image with a border of one pixel: a neighbour is equally far ahead
     # of every pixel. What comes out at the border's own places is of no use, and is overwritten.
@@ -43,7 +43,7 @@ def smooth_mask(logits: Tensor, x: Tensor) -> Tensor:
         (d.view(batch, -1) / (-2 * variance[:, None])).exp_().mul_(COUPLING / math.hypot(*to)).flatten()
         for d, to in zip(apart, NEIGHBOURS, strict=True)
     ]
-    given = F.pad(logits, (1, 1, 1, 1)).flatten()
+    given = F.pad(logits.to(torch.promote_types(logits.dtype, x.dtype)), (1, 1, 1, 1)).flatten()
     log_odds, spin = given.clone(), torch.empty_like(given)
     for _ in range(STEPS):
         torch.mul(log_odds, 0.5, out=spin).tanh_()  # 2 sigmoid(log_odds) - 1

@@ -120,7 +120,7 @@ class SeparationModule(L.LightningModule):
         return int(steps) if 0 < steps < float("inf") else None
 
     def _sampling(self, x: Tensor, batch_idx: int) -> dict[str, int]:
-        """The noise of x [B, C, H, W], this process's part of a batch: its part of the batch's noise.
+        """What ``forward`` gets beside x [B, C, H, W], this process's part of a batch: its part of the noise.
 
         It follows from the seed that torch had when the module was made, the epoch and the batch: not from
         how many processes there are, nor from what else draws random numbers. Validation has the same

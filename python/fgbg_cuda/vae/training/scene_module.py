@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ class MovieModule(SeparationModule):
     """
 
     start_frames: int
-    start_values = 2**27  # in all: of larger frames there are fewer
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
@@ -38,8 +38,11 @@ class MovieModule(SeparationModule):
                 "expected ImagesDataModule, or one that has it"
             )
         # Of a run that is resumed, what is found here gives way to what the checkpoint holds.
-        shape = data.frames(1).shape[1:]
-        self.model.start(data.frames(min(self.start_frames, self.start_values // shape.numel())))
+        self.model.start(data.frames(self.how_many(data.frames(1)[0])))
+
+    def how_many(self, frame: Tensor) -> int:
+        """How many frames like this one [C, H, W] the model starts from, if the movie has as many."""
+        return self.start_frames
 
 
 class SceneModule(MovieModule):
@@ -50,12 +53,16 @@ class SceneModule(MovieModule):
         background_lr: the background's, as a part of it. It starts near where it should be; one that learns
             fast takes in objects that stop.
         kl_warmup: for how much of the training, a fraction, the weight of the KLs rises.
-        window: side in pixels of the square of a larger frame that a step and the ELBO of the validation are
-            about: time and memory are then those of frames of this size.
+        window: side in pixels of the square of a larger frame that a step is about: its time and memory are
+            then nearly those of frames of this size. The ELBO of the validation is one of such squares too.
         model_options: those of :class:`SceneVAE`.
+
+    Warns where frames are so large that the background is found from few of them.
     """
 
     start_frames = 200
+    start_values = 2**28  # in all; finding the background takes ten times their memory
+    few_frames = 40
 
     def __init__(
         self,
@@ -85,6 +92,16 @@ class SceneModule(MovieModule):
     def elbo(self, out: SceneOutput, x: Tensor) -> Tensor:
         nats = self.model.reconstruction(out, self.model.evidence(out))
         return -(nats + out.kl_fg + self.model.mask_kl(out))
+
+    def how_many(self, frame: Tensor) -> int:
+        count = max(self.model.least_frames, min(self.start_frames, self.start_values // frame.numel()))
+        if count < self.few_frames:
+            warnings.warn(
+                f"frames of {' x '.join(map(str, frame.shape))} are so large that the background is found "
+                f"from only {count} of them",
+                stacklevel=2,
+            )
+        return count
 
     def _sampling(self, x: Tensor, batch_idx: int) -> dict[str, int]:
         return super()._sampling(x, batch_idx) | {"window": self.hparams.window}
