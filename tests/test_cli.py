@@ -289,7 +289,7 @@ def test_a_run_is_not_overwritten_nor_resumed_as_another(movie, tmp_path, capsys
 def test_bad_images_and_losses_get_one_sentence(movie, tmp_path, capsys, monkeypatch):
     said = message(capsys, lambda: fit(tmp_path / "nowhere", tmp_path / "run"))
     assert "nowhere is not there, expected a folder of images or a file" in said
-    assert "crop is 41" in message(capsys, lambda: fit(movie, tmp_path / "run", "--data.crop=41"))
+    assert "crop is 0" in message(capsys, lambda: fit(movie, tmp_path / "run", "--data.crop=0"))
 
     def fails(*arguments):
         raise NonFiniteLossError("the loss is nan at step 0")

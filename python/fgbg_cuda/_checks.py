@@ -179,7 +179,8 @@ def companion(
     rank = other.dim()
     padded = (1,) * (rank - value.dim()) + value.shape
     fits = value.dim() <= rank if broadcasts else value.dim() == rank
-    sizes = zip(padded, other.shape[:batch_dims], strict=False)
+    # Of one length: where torch 2.9 traces a zip, it is strict whatever it is told.
+    sizes = zip(padded[:batch_dims], other.shape[:batch_dims], strict=True)
     if not fits or any(n != m and not (broadcasts and n == 1) for n, m in sizes):
         raise ValueError(
             f"{name} has shape {list(value.shape)}, expected one to go with {other_name} of shape "
