@@ -199,6 +199,11 @@ def test_other_sizes_are_refused():
         DoubleELBO()(torch.zeros(2, 1, 64, 64))
 
 
+def quiet_trainer(**options) -> L.Trainer:
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return L.Trainer(accelerator="cpu", **dict.fromkeys(quiet, False), **options)
+
+
 def test_training_lowers_the_loss_and_the_checkpoint_says_the_same(tmp_path):
     L.seed_everything(0)
     data = CellsUnderDisc("X50", train=200, val=20, test=20, batch_size=20)
@@ -209,15 +214,7 @@ def test_training_lowers_the_loss_and_the_checkpoint_says_the_same(tmp_path):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             losses.append(outputs["loss"].item())
 
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Record()],
-    )
+    trainer = quiet_trainer(max_epochs=2, callbacks=[Record()])
     trainer.fit(module, datamodule=data)
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     trainer.save_checkpoint(tmp_path / "some.ckpt")
@@ -236,15 +233,7 @@ def test_the_rate_of_the_first_steps_rises(steps, expected):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=6,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Record()],
-    )
+    trainer = quiet_trainer(max_steps=6, callbacks=[Record()])
     data = CellsUnderDisc("X50", train=120, val=20, test=20, batch_size=20)
     trainer.fit(DoubleELBOModule(lr=2e-3, lr_warmup=steps), datamodule=data)
     assert rates == pytest.approx([2e-3 * part for part in expected])
@@ -254,14 +243,7 @@ def test_the_rate_of_the_first_steps_rises(steps, expected):
 
 def test_a_loss_that_is_not_finite_names_its_term(x):
     module = DoubleELBOModule()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(max_steps=2)
     with torch.no_grad():
         module.model.bg_decoder[0].bias.fill_(float("nan"))
     loader = torch.utils.data.DataLoader(x, batch_size=3)  # bare tensors, without any truth

@@ -28,6 +28,7 @@ from fgbg_cuda.vae import (  # noqa: E402
 )
 from fgbg_cuda.vae.models.layered import COMPOSITIONS, LIKELIHOODS  # noqa: E402
 from fgbg_cuda.vae.models.local_tones import local_tones  # noqa: E402
+from fgbg_cuda.vae.models.object_networks import contrast  # noqa: E402
 
 SIZE = (24, 30)
 SHAPE = (1, 60, 60)  # of the cells
@@ -575,7 +576,6 @@ def test_a_tone_that_is_given_is_not_searched_for(tone: str, bright: bool):
 def test_a_flat_object_is_bright_or_dark_whatever_the_skewness_of_the_texture(texture, height, radius):
     pytest.importorskip("skimage")
     from fgbg_cuda.vae.data.scenes import _photograph
-    from fgbg_cuda.vae.models.object_networks import contrast
 
     rng = np.random.default_rng(1)
     y, x = np.indices((64, 64))
@@ -595,8 +595,6 @@ def test_a_flat_object_is_bright_or_dark_whatever_the_skewness_of_the_texture(te
 @pytest.mark.parametrize("shape", ["line", "dot"])
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_a_thin_object_is_bright_or_dark_too(cell, noise, shape, width):
-    from fgbg_cuda.vae.models.object_networks import contrast
-
     rng = np.random.default_rng(0)
     images = np.full((32, 64, 64), 0.5)
     for image, (top, left) in zip(images, rng.integers(4, 60, (32, 2)), strict=True):

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import numpy as np
 from scipy import ndimage
 
-from ..models.scene import SPREAD
+from ..models.local_tones import SPREAD
 
 
 def median_and_mad(movie: np.ndarray) -> np.ndarray:

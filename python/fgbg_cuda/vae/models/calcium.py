@@ -17,7 +17,8 @@ import fgbg_cuda
 
 from ..errors import InputError, positive
 from .layered import Latent, Separation
-from .scene import SPREAD, check_place, check_start, spread_of
+from .local_tones import SPREAD
+from .scene import check_place, check_start, spread_of
 
 LEAST_NOISE = 1 / 255 / 12**0.5  # standard deviation of what rounding to 8 bits takes off
 NOISE_LEFT = 0.06  # of how bright cells are, of what the blur leaves of a pixel's noise
